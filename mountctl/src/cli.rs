@@ -1,0 +1,183 @@
+//! The `mountctl` form of the command line.
+//!
+//! Invariant: results go to stdout and everything else to stderr, each message under the name of
+//! the program; the exit code is 0, 1 or 2, or the daemon's own.
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::backup::{self, BackupArgs};
+use crate::daemon;
+use crate::failure::Failure;
+use crate::options::{Options, Unknown};
+use crate::probe;
+use crate::status;
+use crate::target::Target;
+use crate::unmount;
+
+#[derive(Debug, Parser)]
+#[command(name = "mountctl", version, about = "Mounts RaidTape catalogs and runs jobs on them")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Mount a catalog on a directory
+    Mount {
+        catalog: PathBuf,
+        mountpoint: PathBuf,
+        /// Comma list of allow_other, cache_size=SIZE, timeout=SECONDS
+        #[arg(short = 'o', value_name = "OPTIONS")]
+        options: Vec<OsString>,
+        /// Tell what is done
+        #[arg(short, long)]
+        verbose: bool,
+    },
+    /// Unmount a catalog and wait until its daemon has ended
+    Umount {
+        mountpoint: PathBuf,
+        /// How long to wait
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        timeout: u32,
+        /// Take the mount away although it is in use, and do not wait for the daemon
+        #[arg(long)]
+        lazy: bool,
+    },
+    /// List the mounted catalogs
+    Status {
+        mountpoint: Option<PathBuf>,
+        /// Print an array of objects
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a backup on a mounted catalog
+    Backup(BackupArgs),
+    /// Read the status of a mount, at the risk of never coming back
+    #[command(name = probe::COMMAND, hide = true)]
+    Probe { mountpoint: PathBuf },
+}
+
+pub fn main(arguments: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return parse_error(&error, 2),
+    };
+    if let Command::Probe { mountpoint } = &cli.command {
+        return probe::answer(mountpoint);
+    }
+    match run(cli.command) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            warn(&failure.message);
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<u8, Failure> {
+    match command {
+        Command::Mount { catalog, mountpoint, options, verbose } => {
+            let options = Options::parse(&options, Unknown::Refuse)?;
+            let target = Target::resolve(&catalog, &mountpoint)?;
+            target.make_way(&mut warn)?;
+            daemon::start(&target, &options, &mut |text| {
+                if verbose {
+                    warn(text);
+                }
+            })?;
+        }
+        Command::Umount { mountpoint, timeout, lazy } => {
+            let limit = Duration::from_secs(u64::from(timeout));
+            let outcome = unmount::unmount(&mountpoint, limit, lazy)?;
+            if let Some(text) = unmount::remark(&outcome, mountpoint.as_os_str()) {
+                warn(&text);
+            }
+        }
+        Command::Status { mountpoint, json } => {
+            print(&status::list(mountpoint.as_deref(), json)?)?;
+        }
+        Command::Backup(arguments) => return backup::run(&arguments),
+        Command::Probe { .. } => {}
+    }
+    Ok(0)
+}
+
+/// Prints what clap has to say: help and versions are no errors.
+pub fn parse_error(error: &clap::Error, code: u8) -> ExitCode {
+    // There is no better place to tell that the terminal is gone.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(code) } else { ExitCode::SUCCESS }
+}
+
+/// A result. Whoever closed the pipe has read enough.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::system(format!("cannot write to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A message.
+pub fn warn(text: &str) {
+    // With stderr gone nobody is left to be told.
+    let _ = writeln!(io::stderr(), "mountctl: {text}");
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
+
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_may_be_repeated() {
+        let line = ["mountctl", "mount", "-o", "rw", "c", "m", "-o", "timeout=1"];
+        let Command::Mount { options, .. } = Cli::try_parse_from(line).unwrap().command else {
+            panic!("not a mount");
+        };
+        assert_eq!(options, ["rw", "timeout=1"]);
+    }
+
+    #[test]
+    fn umount_waits_half_a_minute_unless_told() {
+        let Command::Umount { timeout, lazy, .. } =
+            Cli::try_parse_from(["mountctl", "umount", "m"]).unwrap().command
+        else {
+            panic!("not an umount");
+        };
+        assert_eq!((timeout, lazy), (30, false));
+    }
+
+    #[test]
+    fn words_of_a_backup_are_left_to_the_daemon() {
+        for line in [
+            ["mountctl", "backup", "--detach", "/a", "--tag", "--quiet"].as_slice(),
+            ["mountctl", "backup", "--detach", "--", "/a", "--tag", "--quiet"].as_slice(),
+        ] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            let text = format!("{:?}", cli.command);
+            assert!(text.contains(r#"words: ["/a", "--tag", "--quiet"]"#), "{text}");
+            assert!(text.contains("detach: true"), "{text}");
+            assert!(text.contains("quiet: false"), "{text}");
+        }
+        assert!(Cli::try_parse_from(["mountctl", "backup"]).is_err());
+    }
+}

@@ -1,0 +1,391 @@
+//! The committer: what becomes of each change, and the end of a run.
+//!
+//! Runs on one thread and is alone in writing entries. The end has a fixed order: blocks durable,
+//! then metas and the manifest on the volumes, then the catalog's commit, and only then the answer.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::path::Path;
+
+use super::index::ChunkIndex;
+use super::{Change, EntryPlace, Options, PROBLEMS_MAX, Summary, WAITING_BYTES_MAX};
+use crate::catalog::manifest::{self, Header};
+use crate::catalog::meta;
+use crate::catalog::{
+    Content, Counts, DirId, EntryRow, NewEntry, RunWriter, Settings, Spool, Tally, VersionId,
+};
+use crate::entry::{Kind, Metadata};
+use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::progress::Progress;
+use crate::sys::{Time, quoted};
+use crate::volume::{Volumes, Writer};
+
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
+
+/// What became of a version that names may wait for.
+#[derive(Clone, Copy)]
+enum Fate {
+    /// It is in the catalog under this number.
+    Kept(VersionId),
+    /// It could not be read.
+    Failed,
+}
+
+/// Writes the entries of one run.
+pub struct Committer<'a, 'c> {
+    chunks: &'a ChunkIndex<'c>,
+    blocks: &'a Writer<'a>,
+    volumes: &'a Volumes,
+    settings: &'a Settings,
+    progress: &'a Progress,
+    spool: Spool,
+    counts: Counts,
+    problems: Vec<Problem>,
+    first_version: VersionId,
+    /// Versions of this run with several names: what became of them.
+    fates: HashMap<VersionId, Fate>,
+    /// Names whose version is still with a worker.
+    waiting: HashMap<VersionId, Vec<(EntryPlace, Metadata)>>,
+    users: HashSet<u32>,
+    groups: HashSet<u32>,
+}
+
+impl<'a, 'c> Committer<'a, 'c> {
+    /// A committer whose temporary file lies in `dir`.
+    pub fn new(
+        chunks: &'a ChunkIndex<'c>,
+        blocks: &'a Writer<'a>,
+        volumes: &'a Volumes,
+        settings: &'a Settings,
+        progress: &'a Progress,
+        dir: &Path,
+    ) -> Result<Committer<'a, 'c>> {
+        let first_version = chunks.run().next_version();
+        Ok(Committer {
+            chunks,
+            blocks,
+            volumes,
+            settings,
+            progress,
+            spool: Spool::new(dir)?,
+            counts: Counts::default(),
+            problems: Vec::new(),
+            first_version,
+            fates: HashMap::new(),
+            waiting: HashMap::new(),
+            users: HashSet::new(),
+            groups: HashSet::new(),
+        })
+    }
+
+    /// Takes one change.
+    pub fn take(&mut self, change: Change) -> Result<()> {
+        self.progress.check()?;
+        match change {
+            Change::Unchanged { kind, size } => {
+                self.tally(kind).unchanged += 1;
+                self.count_file(kind, size);
+                Progress::add(&self.progress.bytes, size);
+            }
+            Change::Put { place, meta, version, child, content } => {
+                self.put(&place, &meta, version, child, &content)?;
+                self.settle(version, meta.nlink, meta.kind, Fate::Kept(version))?;
+            }
+            Change::Same { old, version } => {
+                self.tally(old.meta.kind).unchanged += 1;
+                self.count_file(old.meta.kind, old.meta.size);
+                self.settle(version, old.meta.nlink, old.meta.kind, Fate::Kept(old.version))?;
+            }
+            Change::Link { place, meta, version } => self.link(place, meta, version)?,
+            Change::Gone { row, path } => self.gone(&row, &path)?,
+            Change::Failed { place, version, problem } => {
+                self.failed(&place, problem)?;
+                if let Some(version) = version {
+                    self.settle(version, u64::MAX, Kind::File, Fate::Failed)?;
+                }
+            }
+            Change::Noted(problem) => self.note(problem),
+        }
+        if self.blocks.waiting_bytes() > WAITING_BYTES_MAX {
+            let stored = self.blocks.barrier(false)?;
+            self.store(&stored)?;
+        }
+        Ok(())
+    }
+
+    fn tally(&mut self, kind: Kind) -> &mut Tally {
+        Progress::add(&self.progress.entries, u64::from(kind != Kind::Dir));
+        match kind {
+            Kind::Dir => &mut self.counts.dirs,
+            _ => &mut self.counts.entries,
+        }
+    }
+
+    fn count_file(&mut self, kind: Kind, size: u64) {
+        if kind == Kind::File {
+            self.counts.files += 1;
+            self.counts.bytes += size;
+        }
+    }
+
+    fn note(&mut self, problem: Problem) {
+        log::warn!("{problem}");
+        self.counts.problems += 1;
+        Progress::add(&self.progress.problems, 1);
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(problem);
+        }
+    }
+
+    fn put(
+        &mut self,
+        place: &EntryPlace,
+        meta: &Metadata,
+        version: VersionId,
+        child: Option<DirId>,
+        content: &Content,
+    ) -> Result<()> {
+        let data_len = content.data_len();
+        self.put_name(place, meta, version, child, data_len)?;
+        self.chunks.run().put_content(version, meta.kind, content)?;
+        self.spool.put(&place.path, version, meta, content)
+    }
+
+    /// Adds a name and ends the life of what had it before.
+    fn put_name(
+        &mut self,
+        place: &EntryPlace,
+        meta: &Metadata,
+        version: VersionId,
+        child: Option<DirId>,
+        data_len: Option<u64>,
+    ) -> Result<()> {
+        self.note_owners(meta)?;
+        match &place.old {
+            Some(old) => {
+                self.tally(meta.kind).modified += 1;
+                self.chunks.run().close_entry(old)?;
+                if let Some(dir) = old.child.filter(|_| child.is_none()) {
+                    // A directory has become something else: a new name for the manifest.
+                    self.spool.delete(&place.path)?;
+                    self.close_below(dir)?;
+                }
+            }
+            None => self.tally(meta.kind).added += 1,
+        }
+        self.count_file(meta.kind, meta.size);
+        let name = place.name.as_bytes();
+        let entry = NewEntry { dir: place.dir, name, version, child, meta, data_len };
+        self.chunks.run().put_entry(&entry)
+    }
+
+    /// A further name of a version.
+    fn link(&mut self, place: EntryPlace, meta: Metadata, version: VersionId) -> Result<()> {
+        let fate = match version < self.first_version {
+            true => Some(Fate::Kept(version)),
+            false => self.fates.get(&version).copied(),
+        };
+        match fate {
+            None => {
+                self.waiting.entry(version).or_default().push((place, meta));
+                Ok(())
+            }
+            Some(fate) => self.link_to(place, &meta, fate),
+        }
+    }
+
+    fn link_to(&mut self, place: EntryPlace, meta: &Metadata, fate: Fate) -> Result<()> {
+        let version = match fate {
+            Fate::Kept(version) => version,
+            Fate::Failed => {
+                let message = "another name of the same file could not be read";
+                let error = Error::new(ErrorKind::Io, message);
+                let problem = Problem::new(&*place.path, &error);
+                return self.failed(&place, problem);
+            }
+        };
+        if place.old.as_ref().is_some_and(|old| old.version == version) {
+            self.tally(meta.kind).unchanged += 1;
+            self.count_file(meta.kind, meta.size);
+            return Ok(());
+        }
+        let data_len = self.chunks.run().data_len_of(version)?;
+        self.put_name(&place, meta, version, None, data_len)?;
+        self.spool.link(&place.path, version)
+    }
+
+    /// Notes what became of a version, and deals with the names that waited for it.
+    fn settle(&mut self, version: VersionId, nlink: u64, kind: Kind, fate: Fate) -> Result<()> {
+        if nlink > 1 && kind != Kind::Dir {
+            self.fates.insert(version, fate);
+        }
+        if let Slot::Occupied(names) = self.waiting.entry(version) {
+            for (place, meta) in names.remove() {
+                self.link_to(place, &meta, fate)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn gone(&mut self, row: &EntryRow, path: &[u8]) -> Result<()> {
+        self.tally(row.meta.kind).deleted += 1;
+        self.spool.delete(path)?;
+        self.chunks.run().close_entry(row)?;
+        match row.child {
+            Some(dir) => self.close_below(dir),
+            None => Ok(()),
+        }
+    }
+
+    fn close_below(&mut self, dir: DirId) -> Result<()> {
+        let counts = &mut self.counts;
+        self.chunks.run().close_below(dir, |kind| match kind {
+            Kind::Dir => counts.dirs.deleted += 1,
+            _ => counts.entries.deleted += 1,
+        })
+    }
+
+    /// An entry that could not be read is not in the snapshot: what it was before has ended.
+    fn failed(&mut self, place: &EntryPlace, problem: Problem) -> Result<()> {
+        self.note(problem);
+        if let Some(old) = &place.old {
+            self.spool.delete(&place.path)?;
+            self.chunks.run().close_entry(old)?;
+            if let Some(dir) = old.child {
+                self.close_below(dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_owners(&mut self, meta: &Metadata) -> Result<()> {
+        if self.users.insert(meta.uid)
+            && let Some(user) = uzers::get_user_by_uid(meta.uid)
+        {
+            self.chunks.run().put_owner("user", meta.uid, user.name().as_bytes())?;
+        }
+        if self.groups.insert(meta.gid)
+            && let Some(group) = uzers::get_group_by_gid(meta.gid)
+        {
+            self.chunks.run().put_owner("group", meta.gid, group.name().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn store(&mut self, stored: &[crate::volume::Stored]) -> Result<()> {
+        let bytes: u64 = stored.iter().map(|it| it.index().stored_len()).sum();
+        self.counts.bytes_stored += bytes;
+        self.chunks.store(stored)
+    }
+
+    /// Metas are a further copy of what the catalog, the manifest and the volume index say. A disk
+    /// that has no room for them does not undo a run whose data is stored, but it is told.
+    fn note_metas(&mut self, metas: Result<()>) -> Result<()> {
+        match metas {
+            Err(e) if e.kind() == ErrorKind::NoSpace => {
+                self.note(Problem::new(&b"(metas)"[..], &e));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Ends the run: everything durable in its order, and the run visible last.
+    pub fn finish(
+        mut self,
+        options: &Options,
+        source: &[u8],
+        started: Time,
+    ) -> Result<Summary> {
+        self.progress.set_phase("storing");
+        let stored = self.blocks.barrier(true)?;
+        self.store(&stored)?;
+        drop(stored);
+        let run = self.chunks.run();
+        for (volume, len) in self.volumes.present().iter().zip(self.blocks.index_lens()) {
+            run.put_index_len(volume.config.number, len)?;
+        }
+        for number in self.blocks.sealed() {
+            run.seal_volume(number)?;
+        }
+        self.progress.set_phase("writing metas");
+        let metas = write_metas(&run, self.volumes, self.settings, self.first_version);
+        let header = Header {
+            run: run.run(),
+            uuid: &run.uuid().to_owned(),
+            source,
+            started,
+            hash: self.settings.hash,
+            tags: &options.tags,
+        };
+        write_manifests(&run, self.volumes, &mut self.spool, &header)?;
+        drop(run);
+        self.note_metas(metas)?;
+        self.progress.set_phase("committing");
+        self.counts.bytes_read = Progress::get(&self.progress.bytes_read);
+        let summary = Summary {
+            run: header.run,
+            source: source.to_vec(),
+            counts: self.counts,
+            problems: self.problems,
+            bytes_adopted: 0,
+        };
+        let mut run = self.chunks.run();
+        run.commit(&summary.counts, &options.tags, &summary.problems, Time::now())?;
+        Ok(summary)
+    }
+}
+
+/// Writes the metas of the blocks that this run's new versions use, volume by volume.
+fn write_metas(
+    run: &RunWriter<'_>,
+    volumes: &Volumes,
+    settings: &Settings,
+    first_version: VersionId,
+) -> Result<()> {
+    let due = run.metas_due(first_version)?;
+    let mut names = meta::DirNames::default();
+    for volume in volumes.present() {
+        let mut documents = volume.documents();
+        let here = due.iter().filter(|it| it.volume == volume.config.number);
+        for it in here {
+            let index = volume.index_record(it.record_at)?;
+            let name = meta::document_name(&index.id);
+            documents.add(&name, |out| {
+                run.write_meta(it.block, &index, settings.hash, &mut names, out)
+            })?;
+        }
+        documents.finish()?;
+    }
+    Ok(())
+}
+
+/// Writes the run's manifest to every volume that is there: each alone is enough to know the run.
+fn write_manifests(
+    run: &RunWriter<'_>,
+    volumes: &Volumes,
+    spool: &mut Spool,
+    header: &Header<'_>,
+) -> Result<()> {
+    let name = manifest::document_name(header.run);
+    let mut written = 0;
+    let mut last_error = None;
+    for volume in volumes.present() {
+        let mut documents = volume.documents();
+        let result = documents
+            .add(&name, |out| run.write_manifest(spool, header, out))
+            .and_then(|()| documents.finish());
+        match result {
+            Ok(()) => written += 1,
+            Err(e) => {
+                log::warn!("no manifest on volume {}: {e}", quoted(&volume.config.path));
+                last_error = Some(e);
+            }
+        }
+    }
+    match last_error {
+        Some(e) if written == 0 => Err(e),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,168 @@
+//! Which chunks are stored already, and who is storing the others.
+//!
+//! A chunk is known when the catalog has it, or placed when a worker of this run has appended it to
+//! a block that is not in the catalog yet, or claimed while a worker holds it in a frame that is not
+//! appended yet. Exactly one worker claims a chunk. Locks are taken in one order: shard, then run.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::catalog::RunWriter;
+use crate::chunk::{ChunkId, ChunkRef};
+use crate::error::{Error, ErrorKind, Result};
+use crate::volume::{Place, Stored};
+
+const SHARDS: usize = 16;
+
+/// What a worker may do about a chunk.
+pub enum Claim {
+    /// Nobody has it: the asker stores it and says where with [`ChunkIndex::place`].
+    New,
+    /// It is stored here.
+    Known(Place),
+    /// Another worker is storing it.
+    Busy,
+}
+
+enum Slot {
+    Claimed,
+    Placed(Place),
+}
+
+/// The chunk index of one run.
+pub struct ChunkIndex<'a> {
+    run: Mutex<RunWriter<'a>>,
+    shards: Vec<Mutex<HashMap<ChunkId, Slot>>>,
+    /// Set when the run has failed and nobody must wait any more.
+    failed: Mutex<bool>,
+    placed: Condvar,
+    write_permits: Option<Permits>,
+}
+
+impl<'a> ChunkIndex<'a> {
+    /// An index over the catalog that `run` writes; at most `writers_max` workers append at a time.
+    pub fn new(run: RunWriter<'a>, writers_max: Option<usize>) -> ChunkIndex<'a> {
+        ChunkIndex {
+            run: Mutex::new(run),
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            failed: Mutex::new(false),
+            placed: Condvar::new(),
+            write_permits: writers_max.map(Permits::new),
+        }
+    }
+
+    /// The run's transaction.
+    pub fn run(&self) -> MutexGuard<'_, RunWriter<'a>> {
+        self.run.lock()
+    }
+
+    fn shard(&self, id: &ChunkId) -> Result<MutexGuard<'_, HashMap<ChunkId, Slot>>> {
+        let [first, ..] = id.0;
+        let shard = self.shards.get(usize::from(first) % SHARDS);
+        Ok(shard.ok_or_else(|| Error::usage("no such shard"))?.lock())
+    }
+
+    /// Asks for a chunk.
+    pub fn claim(&self, id: &ChunkId) -> Result<Claim> {
+        let mut shard = self.shard(id)?;
+        match shard.get(id) {
+            Some(Slot::Placed(place)) => return Ok(Claim::Known(*place)),
+            Some(Slot::Claimed) => return Ok(Claim::Busy),
+            None => {}
+        }
+        if let Some((place, _)) = self.run.lock().find_chunk(id)? {
+            return Ok(Claim::Known(place));
+        }
+        shard.insert(*id, Slot::Claimed);
+        Ok(Claim::New)
+    }
+
+    /// Says where claimed chunks, which lie one after another from `first` on, have been appended.
+    pub fn place(&self, first: Place, chunks: &[ChunkRef]) -> Result<()> {
+        let mut at = first;
+        for chunk in chunks {
+            self.shard(&chunk.id)?.insert(chunk.id, Slot::Placed(at));
+            at.offset += u64::from(chunk.len);
+        }
+        self.placed.notify_all();
+        Ok(())
+    }
+
+    /// Takes back a claim whose chunk will not be stored.
+    pub fn release(&self, id: &ChunkId) -> Result<()> {
+        self.shard(id)?.remove(id);
+        self.placed.notify_all();
+        Ok(())
+    }
+
+    /// Waits until a busy chunk is placed; `None` when its claim was taken back.
+    ///
+    /// The caller must hold no claim of its own that is not placed, or two workers would wait for
+    /// each other.
+    pub fn wait(&self, id: &ChunkId) -> Result<Option<Place>> {
+        loop {
+            match self.shard(id)?.get(id) {
+                Some(Slot::Placed(place)) => return Ok(Some(*place)),
+                Some(Slot::Claimed) => {}
+                None => return Ok(self.run.lock().find_chunk(id)?.map(|it| it.0)),
+            }
+            let mut failed = self.failed.lock();
+            if *failed {
+                let message = "another part of the run has failed";
+                return Err(Error::new(ErrorKind::Interrupted, message));
+            }
+            // The limit covers a placing between the look and the wait.
+            self.placed.wait_for(&mut failed, Duration::from_millis(5));
+        }
+    }
+
+    /// Wakes everybody who waits: the run has failed.
+    pub fn give_up(&self) {
+        *self.failed.lock() = true;
+        self.placed.notify_all();
+    }
+
+    /// Moves stored blocks into the catalog, and their chunks out of this index.
+    pub fn store(&self, stored: &[Stored]) -> Result<()> {
+        for block in stored {
+            self.run.lock().put_block(block)?;
+            for chunk in &block.index().chunks {
+                self.shard(&chunk.id)?.remove(&chunk.id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `append` while not more than the permitted number of workers do.
+    pub fn with_permit<T>(&self, append: impl FnOnce() -> T) -> T {
+        match &self.write_permits {
+            None => append(),
+            Some(permits) => permits.with(append),
+        }
+    }
+}
+
+/// A counting semaphore.
+struct Permits {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+impl Permits {
+    fn new(count: usize) -> Permits {
+        Permits { free: Mutex::new(count.max(1)), freed: Condvar::new() }
+    }
+
+    fn with<T>(&self, work: impl FnOnce() -> T) -> T {
+        let mut free = self.free.lock();
+        self.freed.wait_while(&mut free, |free| *free == 0);
+        *free -= 1;
+        drop(free);
+        let result = work();
+        *self.free.lock() += 1;
+        self.freed.notify_one();
+        result
+    }
+}

@@ -1,0 +1,357 @@
+//! Backing up a tree: scan, pipeline, commit.
+//!
+//! ```text
+//! scan ──units──▶ workers (read, split, hash, compress, append) ──changes──▶ committer ─▶ catalog
+//!   └──────────────────────────── changes without content ────────────────────▶┘
+//! ```
+//!
+//! One scanner walks the tree in order and compares each directory with the run before; workers turn
+//! changed files into chunks in blocks; the committer, on the caller's thread, owns the catalog's
+//! transaction. Every queue is bounded, so memory does not grow with the tree. One entry's trouble
+//! is a [`Problem`] and the run goes on; trouble with the store ends the run, which then leaves no
+//! trace but stored blocks, and those the next run takes over.
+
+mod commit;
+mod index;
+mod overlap;
+mod scan;
+mod worker;
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::catalog::{
+    Content, Counts, DirId, EntryRow, Reader, Run, RunId, Settings, VersionId, Writer as CatalogWriter,
+};
+use crate::entry::{Kind, Metadata};
+use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::progress::Progress;
+use crate::sys::{Time, quoted};
+use crate::volume::{Status, Stored, Volumes, Writer as BlockWriter};
+
+use commit::Committer;
+use index::ChunkIndex;
+use scan::Scanner;
+use worker::Worker;
+
+/// What to back up and how.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The directory.
+    pub source: PathBuf,
+    /// Name of the source; its absolute path when `None`.
+    pub name: Option<Vec<u8>>,
+    /// Threads that read, hash and compress; a choice by the number of cores when `None`.
+    pub max_workers: Option<usize>,
+    /// Threads that append to blocks at one time; no limit of its own when `None`.
+    pub max_write_workers: Option<usize>,
+    /// Everything in the calling thread.
+    pub single_threaded: bool,
+    /// Patterns of what to leave out, as in a `.gitignore`.
+    pub exclude: Vec<String>,
+    /// Whether to stay on the file system of the source.
+    pub one_file_system: bool,
+    /// Whether to read files that look unchanged.
+    pub force_read: bool,
+    /// Tags of the run.
+    pub tags: Vec<String>,
+    /// Mount points of this program that the source must not reach into.
+    pub mounts: Vec<PathBuf>,
+}
+
+/// What a finished run has to say.
+#[derive(Debug)]
+pub struct Summary {
+    /// The run's number.
+    pub run: RunId,
+    /// Name of its source.
+    pub source: Vec<u8>,
+    /// What it counted.
+    pub counts: Counts,
+    /// The first problems, at most [`PROBLEMS_MAX`].
+    pub problems: Vec<Problem>,
+    /// Bytes of blocks that an earlier run had stored without coming to its end.
+    pub bytes_adopted: u64,
+}
+
+/// Problems that a run keeps with their texts; more are only counted.
+pub const PROBLEMS_MAX: usize = 10_000;
+/// Units and changes that wait in a queue at most. A unit is at most a frame's bytes.
+const QUEUE_ITEMS_MAX: usize = 64;
+/// Closed blocks that wait to be made durable at most, in bytes.
+const WAITING_BYTES_MAX: u64 = 256 << 20;
+
+/// A changed regular file on its way to a worker.
+struct FileJob {
+    place: EntryPlace,
+    parent: Arc<OwnedFd>,
+    meta: Metadata,
+    version: VersionId,
+}
+
+/// Where an entry belongs, and what was there in the run before.
+struct EntryPlace {
+    dir: DirId,
+    name: OsString,
+    path: Vec<u8>,
+    old: Option<EntryRow>,
+}
+
+/// Work for one worker.
+enum Unit {
+    /// Small files that share a frame.
+    Pack(Vec<FileJob>),
+    /// A file that gets blocks of its own.
+    Large(Box<FileJob>),
+}
+
+/// What the committer is told.
+enum Change {
+    /// An entry that is new or changed, with its content stored.
+    Put { place: EntryPlace, meta: Metadata, version: VersionId, child: Option<DirId>, content: Content },
+    /// A further name of a version of this run or of an earlier one.
+    Link { place: EntryPlace, meta: Metadata, version: VersionId },
+    /// An entry as it was in the run before.
+    Unchanged { kind: Kind, size: u64 },
+    /// A file that was read and turned out to be as it was; `version` is the number it would have got.
+    Same { old: EntryRow, version: VersionId },
+    /// An entry of the run before that is not there any more.
+    Gone { row: EntryRow, path: Vec<u8> },
+    /// A file that could not be read; it is not in the snapshot.
+    Failed { place: EntryPlace, version: Option<VersionId>, problem: Problem },
+    /// Trouble that leaves no hole.
+    Noted(Problem),
+}
+
+/// What the scanner gives out.
+enum Item {
+    Unit(Unit),
+    Change(Change),
+}
+
+/// Backs up `options.source` into the catalog at `catalog`.
+pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Summary> {
+    progress.set_phase("preparing");
+    let started = Time::now();
+    let source = options
+        .source
+        .canonicalize()
+        .map_err(|e| Error::io(format!("source {}", quoted(&options.source)), e))?;
+    let mut writer = CatalogWriter::open(catalog)?;
+    let settings = writer.settings()?;
+    let configs = writer.volumes()?;
+    let own = overlap::check(&source, catalog, &configs, options)?;
+    let volumes = Volumes::open(configs);
+    for (config, reason) in volumes.missing() {
+        log::warn!("volume {} is not there: {reason}", quoted(&config.path));
+    }
+    let bytes_adopted = adopt(&mut writer, &volumes)?;
+    let name = options.name.clone().unwrap_or_else(|| source.as_os_str().as_bytes().to_vec());
+    let basis = Reader::open(catalog)?.latest(Some(&name))?;
+    if let Some(basis) = &basis {
+        let entries = &basis.counts.entries;
+        let total = entries.added + entries.modified + entries.unchanged;
+        Progress::add(&progress.entries_total, total);
+        Progress::add(&progress.bytes_total, basis.counts.bytes);
+    }
+    let index_lens = volumes.present().iter().map(|it| writer.index_len(it.config.number));
+    let index_lens = index_lens.collect::<Result<Vec<u64>>>()?;
+    let blocks = BlockWriter::new(
+        &volumes,
+        settings.hash,
+        settings.block_bytes,
+        writer.next_block()?,
+        index_lens,
+    );
+    let target = Target { catalog, source: &source, name: &name, basis, own, started };
+    let result = run_into(&mut writer, target, &settings, &volumes, &blocks, options, progress);
+    for number in blocks.sealed() {
+        set_sealed(&volumes, number);
+    }
+    match result {
+        Ok(mut summary) => {
+            log::info!("run {} is complete", summary.run);
+            summary.bytes_adopted = bytes_adopted;
+            Ok(summary)
+        }
+        Err(e) => {
+            // What is full stays full, or the next run would fail the same way.
+            for number in blocks.sealed() {
+                if let Err(e) = writer.set_volume_status(number, Status::Sealed) {
+                    log::warn!("could not note that volume {number} is sealed: {e}");
+                }
+            }
+            Err(e)
+        }
+    }
+}
+
+/// What is backed up, resolved.
+struct Target<'a> {
+    catalog: &'a Path,
+    source: &'a Path,
+    name: &'a [u8],
+    basis: Option<Run>,
+    own: HashSet<(u64, u64)>,
+    started: Time,
+}
+
+/// The run itself: one transaction of the catalog.
+fn run_into(
+    writer: &mut CatalogWriter,
+    target: Target<'_>,
+    settings: &Settings,
+    volumes: &Volumes,
+    blocks: &BlockWriter<'_>,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Summary> {
+    let Target { catalog, source, name, basis, own, started } = target;
+    let run = writer.begin_run(name, source, started)?;
+    let chunks = ChunkIndex::new(run, options.max_write_workers);
+    let dir = catalog.parent().unwrap_or(Path::new("/"));
+    let mut committer = Committer::new(&chunks, blocks, volumes, settings, progress, dir)?;
+    let mut scanner = Scanner::new(catalog, source, name, basis, own, options, &chunks, progress)?;
+    let parts = Parts { settings, chunks: &chunks, blocks, progress };
+    progress.set_phase("backing up");
+    match options.single_threaded {
+        true => run_alone(&mut scanner, &mut committer, &parts)?,
+        false => {
+            let workers = options.max_workers.unwrap_or_else(default_workers).clamp(1, 64);
+            run_together(&mut scanner, &mut committer, &parts, workers)?;
+        }
+    }
+    committer.finish(options, name, started)
+}
+
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).saturating_mul(2).min(8)
+}
+
+/// Takes over what a run that did not end has stored, and clears what it left half written.
+fn adopt(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<u64> {
+    let mut bytes = 0;
+    for volume in volumes.present() {
+        volume.clear_pending()?;
+        let number = volume.config.number;
+        let mut records = volume.index_from(writer.index_len(number)?)?;
+        let mut next = writer.next_block()?;
+        let mut stored = Vec::new();
+        loop {
+            let record_at = records.offset();
+            let Some(index) = records.next_record()? else { break };
+            if let Some(it) = Stored::adopt(volume, next, index, record_at)? {
+                bytes += it.index().stored_len();
+                next += 1;
+                stored.push(it);
+            }
+            // Chunk lists are long: hand over a block at a time's worth of memory.
+            if stored.len() >= 8 {
+                writer.adopt(&std::mem::take(&mut stored), number, records.offset())?;
+            }
+        }
+        writer.adopt(&stored, number, records.offset())?;
+    }
+    if bytes > 0 {
+        log::info!("took over {bytes} bytes of blocks from a run that did not end");
+    }
+    Ok(bytes)
+}
+
+fn set_sealed(volumes: &Volumes, number: i64) {
+    let Some(volume) = volumes.get(number) else { return };
+    if let Err(e) = volume.set_status(Status::Sealed) {
+        log::warn!("could not mark volume {} as sealed: {e}", quoted(&volume.config.path));
+    }
+}
+
+fn run_alone(
+    scanner: &mut Scanner<'_, '_>,
+    committer: &mut Committer<'_, '_>,
+    parts: &Parts<'_, '_>,
+) -> Result<()> {
+    let mut worker = Worker::new(parts.settings, parts.chunks, parts.blocks, parts.progress)?;
+    scanner.run(&mut |item| match item {
+        Item::Change(change) => committer.take(change),
+        Item::Unit(unit) => worker.work(unit, &mut |change| committer.take(change)),
+    })
+}
+
+/// What every worker shares.
+struct Parts<'a, 'c> {
+    settings: &'a Settings,
+    chunks: &'a ChunkIndex<'c>,
+    blocks: &'a BlockWriter<'a>,
+    progress: &'a Progress,
+}
+
+/// A thread that ended because another one did: the other one's error is the one to tell.
+fn hung_up() -> Error {
+    Error::new(ErrorKind::Interrupted, "another part of the run has failed")
+}
+
+fn run_together(
+    scanner: &mut Scanner<'_, '_>,
+    committer: &mut Committer<'_, '_>,
+    parts: &Parts<'_, '_>,
+    workers: usize,
+) -> Result<()> {
+    let (unit_out, unit_in) = bounded::<Unit>(QUEUE_ITEMS_MAX);
+    let (change_out, change_in) = bounded::<Change>(QUEUE_ITEMS_MAX * 16);
+    std::thread::scope(|scope| {
+        let mut threads = Vec::new();
+        for _ in 0..workers {
+            let (units, changes) = (unit_in.clone(), change_out.clone());
+            threads.push(scope.spawn(move || work(parts, &units, &changes)));
+        }
+        drop(unit_in);
+        threads.push(scope.spawn(move || {
+            scanner.run(&mut |item| {
+                let sent = match item {
+                    Item::Unit(unit) => unit_out.send(unit).is_ok(),
+                    Item::Change(change) => change_out.send(change).is_ok(),
+                };
+                if sent { Ok(()) } else { Err(hung_up()) }
+            })
+        }));
+        let mut result = commit_all(committer, &change_in);
+        if result.is_err() {
+            parts.chunks.give_up();
+        }
+        drop(change_in);
+        for thread in threads {
+            let ended = thread.join().unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Io, "a thread of the run has panicked"))
+            });
+            // The first cause counts, not what followed from it.
+            if let Err(e) = ended
+                && (result.is_ok() || e.kind() != ErrorKind::Interrupted)
+            {
+                result = Err(e);
+            }
+        }
+        result
+    })
+}
+
+fn commit_all(committer: &mut Committer<'_, '_>, changes: &Receiver<Change>) -> Result<()> {
+    changes.iter().try_for_each(|change| committer.take(change))
+}
+
+fn work(parts: &Parts<'_, '_>, units: &Receiver<Unit>, changes: &Sender<Change>) -> Result<()> {
+    let mut worker = Worker::new(parts.settings, parts.chunks, parts.blocks, parts.progress)?;
+    let result = units.iter().try_for_each(|unit| {
+        worker.work(unit, &mut |change| changes.send(change).map_err(|_| hung_up()))
+    });
+    if result.is_err() {
+        // Others may wait for chunks of this worker, which will not come.
+        parts.chunks.give_up();
+    }
+    result
+}

@@ -1,0 +1,57 @@
+//! Keeping the store out of itself.
+//!
+//! A source that reached into a mount of this program would be read through itself, and one inside a
+//! volume would grow while it is read: both are refused. A volume or a catalog that lies somewhere
+//! inside the source is left out, as `--exclude` would.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use super::Options;
+use super::scan::Excludes;
+use crate::error::{Error, Result};
+use crate::sys::{self, quoted};
+use crate::volume::VolumeConfig;
+
+/// Checks `source`, an absolute path without links; gives device and inode number of what has to be
+/// left out.
+pub fn check(
+    source: &Path,
+    catalog: &Path,
+    volumes: &[VolumeConfig],
+    options: &Options,
+) -> Result<HashSet<(u64, u64)>> {
+    let excludes = Excludes::new(source, &options.exclude)?;
+    for volume in volumes {
+        let path = volume.path.canonicalize().unwrap_or_else(|_| volume.path.clone());
+        if source.starts_with(&path) {
+            let message = format!("{} lies in the volume {}", quoted(source), quoted(&path));
+            return Err(Error::usage(message));
+        }
+    }
+    for mount in &options.mounts {
+        if source.starts_with(mount) {
+            let message =
+                format!("{} lies in the mounted catalog {}", quoted(source), quoted(mount));
+            return Err(Error::usage(message));
+        }
+        if mount.starts_with(source) && !options.one_file_system && !excludes.cover(mount) {
+            let message = format!(
+                "a catalog is mounted at {}, inside the source {}: unmount it, leave it out with \
+                 --exclude, or use --one-file-system",
+                quoted(mount),
+                quoted(source)
+            );
+            return Err(Error::usage(message));
+        }
+    }
+    let mut own: Vec<PathBuf> = volumes.iter().map(|it| it.path.clone()).collect();
+    let name = catalog.file_name().unwrap_or_default();
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let mut name = name.to_os_string();
+        name.push(suffix);
+        own.push(catalog.with_file_name(name));
+    }
+    let own = own.iter().filter_map(|it| sys::stat(it).ok());
+    Ok(own.map(|it| (it.dev, it.ino)).collect())
+}

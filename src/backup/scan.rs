@@ -1,0 +1,470 @@
+//! Walking the source, directory by directory, beside the run before.
+//!
+//! Names of a directory are sorted as bytes and merged with the catalog's listing of the same
+//! directory, which comes in pages; so a scan holds the names of the directories on the way down
+//! and nothing else of the tree. Nothing follows a link, and nothing but regular files is opened.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use ignore::gitignore::{Gitignore, GitignoreBuilder};
+
+use super::index::ChunkIndex;
+use super::{Change, EntryPlace, FileJob, Item, Options, Unit};
+use crate::catalog::{Content, DirId, EntryRow, Reader, Run, VersionId};
+use crate::chunk::frame::FRAME_PLAIN_BYTES_MAX;
+use crate::entry::{self, Kind, Metadata};
+use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
+use crate::progress::Progress;
+use crate::sys::{self, Stat, Time, at, quoted};
+
+/// Files of this size and more get blocks of their own.
+pub const OWN_BLOCK_BYTES_MIN: u64 = 8 << 20;
+/// Files that travel together at most.
+const PACK_FILES_MAX: usize = 256;
+/// Entries that a page of the catalog's listing holds.
+const PAGE_ENTRIES: usize = 512;
+/// A file that changed this shortly before its run began, or later, may have changed once more
+/// within the same tick of the file system's clock: its times prove nothing.
+const CLOCK_TICK_NANOS: u32 = 20_000_000;
+
+type Sink<'a> = &'a mut dyn FnMut(Item) -> Result<()>;
+
+/// What to leave out.
+pub struct Excludes {
+    patterns: Gitignore,
+}
+
+impl Excludes {
+    /// Patterns as in a `.gitignore` that lies in `root`.
+    pub fn new(root: &Path, patterns: &[String]) -> Result<Excludes> {
+        let mut builder = GitignoreBuilder::new(root);
+        for pattern in patterns {
+            builder
+                .add_line(None, pattern)
+                .map_err(|e| Error::usage(format!("exclude pattern {pattern:?}: {e}")))?;
+        }
+        let patterns = builder.build().map_err(|e| Error::usage(format!("exclude: {e}")))?;
+        Ok(Excludes { patterns })
+    }
+
+    fn matches(&self, path: &[u8], is_dir: bool) -> bool {
+        !self.patterns.is_empty() && self.patterns.matched(sys::path_from(path), is_dir).is_ignore()
+    }
+
+    /// Whether `path`, an absolute one below the root, or a directory above it is left out.
+    pub fn cover(&self, path: &Path) -> bool {
+        !self.patterns.is_empty()
+            && self.patterns.matched_path_or_any_parents(path, path.is_dir()).is_ignore()
+    }
+}
+
+/// Walks one source.
+pub struct Scanner<'a, 'c> {
+    reader: Reader,
+    basis: Option<Run>,
+    root: &'a Path,
+    name: &'a [u8],
+    excludes: Excludes,
+    options: &'a Options,
+    chunks: &'a ChunkIndex<'c>,
+    progress: &'a Progress,
+    root_dev: u64,
+    /// Device and inode number of what belongs to the store itself.
+    own: HashSet<(u64, u64)>,
+    /// Inodes with several names, of which not all have been met yet.
+    links: HashMap<(u64, u64), Linked>,
+    pack: Vec<FileJob>,
+    pack_bytes: u64,
+}
+
+/// The version of an inode whose further names are still to come.
+struct Linked {
+    version: VersionId,
+    meta: Metadata,
+    names_left: u64,
+}
+
+/// A directory being walked.
+struct Level {
+    fd: Arc<OwnedFd>,
+    dir: DirId,
+    path: Vec<u8>,
+    /// Names still to come, last one first.
+    names: Vec<OsString>,
+    basis: BasisCursor,
+}
+
+/// The catalog's entries of a directory in the run before, in order of their names.
+struct BasisCursor {
+    dir: Option<DirId>,
+    page: std::collections::VecDeque<EntryRow>,
+    last: Option<Vec<u8>>,
+}
+
+impl<'a, 'c> Scanner<'a, 'c> {
+    /// A scanner for the source at `root`, called `name`, that compares with `basis`.
+    pub fn new(
+        catalog: &Path,
+        root: &'a Path,
+        name: &'a [u8],
+        basis: Option<Run>,
+        own: HashSet<(u64, u64)>,
+        options: &'a Options,
+        chunks: &'a ChunkIndex<'c>,
+        progress: &'a Progress,
+    ) -> Result<Scanner<'a, 'c>> {
+        // Patterns are matched against paths below the root.
+        let excludes = Excludes::new(Path::new(""), &options.exclude)?;
+        Ok(Scanner {
+            reader: Reader::open(catalog)?,
+            basis,
+            root,
+            name,
+            excludes,
+            options,
+            chunks,
+            progress,
+            root_dev: 0,
+            own,
+            links: HashMap::new(),
+            pack: Vec::new(),
+            pack_bytes: 0,
+        })
+    }
+
+    /// Walks the whole source and gives out what has to be done.
+    pub fn run(&mut self, sink: Sink<'_>) -> Result<()> {
+        let failed = |e| Error::io(format!("source {}", quoted(self.root)), e);
+        let fd = sys::open_dir(self.root).map_err(failed)?;
+        let stat = sys::fstat(&fd).map_err(failed)?;
+        self.root_dev = stat.dev;
+        let old = match &self.basis {
+            Some(run) => self.reader.lookup(run.id, 0, self.name)?,
+            None => None,
+        };
+        let name = OsStr::from_bytes(self.name).to_os_string();
+        let place = EntryPlace { dir: 0, name, path: Vec::new(), old };
+        let mut levels = Vec::new();
+        self.enter(place, Arc::new(fd), &stat, &mut levels, sink)?;
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.pop() else {
+                self.leave(level, sink)?;
+                levels.pop();
+                continue;
+            };
+            self.progress.check()?;
+            let mut path = level.path.clone();
+            if !path.is_empty() {
+                path.push(b'/');
+            }
+            path.extend_from_slice(name.as_bytes());
+            let old = self.take_basis(level, name.as_bytes(), sink)?;
+            let (fd, dir) = (level.fd.clone(), level.dir);
+            let place = EntryPlace { dir, name, path, old };
+            self.visit(&fd, place, &mut levels, sink)?;
+        }
+        self.send_pack(sink)
+    }
+
+    /// Deals with one name of a directory.
+    fn visit(
+        &mut self,
+        parent: &Arc<OwnedFd>,
+        place: EntryPlace,
+        levels: &mut Vec<Level>,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        let stat = match at::stat(parent, &place.name) {
+            Ok(stat) => stat,
+            // Removed since it was listed: as if it had never been there.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return gone(place, sink),
+            Err(e) => return fail(place, "looking at it", e, sink),
+        };
+        if self.own.contains(&(stat.dev, stat.ino)) {
+            log::info!("{}: left out, it belongs to the store", Quoted(&place.path));
+            return gone(place, sink);
+        }
+        if self.excludes.matches(&place.path, stat.is_dir()) {
+            return gone(place, sink);
+        }
+        let Some(meta) = Metadata::from_stat(&stat) else {
+            let message = format!("unknown file type {:o}", stat.mode);
+            let error = Error::new(ErrorKind::Io, message);
+            let problem = Problem::new(&*place.path, &error);
+            return sink(Item::Change(Change::Failed { place, version: None, problem }));
+        };
+        match meta.kind {
+            Kind::Dir => self.visit_dir(parent, place, &stat, levels, sink),
+            _ => self.visit_leaf(parent, place, &stat, meta, sink),
+        }
+    }
+
+    fn visit_dir(
+        &mut self,
+        parent: &Arc<OwnedFd>,
+        place: EntryPlace,
+        stat: &Stat,
+        levels: &mut Vec<Level>,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        match at::open_dir(parent, &place.name) {
+            Ok(fd) => {
+                // The directory that was opened is the one that counts.
+                let stat = sys::fstat(&fd).unwrap_or(*stat);
+                self.enter(place, Arc::new(fd), &stat, levels, sink)
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => gone(place, sink),
+            Err(e) => {
+                // It is there with its metadata, but what is in it is not known.
+                let problem = Problem::new(&*place.path, &Error::io("listing it", e));
+                sink(Item::Change(Change::Noted(problem)))?;
+                self.put_dir(place, parent, stat, sink).map(|_| ())
+            }
+        }
+    }
+
+    /// Notes a directory and goes into it.
+    fn enter(
+        &mut self,
+        place: EntryPlace,
+        fd: Arc<OwnedFd>,
+        stat: &Stat,
+        levels: &mut Vec<Level>,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        let path = place.path.clone();
+        let is_other_fs = self.options.one_file_system && stat.dev != self.root_dev;
+        let mut names = Vec::new();
+        if !is_other_fs {
+            match list_names(&fd) {
+                Ok(listed) => names = listed,
+                Err(e) => {
+                    let problem = Problem::new(&*path, &Error::io("listing it", e));
+                    sink(Item::Change(Change::Noted(problem)))?;
+                }
+            }
+        }
+        let (dir, basis) = self.put_dir(place, &fd, stat, sink)?;
+        let basis = BasisCursor { dir: basis, page: Default::default(), last: None };
+        levels.push(Level { fd, dir, path, names, basis });
+        Ok(())
+    }
+
+    /// Notes a directory as new, changed or unchanged; gives its number, and the number of what it
+    /// was in the run before. `fd` is the directory itself, or its parent where it cannot be opened.
+    fn put_dir(
+        &mut self,
+        mut place: EntryPlace,
+        fd: &Arc<OwnedFd>,
+        stat: &Stat,
+        sink: Sink<'_>,
+    ) -> Result<(DirId, Option<DirId>)> {
+        let meta = Metadata::from_stat(stat)
+            .ok_or_else(|| Error::new(ErrorKind::Io, "a directory of unknown type"))?;
+        let old_dir = place.old.as_ref().and_then(|old| old.child);
+        if let Some(old) = &place.old
+            && let Some(dir) = old.child
+            && meta.is_unchanged_since(&old.meta)
+        {
+            sink(Item::Change(Change::Unchanged { kind: Kind::Dir, size: 0 }))?;
+            return Ok((dir, Some(dir)));
+        }
+        let is_self = sys::is_same_file(fd.as_fd(), stat).unwrap_or(false);
+        let name = if is_self { OsStr::new(".") } else { &place.name };
+        let extra = match entry::capture(fd.as_fd(), name, Kind::Dir) {
+            Ok(extra) => extra,
+            Err(e) => {
+                let error = Error::io("reading its extended attributes", e);
+                sink(Item::Change(Change::Noted(Problem::new(&*place.path, &error))))?;
+                Default::default()
+            }
+        };
+        let (version, dir) = {
+            let mut run = self.chunks.run();
+            (run.new_version(), old_dir.unwrap_or_else(|| run.new_dir()))
+        };
+        let content = Content { extra, ..Content::default() };
+        let old = place.old.take();
+        let place = EntryPlace { old, ..place };
+        sink(Item::Change(Change::Put { place, meta, version, child: Some(dir), content }))?;
+        Ok((dir, old_dir))
+    }
+
+    /// Deals with everything that is not a directory.
+    fn visit_leaf(
+        &mut self,
+        parent: &Arc<OwnedFd>,
+        place: EntryPlace,
+        stat: &Stat,
+        meta: Metadata,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        let key = (stat.dev, stat.ino);
+        if stat.nlink > 1
+            && let Some(linked) = self.links.get_mut(&key)
+        {
+            let (version, first) = (linked.version, linked.meta);
+            linked.names_left = linked.names_left.saturating_sub(1);
+            if linked.names_left == 0 {
+                self.links.remove(&key);
+            }
+            if let Some(old) = &place.old
+                && old.version == version
+            {
+                let size = meta.size;
+                return sink(Item::Change(Change::Unchanged { kind: meta.kind, size }));
+            }
+            return sink(Item::Change(Change::Link { place, meta: first, version }));
+        }
+        let unchanged = place.old.as_ref().filter(|old| self.is_unchanged(&meta, old));
+        if let Some(old) = unchanged {
+            self.expect_links(key, old.version, meta);
+            return sink(Item::Change(Change::Unchanged { kind: meta.kind, size: meta.size }));
+        }
+        let version = self.chunks.run().new_version();
+        self.expect_links(key, version, meta);
+        if meta.kind == Kind::File {
+            let job = FileJob { place, parent: parent.clone(), meta, version };
+            return self.send_file(job, sink);
+        }
+        match entry::capture(parent.as_fd(), &place.name, meta.kind) {
+            Ok(extra) => {
+                let content = Content { extra, ..Content::default() };
+                sink(Item::Change(Change::Put { place, meta, version, child: None, content }))
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => gone(place, sink),
+            Err(e) => fail(place, "reading its metadata", e, sink),
+        }
+    }
+
+    fn is_unchanged(&self, meta: &Metadata, old: &EntryRow) -> bool {
+        let Some(basis) = &self.basis else { return false };
+        let forced = self.options.force_read && meta.kind == Kind::File;
+        // What changed well before the run before began was read, or judged, by that run after its
+        // last change; what changed later may have changed again unseen.
+        let is_safe = meta.kind != Kind::File || is_well_before(meta.ctime, basis.started);
+        !forced && is_safe && meta.is_unchanged_since(&old.meta)
+    }
+
+    fn expect_links(&mut self, key: (u64, u64), version: VersionId, meta: Metadata) {
+        if meta.nlink > 1 {
+            let names_left = meta.nlink - 1;
+            self.links.insert(key, Linked { version, meta, names_left });
+        }
+    }
+
+    fn send_file(&mut self, job: FileJob, sink: Sink<'_>) -> Result<()> {
+        if job.meta.size >= OWN_BLOCK_BYTES_MIN {
+            return sink(Item::Unit(Unit::Large(Box::new(job))));
+        }
+        // A pack is what fits one frame, so that its files need one read when they come back.
+        let full = self.pack_bytes + job.meta.size > u64::from(FRAME_PLAIN_BYTES_MAX);
+        if full || self.pack.len() >= PACK_FILES_MAX {
+            self.send_pack(sink)?;
+        }
+        self.pack_bytes += job.meta.size;
+        self.pack.push(job);
+        Ok(())
+    }
+
+    fn send_pack(&mut self, sink: Sink<'_>) -> Result<()> {
+        if self.pack.is_empty() {
+            return Ok(());
+        }
+        self.pack_bytes = 0;
+        sink(Item::Unit(Unit::Pack(std::mem::take(&mut self.pack))))
+    }
+
+    /// The entry `name` of the run before; those that come before it are gone.
+    fn take_basis(
+        &mut self,
+        level: &mut Level,
+        name: &[u8],
+        sink: Sink<'_>,
+    ) -> Result<Option<EntryRow>> {
+        loop {
+            let Some(row) = self.next_basis(&mut level.basis)? else { return Ok(None) };
+            match row.name.as_slice().cmp(name) {
+                std::cmp::Ordering::Less => send_gone(&level.path, row, sink)?,
+                std::cmp::Ordering::Equal => return Ok(Some(row)),
+                std::cmp::Ordering::Greater => {
+                    level.basis.page.push_front(row);
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// What is left of the run before at the end of a directory is gone.
+    fn leave(&mut self, level: &mut Level, sink: Sink<'_>) -> Result<()> {
+        while let Some(row) = self.next_basis(&mut level.basis)? {
+            send_gone(&level.path, row, sink)?;
+        }
+        Ok(())
+    }
+
+    fn next_basis(&self, cursor: &mut BasisCursor) -> Result<Option<EntryRow>> {
+        if let Some(row) = cursor.page.pop_front() {
+            return Ok(Some(row));
+        }
+        let (Some(dir), Some(basis)) = (cursor.dir, &self.basis) else { return Ok(None) };
+        let page = self.reader.list(basis.id, dir, cursor.last.as_deref(), PAGE_ENTRIES)?;
+        if page.len() < PAGE_ENTRIES {
+            cursor.dir = None;
+        }
+        cursor.last = page.last().map(|row| row.name.clone());
+        cursor.page = page.into();
+        Ok(cursor.page.pop_front())
+    }
+}
+
+fn is_well_before(ctime: Time, started: Time) -> bool {
+    let limit = match started.nanos.checked_sub(CLOCK_TICK_NANOS) {
+        Some(nanos) => Time { secs: started.secs, nanos },
+        None => Time {
+            secs: started.secs - 1,
+            nanos: started.nanos + 1_000_000_000 - CLOCK_TICK_NANOS,
+        },
+    };
+    ctime < limit
+}
+
+fn list_names(fd: &Arc<OwnedFd>) -> std::io::Result<Vec<OsString>> {
+    let mut reader = at::DirReader::new(at::open_dir(fd, OsStr::new("."))?)?;
+    let mut names = Vec::new();
+    while let Some(item) = reader.next_item() {
+        let name = item?.name;
+        if name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    names.sort_unstable_by(|a, b| b.as_bytes().cmp(a.as_bytes()));
+    Ok(names)
+}
+
+fn gone(place: EntryPlace, sink: Sink<'_>) -> Result<()> {
+    match place.old {
+        Some(row) => sink(Item::Change(Change::Gone { row, path: place.path })),
+        None => Ok(()),
+    }
+}
+
+fn send_gone(dir: &[u8], row: EntryRow, sink: Sink<'_>) -> Result<()> {
+    let mut path = dir.to_vec();
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(&row.name);
+    sink(Item::Change(Change::Gone { row, path }))
+}
+
+fn fail(place: EntryPlace, what: &str, error: std::io::Error, sink: Sink<'_>) -> Result<()> {
+    log::debug!("{}: {what}: {error}", Quoted(&place.path));
+    let problem = Problem::new(&*place.path, &Error::io(what, error));
+    sink(Item::Change(Change::Failed { place, version: None, problem }))
+}

@@ -1,0 +1,580 @@
+//! Turning changed files into chunks in blocks.
+//!
+//! Small files come in packs: their new chunks share a frame in the block that all workers share. A
+//! large file gets blocks of its own, closed at its end, so that incompressible content lies in a
+//! block byte for byte. A chunk that is known is never compressed. Size, hash and extents always
+//! describe the bytes that were read, whatever happens to the file meanwhile.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use super::index::{ChunkIndex, Claim};
+use super::{Change, EntryPlace, FileJob, Unit};
+use crate::catalog::extent::push;
+use crate::catalog::{Content, Extent, Settings};
+use crate::chunk::frame::{Encoder, FRAME_PLAIN_BYTES_MAX};
+use crate::chunk::split::{Chunking, Splitter};
+use crate::chunk::file_hash::FileHash;
+use crate::chunk::{ChunkId, ChunkRef, Digest, HashAlgo};
+use crate::entry::{self, Metadata};
+use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::progress::Progress;
+use crate::sys::{self, at};
+use crate::volume::{Batch, OpenBlock, Place, Writer};
+
+/// Plain bytes of a frame of a large file. Smaller than a frame may be: large files are read at
+/// random places, and each costs a frame.
+const LARGE_FRAME_BYTES: usize = 256 << 10;
+/// Fixed chunks longer than this are not held in memory; they are read twice if they are new.
+const CHUNK_IN_MEMORY_MAX: u64 = 16 << 20;
+/// How often a file that changes while it is read is read again before it is taken as it is.
+const READ_TRIES: u32 = 2;
+
+type Sink<'a> = &'a mut dyn FnMut(Change) -> Result<()>;
+
+/// A part of a file whose place may not be known yet.
+enum Part {
+    /// Placed, or a hole.
+    At(Extent),
+    /// In the frame being filled.
+    InFrame { offset: u64, len: u64 },
+}
+
+/// What has been read of a file.
+#[derive(Default)]
+struct Layout {
+    extents: Vec<Extent>,
+    /// What follows the extents and waits for the frame being filled.
+    waiting: Vec<Part>,
+    size: u64,
+}
+
+impl Layout {
+    fn add(&mut self, part: Part) {
+        match part {
+            Part::At(extent) if self.waiting.is_empty() => push(&mut self.extents, extent),
+            part => self.waiting.push(part),
+        }
+    }
+
+    /// The frame has been appended at `frame`.
+    fn resolve(&mut self, frame: Place) {
+        for part in self.waiting.drain(..) {
+            let extent = match part {
+                Part::At(extent) => extent,
+                Part::InFrame { offset, len } => {
+                    let offset = frame.offset + offset;
+                    Extent::Data { block: frame.block, offset, len }
+                }
+            };
+            push(&mut self.extents, extent);
+        }
+    }
+}
+
+/// Where the chunks of a file go.
+enum Target {
+    /// Into the block that all workers share.
+    Shared,
+    /// Into blocks of the file's own; the one being written, if any.
+    Own(Option<OpenBlock>),
+}
+
+/// A file that has been read, waiting for its last frame.
+struct Done {
+    place: EntryPlace,
+    meta: Metadata,
+    version: i64,
+    hash: Digest,
+    content: Layout,
+    extra: entry::Extra,
+    changed: bool,
+}
+
+/// Why a file is not in the snapshot, or why the run ends.
+enum Stop {
+    /// The file's own trouble.
+    File(&'static str, io::Error),
+    /// It vanished.
+    Gone,
+    /// The store's or the run's.
+    Run(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Stop {
+        Stop::Run(error)
+    }
+}
+
+/// One worker, with its buffers.
+pub struct Worker<'a, 'c> {
+    chunking: Chunking,
+    hash: HashAlgo,
+    chunks: &'a ChunkIndex<'c>,
+    blocks: &'a Writer<'a>,
+    progress: &'a Progress,
+    splitter: Splitter,
+    encoder: Encoder,
+    frame: Frame,
+    batch: Batch,
+    /// Files of the pack at hand that are read.
+    done: Vec<Done>,
+}
+
+/// Chunks that are collected to be compressed together.
+#[derive(Default)]
+struct Frame {
+    plain: Vec<u8>,
+    chunks: Vec<ChunkRef>,
+    offsets: HashMap<ChunkId, u64>,
+}
+
+impl<'a, 'c> Worker<'a, 'c> {
+    /// A worker of a run.
+    pub fn new(
+        settings: &Settings,
+        chunks: &'a ChunkIndex<'c>,
+        blocks: &'a Writer<'a>,
+        progress: &'a Progress,
+    ) -> Result<Worker<'a, 'c>> {
+        Ok(Worker {
+            chunking: settings.chunking,
+            hash: settings.hash,
+            chunks,
+            blocks,
+            progress,
+            splitter: Splitter::new(settings.chunking),
+            encoder: Encoder::new(settings.compression)?,
+            frame: Frame::default(),
+            batch: Batch::default(),
+            done: Vec::new(),
+        })
+    }
+
+    /// Does one unit and tells `sink` what came of it.
+    pub fn work(&mut self, unit: Unit, sink: Sink<'_>) -> Result<()> {
+        match unit {
+            Unit::Pack(files) => {
+                for file in files {
+                    self.progress.check()?;
+                    self.file(file, &mut Target::Shared, sink)?;
+                }
+                self.flush(None, &mut Target::Shared)?;
+            }
+            Unit::Large(file) => {
+                let mut target = Target::Own(None);
+                self.file(*file, &mut target, sink)?;
+                self.flush(None, &mut target)?;
+                if let Target::Own(block) = &mut target {
+                    self.blocks.close(block)?;
+                }
+            }
+        }
+        for done in std::mem::take(&mut self.done) {
+            self.report(done, sink)?;
+        }
+        Ok(())
+    }
+
+    fn file(
+        &mut self,
+        job: FileJob,
+        target: &mut Target,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        match self.read_file(&job, target) {
+            Ok((meta, hash, content, extra, changed)) => {
+                let FileJob { place, version, .. } = job;
+                self.done.push(Done { place, meta, version, hash, content, extra, changed });
+                Ok(())
+            }
+            Err(Stop::Gone) => {
+                let problem = Problem::new(
+                    &*job.place.path,
+                    &Error::new(ErrorKind::NotFound, "it vanished before it could be read"),
+                );
+                sink(Change::Failed { place: job.place, version: Some(job.version), problem })
+            }
+            Err(Stop::File(what, error)) => {
+                let problem = Problem::new(&*job.place.path, &Error::io(what, error));
+                sink(Change::Failed { place: job.place, version: Some(job.version), problem })
+            }
+            Err(Stop::Run(error)) => Err(error),
+        }
+    }
+
+    fn report(&mut self, done: Done, sink: Sink<'_>) -> Result<()> {
+        let Done { place, meta, version, hash, content, extra, changed } = done;
+        if changed {
+            let message = "it changed while it was read: stored as it was read";
+            let error = Error::new(ErrorKind::Io, message);
+            sink(Change::Noted(Problem::new(&*place.path, &error)))?;
+        }
+        if let Some(old) = &place.old
+            && meta.is_unchanged_since(&old.meta)
+            && self.chunks.run().hash_of(old.version)? == Some(hash)
+        {
+            return sink(Change::Same { old: old.clone(), version });
+        }
+        let content = Content { hash: Some(hash), extents: content.extents, extra };
+        sink(Change::Put { place, meta, version, child: None, content })
+    }
+
+    /// Reads a file, again if it changes meanwhile.
+    fn read_file(
+        &mut self,
+        job: &FileJob,
+        target: &mut Target,
+    ) -> std::result::Result<(Metadata, Digest, Layout, entry::Extra, bool), Stop> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let file = at::open_read(&job.parent, &job.place.name).map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => Stop::Gone,
+                _ => Stop::File("opening it", e),
+            })?;
+            let stat = sys::fstat(&file).map_err(|e| Stop::File("looking at it", e))?;
+            let meta = Metadata::from_stat(&stat).filter(|_| stat.is_file());
+            let Some(mut meta) = meta else {
+                let error = io::Error::other("replaced by something that is not a file");
+                return Err(Stop::File("reading it", error));
+            };
+            let sparse = stat.blocks.saturating_mul(512) < stat.size;
+            let (hash, content) = self.read_content(&file, meta.size, sparse, target)?;
+            let extra = entry::capture(job.parent.as_fd(), &job.place.name, meta.kind);
+            let after = sys::fstat(&file).map_err(|e| Stop::File("looking at it", e))?;
+            let is_same = Metadata::from_stat(&after).is_some_and(|it| it == meta)
+                // procfs says 0 and gives more.
+                && (content.size == meta.size || meta.size == 0);
+            if !is_same && tries < READ_TRIES {
+                // What has been stored of it is found again as known chunks.
+                continue;
+            }
+            let extra = extra.map_err(|e| Stop::File("reading its extended attributes", e))?;
+            meta.size = content.size;
+            return Ok((meta, hash, content, extra, !is_same));
+        }
+    }
+
+    fn read_content(
+        &mut self,
+        file: &File,
+        size: u64,
+        sparse: bool,
+        target: &mut Target,
+    ) -> std::result::Result<(Digest, Layout), Stop> {
+        let mut content = Layout::default();
+        if matches!(target, Target::Own(_)) {
+            sys::advise_sequential(file);
+        }
+        if !sparse {
+            let mut hash = FileHash::of_content(self.hash);
+            self.read_data(file, 0, None, &mut content, &mut hash, target)?;
+            return Ok((hash.finish(), content));
+        }
+        // Holes are a part of what is kept, so they are a part of the hash: see FORMAT.md.
+        let mut hash = FileHash::of_segments(self.hash);
+        loop {
+            let next = sys::next_data(file, content.size, size);
+            let next = next.map_err(|e| Stop::File("looking for its holes", e))?;
+            let start = next.map_or(size, |it| it.0);
+            if start > content.size {
+                content.add(Part::At(Extent::Hole { len: start - content.size }));
+                content.size = start;
+            }
+            let Some((start, end)) = next else { break };
+            hash.begin_segment(start, end - start);
+            self.read_data(file, start, Some(end), &mut content, &mut hash, target)?;
+            if content.size < end {
+                // It shrank under our hands; the second try, or the flag, tells.
+                break;
+            }
+        }
+        Ok((hash.finish_segments(content.size), content))
+    }
+
+    /// Reads from `start` to `end`, or to the end of the file.
+    fn read_data(
+        &mut self,
+        file: &File,
+        start: u64,
+        end: Option<u64>,
+        content: &mut Layout,
+        hash: &mut FileHash,
+        target: &mut Target,
+    ) -> std::result::Result<(), Stop> {
+        let mut reader = Range { file, at: start, end: end.unwrap_or(u64::MAX) };
+        if self.chunking.chunk_bytes_max() > CHUNK_IN_MEMORY_MAX {
+            return match target {
+                Target::Own(_) => self.read_long_chunks(&mut reader, content, hash, target),
+                Target::Shared => self.read_whole_chunks(&mut reader, content, hash, target),
+            };
+        }
+        self.splitter.restart();
+        loop {
+            // The splitter's buffer is lent out with the chunk, so it is put aside meanwhile.
+            let mut splitter =
+                std::mem::replace(&mut self.splitter, Splitter::new(self.chunking));
+            let result = match splitter.next(&mut reader) {
+                Ok(None) => Ok(false),
+                Ok(Some(piece)) => {
+                    let id = self.hash.hash(piece.bytes);
+                    hash.add(piece.bytes, &id, piece.is_last);
+                    self.add_chunk(piece.bytes, id, content, target)
+                        .map(|()| true)
+                        .map_err(Stop::Run)
+                }
+                Err(e) => Err(Stop::File("reading it", e)),
+            };
+            self.splitter = splitter;
+            if !result? {
+                return Ok(());
+            }
+            self.progress.check()?;
+        }
+    }
+
+    fn count(&self, len: u64) {
+        Progress::add(&self.progress.bytes_read, len);
+        Progress::add(&self.progress.bytes, len);
+    }
+
+    /// Stores a chunk that is in memory, unless it is known.
+    fn add_chunk(
+        &mut self,
+        bytes: &[u8],
+        id: ChunkId,
+        content: &mut Layout,
+        target: &mut Target,
+    ) -> Result<()> {
+        let len = bytes.len() as u64;
+        self.count(len);
+        content.size += len;
+        if let Some(offset) = self.frame.offsets.get(&id) {
+            content.add(Part::InFrame { offset: *offset, len });
+            return Ok(());
+        }
+        loop {
+            match self.chunks.claim(&id)? {
+                Claim::Known(place) => {
+                    let (block, offset) = (place.block, place.offset);
+                    content.add(Part::At(Extent::Data { block, offset, len }));
+                    return Ok(());
+                }
+                Claim::New => break,
+                Claim::Busy => {
+                    // Nobody may wait for us while we wait.
+                    self.flush(Some(content), target)?;
+                    if let Some(place) = self.chunks.wait(&id)? {
+                        let (block, offset) = (place.block, place.offset);
+                        content.add(Part::At(Extent::Data { block, offset, len }));
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        let frame_bytes = match target {
+            Target::Own(_) => LARGE_FRAME_BYTES,
+            Target::Shared => FRAME_PLAIN_BYTES_MAX as usize,
+        };
+        if !self.frame.plain.is_empty() && self.frame.plain.len() + bytes.len() > frame_bytes {
+            self.flush(Some(content), target)?;
+        }
+        let offset = self.frame.plain.len() as u64;
+        content.add(Part::InFrame { offset, len });
+        self.frame.plain.extend_from_slice(bytes);
+        self.frame.offsets.insert(id, offset);
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        self.frame.chunks.push(ChunkRef { id, len });
+        Ok(())
+    }
+
+    /// Compresses and appends what the frame holds, and tells its files where that is.
+    fn flush(
+        &mut self,
+        current: Option<&mut Layout>,
+        target: &mut Target,
+    ) -> Result<()> {
+        if self.frame.plain.is_empty() {
+            return Ok(());
+        }
+        self.batch.clear();
+        // A chunk longer than a frame takes several.
+        for part in self.frame.plain.chunks(FRAME_PLAIN_BYTES_MAX as usize) {
+            let (frame, stored) = self.encoder.encode(part)?;
+            self.batch.push(frame, stored);
+        }
+        self.batch.chunks.append(&mut self.frame.chunks);
+        let place = self.append_batch(target)?;
+        self.chunks.place(place, &self.batch.chunks)?;
+        self.frame.plain.clear();
+        self.frame.offsets.clear();
+        for done in &mut self.done {
+            done.content.resolve(place);
+        }
+        if let Some(content) = current {
+            content.resolve(place);
+        }
+        Ok(())
+    }
+
+    fn append_batch(&self, target: &mut Target) -> Result<Place> {
+        let place = self.chunks.with_permit(|| match target {
+            Target::Own(block) => self.blocks.append(block, &self.batch),
+            Target::Shared => self.blocks.append_shared(&self.batch),
+        })?;
+        Progress::add(&self.progress.bytes_stored, self.batch.stored.len() as u64);
+        Ok(place)
+    }
+
+    /// Reads a file that is small beside its chunks.
+    fn read_whole_chunks(
+        &mut self,
+        reader: &mut Range<'_>,
+        content: &mut Layout,
+        hash: &mut FileHash,
+        target: &mut Target,
+    ) -> std::result::Result<(), Stop> {
+        loop {
+            let mut bytes = Vec::new();
+            let longest = CHUNK_IN_MEMORY_MAX.min(self.chunking.chunk_bytes_max());
+            let read = reader.by_ref().take(longest).read_to_end(&mut bytes);
+            read.map_err(|e| Stop::File("reading it", e))?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let id = self.hash.hash(&bytes);
+            let is_last = (bytes.len() as u64) < longest;
+            hash.add(&bytes, &id, is_last);
+            self.add_chunk(&bytes, id, content, target)?;
+            self.progress.check()?;
+        }
+    }
+
+    /// Reads with chunks that are too long for memory: first to know a chunk's name, then, if it is
+    /// new, to store it.
+    fn read_long_chunks(
+        &mut self,
+        reader: &mut Range<'_>,
+        content: &mut Layout,
+        hash: &mut FileHash,
+        target: &mut Target,
+    ) -> std::result::Result<(), Stop> {
+        let mut buffer = vec![0; FRAME_PLAIN_BYTES_MAX as usize];
+        loop {
+            let start = reader.at;
+            let longest = start.saturating_add(self.chunking.chunk_bytes_max()).min(reader.end);
+            let mut part = Range { file: reader.file, at: start, end: longest };
+            let mut hasher = self.hash.hasher();
+            loop {
+                let n = part.read_full(&mut buffer).map_err(|e| Stop::File("reading it", e))?;
+                let bytes = buffer.get(..n).unwrap_or_default();
+                if n == 0 {
+                    break;
+                }
+                hasher.update(bytes);
+                hash.add_bytes(bytes);
+                self.count(n as u64);
+                self.progress.check()?;
+            }
+            let (len, id) = (part.at - start, hasher.finish());
+            if len == 0 {
+                return Ok(());
+            }
+            reader.at = part.at;
+            content.size += len;
+            let extent = self.store_long_chunk(reader.file, start, len, id, content, target)?;
+            content.add(Part::At(extent));
+        }
+    }
+
+    fn store_long_chunk(
+        &mut self,
+        file: &File,
+        start: u64,
+        len: u64,
+        id: ChunkId,
+        content: &mut Layout,
+        target: &mut Target,
+    ) -> std::result::Result<Extent, Stop> {
+        let at = |place: Place| Extent::Data { block: place.block, offset: place.offset, len };
+        loop {
+            match self.chunks.claim(&id)? {
+                Claim::Known(place) => return Ok(at(place)),
+                Claim::New => break,
+                Claim::Busy => {
+                    self.flush(Some(content), target)?;
+                    if let Some(place) = self.chunks.wait(&id)? {
+                        return Ok(at(place));
+                    }
+                }
+            }
+        }
+        if let Target::Own(block) = target {
+            self.blocks.make_room_for_chunk(block, len)?;
+        }
+        let mut part = Range { file, at: start, end: start + len };
+        let mut buffer = vec![0; FRAME_PLAIN_BYTES_MAX as usize];
+        let mut hasher = self.hash.hasher();
+        let mut first = None;
+        while part.at < part.end {
+            let n = part.read_full(&mut buffer).map_err(|e| Stop::File("reading it", e))?;
+            let bytes = buffer.get(..n).unwrap_or_default();
+            hasher.update(bytes);
+            self.batch.clear();
+            if n == 0 {
+                // The block cannot end within a chunk, and the file has lost its end meanwhile.
+                let message = "a file shrank while a chunk of it was being stored";
+                return Err(Stop::Run(Error::new(ErrorKind::Io, message)));
+            }
+            let (frame, stored) = self.encoder.encode(bytes)?;
+            self.batch.push(frame, stored);
+            if part.at == part.end {
+                let len = u32::try_from(len).unwrap_or(u32::MAX);
+                let id = std::mem::replace(&mut hasher, self.hash.hasher()).finish();
+                self.batch.chunks.push(ChunkRef { id, len });
+            }
+            let place = self.append_batch(target)?;
+            first.get_or_insert(place);
+        }
+        let place = first.ok_or_else(|| Error::usage("an empty chunk"))?;
+        // What was written counts: if the file changed between the readings, its name is another.
+        self.chunks.release(&id)?;
+        self.chunks.place(place, &self.batch.chunks)?;
+        Ok(at(place))
+    }
+}
+
+/// Reads a range of a file without moving its position.
+struct Range<'a> {
+    file: &'a File,
+    at: u64,
+    end: u64,
+}
+
+impl Range<'_> {
+    fn read_full(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut(filled..).filter(|it| !it.is_empty()) {
+            match self.read(rest)? {
+                0 => break,
+                n => filled += n,
+            }
+        }
+        Ok(filled)
+    }
+}
+
+impl Read for Range<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(out.len());
+        let out = out.get_mut(..left).unwrap_or_default();
+        let n = self.file.read_at(out, self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}

@@ -1,0 +1,256 @@
+//! Metas: one JSON document a block, for people and for rebuilding, beside the blocks.
+//!
+//! The format is in FORMAT.md. Written as a stream, because a block may be used by any number of
+//! files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+
+use serde_json::{Map, Value, json};
+
+use super::changes::join;
+use super::extent::{self, Extent};
+use super::manifest::{put_name, time_to_json};
+use super::read::{ENTRY_COLUMNS, EntryRow, entry_from};
+use super::run::{DirId, RunId, VersionId};
+use super::write::RunWriter;
+use super::{OPEN, manifest, sql};
+use crate::chunk::{Digest, HashAlgo};
+use crate::entry::Kind;
+use crate::error::{Error, Result};
+use crate::volume::{BlockId, BlockIndex};
+
+/// Version of the meta format.
+const VERSION: u32 = 1;
+
+/// Paths of directories that are remembered while metas are written.
+const PATHS_MAX: usize = 10_000;
+
+/// Name of a block's meta, relative to the volume.
+pub fn document_name(block: &BlockId) -> String {
+    format!("meta/{block}.meta.json")
+}
+
+/// A block whose meta has to be written: its number, a volume that holds it, and where its record
+/// is in that volume's index.
+#[derive(Clone, Copy, Debug)]
+pub struct Due {
+    /// The block's number.
+    pub block: u64,
+    /// Number of the volume.
+    pub volume: i64,
+    /// Where the record begins, in bytes.
+    pub record_at: u64,
+}
+
+/// Source and path of directories.
+#[derive(Default)]
+pub struct DirNames(BTreeMap<DirId, (Vec<u8>, Vec<u8>)>);
+
+impl RunWriter<'_> {
+    /// The manifest of this run, as it stands in the spool.
+    pub fn write_manifest(
+        &self,
+        spool: &mut manifest::Spool,
+        header: &manifest::Header<'_>,
+        out: &mut dyn Write,
+    ) -> Result<()> {
+        let mut names: BTreeMap<u64, BlockId> = BTreeMap::new();
+        let mut block_name = |number: u64| -> Result<BlockId> {
+            if let Some(name) = names.get(&number) {
+                return Ok(*name);
+            }
+            let query = "SELECT id FROM blocks WHERE number = ?1";
+            let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
+            let id: Vec<u8> = statement.query_row([number], |row| row.get(0)).map_err(sql)?;
+            let name = Digest::from_slice(&id)?;
+            if names.len() >= PATHS_MAX {
+                names.clear();
+            }
+            names.insert(number, name);
+            Ok(name)
+        };
+        spool.write_manifest(header, &mut block_name, out)
+    }
+
+    /// The blocks whose metas this run makes out of date: those that its new versions use.
+    pub fn metas_due(&self, first_version: VersionId) -> Result<Vec<Due>> {
+        let mut blocks = BTreeSet::new();
+        let query = "SELECT extents FROM versions WHERE version >= ?1 AND extents IS NOT NULL";
+        let mut statement = self.conn().prepare(query).map_err(sql)?;
+        let mut rows = statement.query([first_version]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let extents: Vec<u8> = row.get(0).map_err(sql)?;
+            for extent in extent::decode(&extents)? {
+                if let Extent::Data { block, .. } = extent {
+                    blocks.insert(block);
+                }
+            }
+        }
+        let query = "SELECT volume, record_at FROM block_copies WHERE block = ?1";
+        let mut statement = self.conn().prepare(query).map_err(sql)?;
+        let mut due = Vec::new();
+        for block in blocks {
+            let rows = statement
+                .query_map([block], |row| {
+                    Ok(Due { block, volume: row.get(0)?, record_at: row.get(1)? })
+                })
+                .map_err(sql)?;
+            for row in rows {
+                due.push(row.map_err(sql)?);
+            }
+        }
+        Ok(due)
+    }
+
+    /// Writes the meta of a block.
+    pub fn write_meta(
+        &self,
+        number: u64,
+        index: &BlockIndex,
+        hash: HashAlgo,
+        names: &mut DirNames,
+        out: &mut dyn Write,
+    ) -> Result<()> {
+        let failed = |e| Error::io("writing a meta", e);
+        write_head(index, hash, out).map_err(failed)?;
+        let query = "SELECT u.version, v.extents, v.hash FROM uses u \
+                     JOIN versions v ON v.version = u.version WHERE u.block = ?1";
+        let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
+        let mut rows = statement.query([number]).map_err(sql)?;
+        let mut separator = "\n";
+        while let Some(row) = rows.next().map_err(sql)? {
+            let version: VersionId = row.get(0).map_err(sql)?;
+            let extents: Vec<u8> = row.get(1).map_err(sql)?;
+            let file_hash: Vec<u8> = row.get(2).map_err(sql)?;
+            let file_hash = Digest::from_slice(&file_hash)?;
+            let pieces = pieces_in(&extent::decode(&extents)?, number);
+            self.each_name(version, &mut |entry| {
+                let (source, dir) = self.dir_name(entry.dir, names)?;
+                let path = join(dir, &entry.name);
+                for piece in &pieces {
+                    let mapping = mapping(source, &path, &entry, piece, &file_hash);
+                    out.write_all(separator.as_bytes()).map_err(failed)?;
+                    serde_json::to_writer(&mut *out, &mapping)
+                        .map_err(|e| Error::io("writing a meta", e.into()))?;
+                    separator = ",\n";
+                }
+                Ok(())
+            })?;
+        }
+        out.write_all(b"\n]\n}\n").map_err(failed)
+    }
+
+    fn each_name(
+        &self,
+        version: VersionId,
+        each: &mut dyn FnMut(EntryRow) -> Result<()>,
+    ) -> Result<()> {
+        let query = format!("SELECT {ENTRY_COLUMNS} FROM entries WHERE version = ?1");
+        let mut statement = self.conn().prepare_cached(&query).map_err(sql)?;
+        let mut rows = statement.query([version]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let entry = entry_from(row)?;
+            if entry.meta.kind == Kind::File {
+                each(entry)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Source and path of a directory, remembering those of the directories above it.
+    fn dir_name<'n>(
+        &self,
+        dir: DirId,
+        names: &'n mut DirNames,
+    ) -> Result<(&'n [u8], &'n [u8])> {
+        if names.0.len() >= PATHS_MAX {
+            names.0.clear();
+        }
+        let mut missing = Vec::new();
+        let mut at = dir;
+        while !names.0.contains_key(&at) {
+            let query = "SELECT dir, name FROM entries WHERE child = ?1 LIMIT 1";
+            let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
+            let (parent, name): (DirId, Vec<u8>) =
+                statement.query_row([at], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sql)?;
+            if parent == 0 {
+                names.0.insert(at, (name, Vec::new()));
+                break;
+            }
+            if parent >= at {
+                return Err(Error::corrupt(format!("catalog: directory {at} is below itself")));
+            }
+            missing.push((at, parent, name));
+            at = parent;
+        }
+        for (at, parent, name) in missing.into_iter().rev() {
+            let Some((source, path)) = names.0.get(&parent) else { continue };
+            let row = (source.clone(), join(path, &name));
+            names.0.insert(at, row);
+        }
+        match names.0.get(&dir) {
+            Some((source, path)) => Ok((source, path)),
+            None => Err(Error::corrupt(format!("catalog: directory {dir} has no entry"))),
+        }
+    }
+}
+
+fn write_head(index: &BlockIndex, hash: HashAlgo, out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(out, "{{\n\"format\": \"raidtape-meta\",\n\"version\": {VERSION},")?;
+    writeln!(out, "\"block\": \"{}\",\n\"hash_algo\": \"{}\",", index.id, hash.as_str())?;
+    writeln!(out, "\"stored_len\": {},", index.stored_len())?;
+    writeln!(out, "\"plain_len\": {},", index.plain_len())?;
+    write!(out, "\"frames\": [")?;
+    for (n, frame) in index.frames.iter().enumerate() {
+        let separator = if n == 0 { "\n" } else { ",\n" };
+        let codec = frame.codec.as_str();
+        let (stored, plain, check) = (frame.stored_len, frame.plain_len, frame.check);
+        write!(out, "{separator}[\"{codec}\",{stored},{plain},\"{check:016x}\"]")?;
+    }
+    write!(out, "\n],\n\"chunks\": [")?;
+    for (n, chunk) in index.chunks.iter().enumerate() {
+        let separator = if n == 0 { "\n" } else { ",\n" };
+        write!(out, "{separator}[\"{}\",{}]", chunk.id, chunk.len)?;
+    }
+    write!(out, "\n],\n\"mappings\": [")
+}
+
+/// A stretch of a file that lies in one block.
+struct Piece {
+    seq: u64,
+    at: u64,
+    len: u64,
+    offset: u64,
+}
+
+fn pieces_in(extents: &[Extent], number: u64) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut offset = 0;
+    for (seq, extent) in (0..).zip(extents) {
+        match *extent {
+            Extent::Data { block, offset: at, len } if block == number => {
+                pieces.push(Piece { seq, at, len, offset });
+            }
+            _ => {}
+        }
+        offset += extent.len();
+    }
+    pieces
+}
+
+fn mapping(source: &[u8], path: &[u8], entry: &EntryRow, piece: &Piece, hash: &Digest) -> Value {
+    let last: Option<RunId> = (entry.last_run != OPEN).then_some(entry.last_run);
+    let mut map = Map::new();
+    put_name(&mut map, "source", source);
+    put_name(&mut map, "path", path);
+    map.insert("seq".into(), piece.seq.into());
+    map.insert("at".into(), piece.at.into());
+    map.insert("len".into(), piece.len.into());
+    map.insert("offset".into(), piece.offset.into());
+    map.insert("size".into(), entry.meta.size.into());
+    map.insert("mtime".into(), time_to_json(entry.meta.mtime));
+    map.insert("hash".into(), hash.to_string().into());
+    map.insert("runs".into(), json!([entry.first_run, last]));
+    Value::Object(map)
+}

@@ -1,0 +1,47 @@
+#![doc = include_str!("FORMAT.md")]
+
+mod changes;
+mod check;
+pub mod extent;
+pub mod manifest;
+pub mod meta;
+mod read;
+mod run;
+mod schema;
+mod settings;
+mod write;
+
+pub use changes::{Change, ChangeKind};
+pub use check::{Damage, DamagedFile};
+pub use extent::{Content, Extent};
+pub use manifest::Spool;
+pub use read::{BlockRow, EntryRow, Reader, Totals};
+pub use run::{Counts, DirId, Run, RunId, Tally, VersionId};
+pub use settings::{Settings, ingest_dir};
+pub use write::{NewEntry, RunWriter, WriteLock, Writer};
+
+use crate::error::{Error, ErrorKind};
+
+/// `last_run` of an entry that lives.
+pub(crate) const OPEN: i64 = i64::MAX;
+
+/// What a SQLite error means to us.
+fn sql(error: rusqlite::Error) -> Error {
+    use rusqlite::ErrorCode;
+    let kind = match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => ErrorKind::NoSpace,
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ErrorKind::Locked,
+        Some(
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::ConstraintViolation,
+        ) => ErrorKind::Corrupt,
+        Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => ErrorKind::Denied,
+        _ => ErrorKind::Io,
+    };
+    let kind = match &error {
+        rusqlite::Error::InvalidColumnType(..)
+        | rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::IntegralValueOutOfRange(..) => ErrorKind::Corrupt,
+        _ => kind,
+    };
+    Error::with_source(kind, "catalog", error)
+}

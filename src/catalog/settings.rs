@@ -1,0 +1,99 @@
+//! What is settled for a catalog when it is made.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::sql;
+use crate::chunk::HashAlgo;
+use crate::chunk::frame::Compression;
+use crate::chunk::split::Chunking;
+use crate::error::{Error, Result};
+
+/// Smallest and largest `--block-size`, in bytes.
+const BLOCK_BYTES: std::ops::RangeInclusive<u64> = (1 << 20)..=(1 << 30);
+
+/// The settings of a catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Names chunks, blocks and files.
+    pub hash: HashAlgo,
+    /// How content is split.
+    pub chunking: Chunking,
+    /// Whether and how hard frames are compressed.
+    pub compression: Compression,
+    /// Most stored bytes of a block.
+    pub block_bytes: u64,
+    /// Reserve of volumes that do not say otherwise, in percent.
+    pub reserve_percent: u8,
+}
+
+impl Settings {
+    /// Checks that the parts fit together.
+    pub fn check(&self) -> Result<()> {
+        if !BLOCK_BYTES.contains(&self.block_bytes) {
+            return Err(Error::usage("the block size must be 1 MiB to 1 GiB"));
+        }
+        if self.chunking.chunk_bytes_max() > self.block_bytes {
+            let message = format!(
+                "chunks of up to {} bytes do not fit a block of {}: choose a larger --block-size or \
+                 a smaller --chunk-size",
+                self.chunking.chunk_bytes_max(),
+                self.block_bytes
+            );
+            return Err(Error::usage(message));
+        }
+        if self.reserve_percent > 99 {
+            return Err(Error::usage("the reserve must be 0 to 99 percent"));
+        }
+        Ok(())
+    }
+
+    /// Writes the settings of a new catalog.
+    pub fn write(&self, conn: &Connection) -> Result<()> {
+        let put = |k: &str, v: String| {
+            conn.execute("INSERT INTO settings (k, v) VALUES (?1, ?2)", (k, v)).map_err(sql)
+        };
+        put("hash_algo", self.hash.as_str().to_owned())?;
+        put("chunking", self.chunking.as_str().to_owned())?;
+        put("chunk_bytes", self.chunking.size().to_string())?;
+        put("compression", self.compression.to_word())?;
+        put("block_bytes", self.block_bytes.to_string())?;
+        put("reserve_percent", self.reserve_percent.to_string())?;
+        put("catalog_id", uuid::Uuid::new_v4().to_string())?;
+        Ok(())
+    }
+
+    /// Reads the settings of a catalog.
+    pub fn read(conn: &Connection) -> Result<Settings> {
+        let get = |k: &str| -> Result<String> {
+            let found = conn
+                .query_row("SELECT v FROM settings WHERE k = ?1", [k], |row| row.get(0))
+                .optional()
+                .map_err(sql)?;
+            found.ok_or_else(|| Error::corrupt(format!("catalog: setting {k} is missing")))
+        };
+        let number = |k: &str| -> Result<u64> {
+            let text = get(k)?;
+            text.parse().map_err(|_| Error::corrupt(format!("catalog: setting {k} is {text:?}")))
+        };
+        let bad = |e: Error| Error::corrupt(format!("catalog: {e}"));
+        let settings = Settings {
+            hash: get("hash_algo")?.parse().map_err(bad)?,
+            chunking: Chunking::new(&get("chunking")?, number("chunk_bytes")?).map_err(bad)?,
+            compression: get("compression")?.parse().map_err(bad)?,
+            block_bytes: number("block_bytes")?,
+            reserve_percent: u8::try_from(number("reserve_percent")?)
+                .map_err(|_| Error::corrupt("catalog: reserve out of range"))?,
+        };
+        settings.check().map_err(bad)?;
+        Ok(settings)
+    }
+}
+
+/// The directory that holds what users put into the mount's `/ingest`: beside the catalog.
+pub fn ingest_dir(catalog: &Path) -> PathBuf {
+    let mut name = catalog.file_name().unwrap_or_default().to_os_string();
+    name.push(".ingest");
+    catalog.with_file_name(name)
+}

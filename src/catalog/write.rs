@@ -1,0 +1,485 @@
+//! Writing the catalog: the writer's lock, volumes, and the one transaction of a run.
+//!
+//! A run is invisible until [`RunWriter::commit`] ends its transaction with `synchronous=FULL`; if
+//! the process dies before, SQLite takes everything back. Blocks enter only as [`Stored`] values,
+//! and the foreign keys of `chunks` and `uses`, checked at that commit, prove once more that every
+//! version's bytes are in a block that is stored.
+
+use std::fs::File;
+use std::io::{Read, Write as _};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::read::{EntryRow, volumes};
+use super::run::{Counts, DirId, RunId, VersionId};
+use super::{Content, Extent, OPEN, Settings, extent, schema, sql};
+use crate::chunk::{ChunkId, Digest};
+use crate::chunk::frame::put_frames;
+use crate::entry::{Kind, Metadata};
+use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::sys::{self, Time, quoted};
+use crate::volume::{Place, Status, Stored, Volume, VolumeConfig};
+
+/// The right to write a catalog and its volumes. Held by one process at a time; the kernel takes it
+/// back when the process ends, however it ends.
+pub struct WriteLock {
+    _file: File,
+}
+
+impl WriteLock {
+    /// Takes the lock of the catalog at `catalog`, or says who has it.
+    pub fn take(catalog: &Path) -> Result<WriteLock> {
+        let mut name = catalog.file_name().unwrap_or_default().to_os_string();
+        name.push(".lock");
+        let path = catalog.with_file_name(name);
+        let failed = |e| Error::io(format!("locking {}", quoted(&path)), e);
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(&path).map_err(failed)?;
+        if !sys::try_lock(&file).map_err(failed)? {
+            let mut owner = String::new();
+            // Only for the message; a lock file without text is as good.
+            let _ = Read::by_ref(&mut file).take(200).read_to_string(&mut owner);
+            let message = format!(
+                "{} is being written by another process ({}): wait for it or stop it",
+                quoted(catalog),
+                crate::error::Quoted(owner.trim().as_bytes())
+            );
+            return Err(Error::new(ErrorKind::Locked, message));
+        }
+        file.set_len(0).map_err(failed)?;
+        write!(file, "pid {}", std::process::id()).map_err(failed)?;
+        Ok(WriteLock { _file: file })
+    }
+}
+
+/// Writes a catalog. Holds the writer's lock.
+pub struct Writer {
+    conn: Connection,
+    _lock: WriteLock,
+}
+
+impl Writer {
+    /// Makes a catalog, which must not exist.
+    pub fn create(path: &Path, settings: &Settings) -> Result<Writer> {
+        settings.check()?;
+        let lock = WriteLock::take(path)?;
+        let conn = schema::create(path)?;
+        settings.write(&conn)?;
+        Ok(Writer { conn, _lock: lock })
+    }
+
+    /// Opens a catalog for writing, or says who is writing it.
+    pub fn open(path: &Path) -> Result<Writer> {
+        if !path.exists() {
+            let message = format!("there is no catalog at {}: make one with init", quoted(path));
+            return Err(Error::new(ErrorKind::NoCatalog, message));
+        }
+        let lock = WriteLock::take(path)?;
+        Ok(Writer { conn: schema::open_to_write(path)?, _lock: lock })
+    }
+
+    /// The catalog's settings.
+    pub fn settings(&self) -> Result<Settings> {
+        Settings::read(&self.conn)
+    }
+
+    /// All volumes in order of their numbers.
+    pub fn volumes(&self) -> Result<Vec<VolumeConfig>> {
+        volumes(&self.conn)
+    }
+
+    /// Makes a volume of directory `path` and adds it.
+    pub fn add_volume(&mut self, path: &Path, reserve_percent: u8) -> Result<VolumeConfig> {
+        if reserve_percent > 99 {
+            return Err(Error::usage("the reserve must be 0 to 99 percent"));
+        }
+        let settings = self.settings()?;
+        let next: i64 = self
+            .conn
+            .query_row("SELECT coalesce(max(number), 0) + 1 FROM volumes", [], |row| row.get(0))
+            .map_err(sql)?;
+        let config = VolumeConfig {
+            number: next,
+            uuid: uuid::Uuid::new_v4().to_string(),
+            path: path.to_path_buf(),
+            status: Status::Active,
+            reserve_percent,
+        };
+        Volume::create(path, &config, settings.hash)?;
+        let query = "INSERT INTO volumes (number, uuid, path, status, reserve_percent, created_s) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        let row = (
+            config.number,
+            &config.uuid,
+            path.as_os_str().as_bytes(),
+            config.status.as_str(),
+            config.reserve_percent,
+            Time::now().secs,
+        );
+        self.conn.execute(query, row).map_err(sql)?;
+        Ok(config)
+    }
+
+    /// Notes a volume's status.
+    pub fn set_volume_status(&mut self, number: i64, status: Status) -> Result<()> {
+        let query = "UPDATE volumes SET status = ?2 WHERE number = ?1";
+        self.conn.execute(query, (number, status.as_str())).map_err(sql)?;
+        Ok(())
+    }
+
+    /// How much of a volume's index is in the catalog already, in bytes.
+    pub fn index_len(&self, volume: i64) -> Result<u64> {
+        let query = "SELECT index_len FROM volumes WHERE number = ?1";
+        self.conn.query_row(query, [volume], |row| row.get(0)).map_err(sql)
+    }
+
+    /// Takes over blocks that a run which did not end has left, and how far the volume's index has
+    /// been read.
+    pub fn adopt(&mut self, stored: &[Stored], volume: i64, index_len: u64) -> Result<()> {
+        self.conn.execute_batch("BEGIN IMMEDIATE").map_err(sql)?;
+        let work = || -> Result<()> {
+            stored.iter().try_for_each(|it| put_block(&self.conn, it))?;
+            put_index_len(&self.conn, volume, index_len)
+        };
+        match work() {
+            Ok(()) => self.conn.execute_batch("COMMIT").map_err(sql),
+            Err(e) => {
+                // The first error is the one to tell; SQLite rolls back by itself if this fails.
+                let _ = self.conn.execute_batch("ROLLBACK");
+                Err(e)
+            }
+        }
+    }
+
+    /// The number that the next block gets.
+    pub fn next_block(&self) -> Result<u64> {
+        let query = "SELECT coalesce(max(number), 0) + 1 FROM blocks";
+        self.conn.query_row(query, [], |row| row.get(0)).map_err(sql)
+    }
+
+    /// Begins a run of source `name`, which lies at `path`.
+    pub fn begin_run(&mut self, name: &[u8], path: &Path, started: Time) -> Result<RunWriter<'_>> {
+        let number = |query: &str| self.conn.query_row(query, [], |row| row.get(0)).map_err(sql);
+        let run = number("SELECT coalesce(max(run), 0) + 1 FROM runs")?;
+        let next_version = number("SELECT coalesce(max(version), 0) + 1 FROM entries")?;
+        let next_dir = number("SELECT coalesce(max(child), 0) + 1 FROM entries WHERE child > 0")?;
+        self.conn.execute_batch("BEGIN IMMEDIATE").map_err(sql)?;
+        let writer = RunWriter {
+            conn: &mut self.conn,
+            run,
+            next_version,
+            next_dir,
+            name: name.to_vec(),
+            path: path.to_path_buf(),
+            started,
+            uuid: uuid::Uuid::new_v4().to_string(),
+            ended: false,
+        };
+        writer
+            .conn
+            .execute("INSERT OR IGNORE INTO sources (name) VALUES (?1)", [name])
+            .map_err(sql)?;
+        Ok(writer)
+    }
+}
+
+/// A name to be added to a directory.
+#[derive(Debug)]
+pub struct NewEntry<'a> {
+    /// The directory; 0 for the root of a source.
+    pub dir: DirId,
+    /// The name.
+    pub name: &'a [u8],
+    /// The state of the inode it names.
+    pub version: VersionId,
+    /// For a directory, its number.
+    pub child: Option<DirId>,
+    /// Its metadata.
+    pub meta: &'a Metadata,
+    /// For a file with holes, the bytes of it that are not holes.
+    pub data_len: Option<u64>,
+}
+
+/// The transaction of one run. Dropped before [`RunWriter::commit`], it leaves no trace.
+pub struct RunWriter<'a> {
+    conn: &'a mut Connection,
+    run: RunId,
+    next_version: VersionId,
+    next_dir: DirId,
+    name: Vec<u8>,
+    path: PathBuf,
+    started: Time,
+    uuid: String,
+    ended: bool,
+}
+
+impl RunWriter<'_> {
+    /// The run's number.
+    pub fn run(&self) -> RunId {
+        self.run
+    }
+
+    /// The run's name, unlike any other run's anywhere.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// The number that the next new version gets.
+    pub fn next_version(&self) -> VersionId {
+        self.next_version
+    }
+
+    /// A number for a new version.
+    pub fn new_version(&mut self) -> VersionId {
+        self.next_version += 1;
+        self.next_version - 1
+    }
+
+    /// A number for a new directory: greater than that of any directory made before.
+    pub fn new_dir(&mut self) -> DirId {
+        self.next_dir += 1;
+        self.next_dir - 1
+    }
+
+    /// Where a chunk lies, if a stored block of an earlier run or of this one has it.
+    pub fn find_chunk(&self, id: &ChunkId) -> Result<Option<(Place, u32)>> {
+        let query = "SELECT block, at, len FROM chunks WHERE id = ?1";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        statement
+            .query_row([&id.0[..]], |row| {
+                Ok((Place { block: row.get(0)?, offset: row.get(1)? }, row.get(2)?))
+            })
+            .optional()
+            .map_err(sql)
+    }
+
+    /// Hash of a version's whole content.
+    pub fn hash_of(&self, version: VersionId) -> Result<Option<Digest>> {
+        let query = "SELECT hash FROM versions WHERE version = ?1";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let found: Option<Option<Vec<u8>>> =
+            statement.query_row([version], |row| row.get(0)).optional().map_err(sql)?;
+        found.flatten().map(|it| Digest::from_slice(&it)).transpose()
+    }
+
+    /// Bytes of a version that are not holes, if it has holes.
+    pub fn data_len_of(&self, version: VersionId) -> Result<Option<u64>> {
+        let query = "SELECT data_len FROM entries WHERE version = ?1 LIMIT 1";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let found = statement.query_row([version], |row| row.get(0)).optional().map_err(sql)?;
+        Ok(found.flatten())
+    }
+
+    /// Adds a stored block and its chunks.
+    pub fn put_block(&self, stored: &Stored) -> Result<()> {
+        put_block(self.conn, stored)
+    }
+
+    /// Notes how much of a volume's index the catalog has, in bytes.
+    pub fn put_index_len(&self, volume: i64, index_len: u64) -> Result<()> {
+        put_index_len(self.conn, volume, index_len)
+    }
+
+    /// Notes that a volume has been sealed.
+    pub fn seal_volume(&self, volume: i64) -> Result<()> {
+        let query = "UPDATE volumes SET status = 'sealed' WHERE number = ?1";
+        self.conn.execute(query, [volume]).map_err(sql)?;
+        Ok(())
+    }
+
+    /// Adds a name, alive from this run on.
+    pub fn put_entry(&self, entry: &NewEntry<'_>) -> Result<()> {
+        let query = "INSERT INTO entries (dir, name, first_run, last_run, version, child, kind, \
+             mode, uid, gid, size, mtime_s, mtime_n, ctime_s, ctime_n, ino, nlink, rdev, \
+             data_len) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, \
+             ?16, ?17, ?18, ?19)";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let meta = entry.meta;
+        statement
+            .execute(rusqlite::params![
+                entry.dir,
+                entry.name,
+                self.run,
+                OPEN,
+                entry.version,
+                entry.child,
+                meta.kind as u8,
+                meta.mode,
+                meta.uid,
+                meta.gid,
+                meta.size,
+                meta.mtime.secs,
+                meta.mtime.nanos,
+                meta.ctime.secs,
+                meta.ctime.nanos,
+                meta.ino.cast_signed(),
+                meta.nlink,
+                meta.rdev.cast_signed(),
+                entry.data_len,
+            ])
+            .map_err(sql)?;
+        Ok(())
+    }
+
+    /// Adds what a version has besides its metadata. Versions with nothing need no call.
+    pub fn put_content(&self, version: VersionId, kind: Kind, content: &Content) -> Result<()> {
+        if kind != Kind::File && content.extra.is_empty() {
+            return Ok(());
+        }
+        let query = "INSERT INTO versions (version, hash, extents, extra) VALUES (?1, ?2, ?3, ?4)";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let hash = content.hash.as_ref().map(|it| &it.0[..]);
+        let extents = (kind == Kind::File).then(|| extent::encode(&content.extents));
+        let extra = (!content.extra.is_empty()).then(|| content.extra.encode());
+        statement.execute((version, hash, extents, extra)).map_err(sql)?;
+        let query = "INSERT OR IGNORE INTO uses (block, version) VALUES (?1, ?2)";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        for extent in &content.extents {
+            if let Extent::Data { block, .. } = extent {
+                statement.execute((block, version)).map_err(sql)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the life of an entry with the run before this one.
+    pub fn close_entry(&self, row: &EntryRow) -> Result<()> {
+        let query = "UPDATE entries SET last_run = ?4 \
+                     WHERE dir = ?1 AND name = ?2 AND first_run = ?3";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        statement.execute((row.dir, &row.name, row.first_run, self.run - 1)).map_err(sql)?;
+        Ok(())
+    }
+
+    /// Ends the life of everything below a directory, calling `each` with the kind of every entry.
+    pub fn close_below(&self, dir: DirId, mut each: impl FnMut(Kind)) -> Result<()> {
+        let mut dirs = vec![dir];
+        while let Some(dir) = dirs.pop() {
+            let query = "SELECT kind, child FROM entries WHERE dir = ?1 AND last_run = ?2";
+            let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+            let mut rows = statement.query((dir, OPEN)).map_err(sql)?;
+            while let Some(row) = rows.next().map_err(sql)? {
+                let kind = Kind::from_number(row.get(0).map_err(sql)?);
+                each(kind.ok_or_else(|| Error::corrupt("catalog: unknown kind of entry"))?);
+                dirs.extend(row.get::<_, Option<DirId>>(1).map_err(sql)?);
+            }
+            drop(rows);
+            let query = "UPDATE entries SET last_run = ?2 WHERE dir = ?1 AND last_run = ?3";
+            let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+            statement.execute((dir, self.run - 1, OPEN)).map_err(sql)?;
+        }
+        Ok(())
+    }
+
+    /// Notes the name that an owner (`user`) or group (`group`) number stands for, if it changed.
+    pub fn put_owner(&self, kind: &str, id: u32, name: &[u8]) -> Result<()> {
+        let query = "SELECT name FROM owners WHERE kind = ?1 AND id = ?2 \
+                     ORDER BY first_run DESC LIMIT 1";
+        let known: Option<Vec<u8>> =
+            self.conn.query_row(query, (kind, id), |row| row.get(0)).optional().map_err(sql)?;
+        if known.as_deref() != Some(name) {
+            let query = "INSERT OR REPLACE INTO owners (kind, id, first_run, name) \
+                         VALUES (?1, ?2, ?3, ?4)";
+            self.conn.execute(query, (kind, id, self.run, name)).map_err(sql)?;
+        }
+        Ok(())
+    }
+
+    /// The connection, for what has to be read inside the transaction.
+    pub(super) fn conn(&self) -> &Connection {
+        self.conn
+    }
+
+    /// Makes the run visible: the one moment in which it begins to exist.
+    pub fn commit(
+        &mut self,
+        counts: &Counts,
+        tags: &[String],
+        problems: &[Problem],
+        finished: Time,
+    ) -> Result<RunId> {
+        let query = "INSERT INTO runs (run, uuid, source, path, started_s, started_n, finished_s, \
+             finished_n, added, modified, deleted, unchanged, dirs_added, dirs_modified, \
+             dirs_deleted, dirs_unchanged, files, bytes, bytes_read, bytes_stored, problems, host, \
+             program) VALUES (?1, ?2, (SELECT number FROM sources WHERE name = ?3), ?4, ?5, ?6, \
+             ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)";
+        let (entries, dirs) = (&counts.entries, &counts.dirs);
+        let row = rusqlite::params![
+            self.run,
+            self.uuid,
+            self.name,
+            self.path.as_os_str().as_bytes(),
+            self.started.secs,
+            self.started.nanos,
+            finished.secs,
+            finished.nanos,
+            entries.added,
+            entries.modified,
+            entries.deleted,
+            entries.unchanged,
+            dirs.added,
+            dirs.modified,
+            dirs.deleted,
+            dirs.unchanged,
+            counts.files,
+            counts.bytes,
+            counts.bytes_read,
+            counts.bytes_stored,
+            counts.problems,
+            sys::host_name(),
+            concat!("raidtape ", env!("CARGO_PKG_VERSION")),
+        ];
+        self.conn.execute(query, row).map_err(sql)?;
+        for tag in tags {
+            let query = "INSERT OR IGNORE INTO run_tags (run, tag) VALUES (?1, ?2)";
+            self.conn.execute(query, (self.run, tag)).map_err(sql)?;
+        }
+        for (n, problem) in (1i64..).zip(problems) {
+            let query = "INSERT INTO run_problems (run, n, path, kind, message) \
+                         VALUES (?1, ?2, ?3, ?4, ?5)";
+            let row = (self.run, n, &problem.path, problem.kind.as_str(), &problem.message);
+            self.conn.execute(query, row).map_err(sql)?;
+        }
+        self.conn.execute_batch("COMMIT").map_err(sql)?;
+        self.ended = true;
+        Ok(self.run)
+    }
+}
+
+impl Drop for RunWriter<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            // If this fails, SQLite takes the transaction back when the file is next opened.
+            let _ = self.conn.execute_batch("ROLLBACK");
+        }
+    }
+}
+
+fn put_block(conn: &Connection, stored: &Stored) -> Result<()> {
+    let index = stored.index();
+    let mut frames = Vec::new();
+    put_frames(&mut frames, &index.frames);
+    let query = "INSERT INTO blocks (number, id, stored_len, plain_len, frames) \
+                 VALUES (?1, ?2, ?3, ?4, ?5)";
+    let row =
+        (stored.block(), &index.id.0[..], index.stored_len(), index.plain_len(), frames);
+    conn.prepare_cached(query).map_err(sql)?.execute(row).map_err(sql)?;
+    let query = "INSERT INTO block_copies (block, volume, record_at) VALUES (?1, ?2, ?3)";
+    let row = (stored.block(), stored.volume(), stored.record_at());
+    conn.prepare_cached(query).map_err(sql)?.execute(row).map_err(sql)?;
+    let query = "INSERT OR IGNORE INTO chunks (id, block, at, len) VALUES (?1, ?2, ?3, ?4)";
+    let mut statement = conn.prepare_cached(query).map_err(sql)?;
+    for (at, chunk) in index.placed_chunks() {
+        statement.execute((&chunk.id.0[..], stored.block(), at, chunk.len)).map_err(sql)?;
+    }
+    Ok(())
+}
+
+fn put_index_len(conn: &Connection, volume: i64, index_len: u64) -> Result<()> {
+    let query = "UPDATE volumes SET index_len = ?2 WHERE number = ?1";
+    conn.execute(query, (volume, index_len)).map_err(sql)?;
+    Ok(())
+}

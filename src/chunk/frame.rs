@@ -1,0 +1,279 @@
+//! Frames: the unit of compression in a block.
+//!
+//! A frame holds one stretch of at most [`FRAME_PLAIN_BYTES_MAX`] plain bytes: many small chunks, or
+//! a part of a large one. Its stored form is the bytes themselves (raw) or one zstd frame as RFC
+//! 8878 defines it, so a block of such frames is what `zstdcat` reads. Codec, lengths and an XXH3
+//! check of the stored bytes are kept in the frame table, not in the frame.
+
+use std::str::FromStr;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::{Error, Result};
+use crate::wire::{self, Reader};
+
+/// The most plain bytes that one frame holds. Reading a byte never costs more than one frame.
+pub const FRAME_PLAIN_BYTES_MAX: u32 = 1 << 20;
+
+/// How a frame's stored bytes give its plain bytes. The numbers are part of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Codec {
+    /// The plain bytes themselves.
+    Raw = 0,
+    /// One zstd frame.
+    Zstd = 1,
+}
+
+impl Codec {
+    /// The word for it in metas.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Codec::Raw => "raw",
+            Codec::Zstd => "zstd",
+        }
+    }
+}
+
+impl FromStr for Codec {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Codec> {
+        match word {
+            "raw" => Ok(Codec::Raw),
+            "zstd" => Ok(Codec::Zstd),
+            _ => Err(Error::new(crate::error::ErrorKind::Version, format!("unknown codec {word:?}"))),
+        }
+    }
+}
+
+/// What a frame table says of one frame. Where it lies follows from the frames before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// How it is stored.
+    pub codec: Codec,
+    /// Its length in the block file, in bytes.
+    pub stored_len: u32,
+    /// Its plain length, in bytes.
+    pub plain_len: u32,
+    /// XXH3 (64 bits) of the stored bytes.
+    pub check: u64,
+}
+
+impl Frame {
+    /// The plain bytes that `stored` stands for, appended to `plain`; damage is an error.
+    pub fn decode(&self, stored: &[u8], plain: &mut Vec<u8>) -> Result<()> {
+        if stored.len() != self.stored_len as usize || xxh3_64(stored) != self.check {
+            return Err(Error::corrupt("frame does not match its check"));
+        }
+        match self.codec {
+            Codec::Raw => plain.extend_from_slice(stored),
+            Codec::Zstd => {
+                let start = plain.len();
+                plain.resize(start + self.plain_len as usize, 0);
+                let out = plain.get_mut(start..).unwrap_or_default();
+                let len = zstd::bulk::decompress_to_buffer(stored, out)
+                    .map_err(|e| Error::corrupt(format!("frame does not decompress: {e}")))?;
+                if len != self.plain_len as usize {
+                    return Err(Error::corrupt("frame has the wrong plain length"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Appends a frame table: the number of frames, then codec, stored length, plain length and check
+/// (8 bytes, little-endian) of each.
+pub fn put_frames(out: &mut Vec<u8>, frames: &[Frame]) {
+    wire::put_u64(out, frames.len() as u64);
+    for frame in frames {
+        out.push(frame.codec as u8);
+        wire::put_u64(out, frame.stored_len.into());
+        wire::put_u64(out, frame.plain_len.into());
+        out.extend_from_slice(&frame.check.to_le_bytes());
+    }
+}
+
+/// Reads what [`put_frames`] wrote.
+pub fn get_frames(reader: &mut Reader<'_>) -> Result<Vec<Frame>> {
+    let count = reader.count(11)?;
+    let mut frames = Vec::with_capacity(count);
+    for _ in 0..count {
+        let codec = match reader.array::<1>()? {
+            [0] => Codec::Raw,
+            [1] => Codec::Zstd,
+            [other] => {
+                let message = format!("frame codec {other} is not known to this program");
+                return Err(Error::new(crate::error::ErrorKind::Version, message));
+            }
+        };
+        let stored_len = reader.u32()?;
+        let plain_len = reader.u32()?;
+        let check = u64::from_le_bytes(reader.array()?);
+        let raw_lengths_differ = codec == Codec::Raw && stored_len != plain_len;
+        if plain_len == 0 || plain_len > FRAME_PLAIN_BYTES_MAX || raw_lengths_differ {
+            return Err(Error::corrupt("frame table: impossible length"));
+        }
+        frames.push(Frame { codec, stored_len, plain_len, check });
+    }
+    Ok(frames)
+}
+
+/// Whether and how hard a catalog compresses. Settled at `init`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Every frame is raw.
+    None,
+    /// zstd at this level, 1 to 19.
+    Zstd(i32),
+}
+
+impl Compression {
+    /// The word for it in settings and on the command line.
+    pub fn to_word(self) -> String {
+        match self {
+            Compression::None => "none".to_owned(),
+            Compression::Zstd(level) => format!("zstd:{level}"),
+        }
+    }
+}
+
+impl FromStr for Compression {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Compression> {
+        let level = match word.split_once(':') {
+            None if word == "none" => return Ok(Compression::None),
+            None if word == "zstd" => Some(3),
+            Some(("zstd", level)) => level.parse().ok().filter(|it| (1..=19).contains(it)),
+            _ => None,
+        };
+        level.map(Compression::Zstd).ok_or_else(|| {
+            Error::usage(format!("unknown compression {word:?}: use none, zstd or zstd:1 to zstd:19"))
+        })
+    }
+}
+
+/// Encodes frames, keeping its buffers and the compressor's state from one to the next.
+pub struct Encoder {
+    compressor: Option<zstd::bulk::Compressor<'static>>,
+    probe: Option<zstd::bulk::Compressor<'static>>,
+    out: Vec<u8>,
+}
+
+/// A frame is stored compressed when that saves at least one part in this many.
+const SAVING_MIN: usize = 32;
+/// Frames from this length on are judged by a sample before the whole is compressed.
+const PROBE_FROM_BYTES: usize = 64 << 10;
+/// Length of the sample.
+const PROBE_BYTES: usize = 16 << 10;
+
+impl Encoder {
+    /// An encoder for frames of one catalog.
+    pub fn new(compression: Compression) -> Result<Encoder> {
+        let make = |level| {
+            zstd::bulk::Compressor::new(level)
+                .map_err(|e| Error::io("setting up the compressor", e))
+        };
+        let (compressor, probe) = match compression {
+            Compression::None => (None, None),
+            Compression::Zstd(level) => (Some(make(level)?), Some(make(1)?)),
+        };
+        Ok(Encoder { compressor, probe, out: Vec::new() })
+    }
+
+    /// Encodes `plain` (1 to [`FRAME_PLAIN_BYTES_MAX`] bytes); gives the table's row and the bytes
+    /// to store.
+    pub fn encode<'a>(&'a mut self, plain: &'a [u8]) -> Result<(Frame, &'a [u8])> {
+        let plain_len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
+        if plain_len == 0 || plain_len > FRAME_PLAIN_BYTES_MAX {
+            return Err(Error::usage(format!("a frame of {} bytes", plain.len())));
+        }
+        let (codec, stored) = match self.compress(plain)? {
+            Some(len) => (Codec::Zstd, self.out.get(..len).unwrap_or_default()),
+            None => (Codec::Raw, plain),
+        };
+        let stored_len = u32::try_from(stored.len()).unwrap_or(u32::MAX);
+        Ok((Frame { codec, stored_len, plain_len, check: xxh3_64(stored) }, stored))
+    }
+
+    /// Compresses into `self.out` and gives the length, or `None` when that does not pay.
+    fn compress(&mut self, plain: &[u8]) -> Result<Option<usize>> {
+        let (Some(compressor), Some(probe)) = (&mut self.compressor, &mut self.probe) else {
+            return Ok(None);
+        };
+        let failed = |e| Error::io("compressing a frame", e);
+        self.out.resize(zstd::zstd_safe::compress_bound(plain.len()), 0);
+        if plain.len() >= PROBE_FROM_BYTES {
+            // The middle says more about the whole than the start, where headers are.
+            let middle = (plain.len() - PROBE_BYTES) / 2;
+            let sample = plain.get(middle..middle + PROBE_BYTES).unwrap_or_default();
+            let first = plain.get(..PROBE_BYTES).unwrap_or_default();
+            let mut saved = false;
+            for part in [sample, first] {
+                let len = probe.compress_to_buffer(part, &mut self.out[..]).map_err(failed)?;
+                saved |= len < part.len() - part.len() / SAVING_MIN;
+            }
+            if !saved {
+                return Ok(None);
+            }
+        }
+        let len = compressor.compress_to_buffer(plain, &mut self.out[..]).map_err(failed)?;
+        Ok((len < plain.len() - plain.len() / SAVING_MIN).then_some(len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn encode(compression: Compression, plain: &[u8]) -> (Frame, Vec<u8>) {
+        let mut encoder = Encoder::new(compression).unwrap();
+        let (frame, stored) = encoder.encode(plain).unwrap();
+        (frame, stored.to_vec())
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_back(plain in prop::collection::vec(any::<u8>(), 1..5000), copies in 1usize..50) {
+            let plain = plain.repeat(copies);
+            for compression in [Compression::None, Compression::Zstd(3)] {
+                let (frame, stored) = encode(compression, &plain);
+                let mut out = Vec::new();
+                frame.decode(&stored, &mut out)?;
+                prop_assert_eq!(&out, &plain);
+                let mut table = Vec::new();
+                put_frames(&mut table, &[frame, frame]);
+                let mut reader = Reader::new(&table, "test");
+                prop_assert_eq!(get_frames(&mut reader)?, vec![frame, frame]);
+                reader.finish()?;
+            }
+        }
+
+        #[test]
+        fn a_flipped_bit_is_found(plain in prop::collection::vec(any::<u8>(), 1..2000), at: prop::sample::Index) {
+            for compression in [Compression::None, Compression::Zstd(3)] {
+                let (frame, mut stored) = encode(compression, &plain.repeat(10));
+                let at = at.index(stored.len());
+                stored[at] ^= 1;
+                prop_assert!(frame.decode(&stored, &mut Vec::new()).is_err());
+            }
+        }
+
+        #[test]
+        fn any_table_is_read_or_refused(bytes: Vec<u8>) {
+            let _ = get_frames(&mut Reader::new(&bytes, "test"));
+        }
+    }
+
+    #[test]
+    fn text_is_compressed_and_noise_is_not() {
+        let text = b"all work and no play makes jack a dull boy\n".repeat(10_000);
+        assert_eq!(encode(Compression::Zstd(3), &text).0.codec, Codec::Zstd);
+        let mut noise = vec![0; 200_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        assert_eq!(encode(Compression::Zstd(3), &noise).0.codec, Codec::Raw);
+        assert_eq!(encode(Compression::None, &text).0.codec, Codec::Raw);
+    }
+}

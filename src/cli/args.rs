@@ -1,0 +1,238 @@
+//! The arguments of every command.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::job::BackupArgs;
+use crate::sys::quoted;
+
+/// Deduplicating backup with every run browsable through a mount
+#[derive(Parser)]
+#[command(name = "raidtape", version, arg_required_else_help = true)]
+pub struct Args {
+    /// Catalog file
+    #[arg(long, global = true, env = "RAIDTAPE_CATALOG", value_name = "FILE")]
+    catalog: Option<PathBuf>,
+    /// Say more about what happens (twice: everything)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+impl Args {
+    /// The catalog's absolute path. `umount` does without one.
+    pub fn catalog(&self) -> Result<PathBuf> {
+        if matches!(self.command, Command::Umount(_)) {
+            return Ok(PathBuf::new());
+        }
+        let Some(path) = &self.catalog else {
+            return Err(Error::usage("which catalog? Give --catalog FILE or set RAIDTAPE_CATALOG"));
+        };
+        if path.is_dir() {
+            return Err(Error::usage(format!("the catalog {} is a directory", quoted(path))));
+        }
+        let failed = |e| Error::io(format!("catalog {}", quoted(path)), e);
+        let path = std::path::absolute(path).map_err(failed)?;
+        // Links are resolved now, so that the lock and the files beside the catalog are the same
+        // ones by whatever name it is called.
+        match path.canonicalize() {
+            Ok(path) => Ok(path),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(path),
+            Err(e) => Err(Error::with_source(
+                ErrorKind::NoCatalog,
+                format!("catalog {}", quoted(&path)),
+                e,
+            )),
+        }
+    }
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make a new catalog
+    Init(Init),
+    /// Make a volume of a directory and add it to the catalog
+    AddVolume(AddVolume),
+    /// Back up a directory
+    Backup(Backup),
+    /// Show what a run added, modified and deleted
+    ListChanges(ListChanges),
+    /// Check every stored byte and the catalog
+    Validate(Validate),
+    /// Restore one file
+    Restore(Restore),
+    /// Restore a folder
+    RestoreFolder(RestoreFolder),
+    /// Restore a whole run into an empty directory
+    RevertToRun(RevertToRun),
+    /// List all runs
+    Runs(Runs),
+    /// List all volumes
+    Volumes(Volumes),
+    /// List a directory of a run
+    Ls(Ls),
+    /// Mount all runs
+    Mount(Mount),
+    /// Unmount
+    Umount(Umount),
+}
+
+#[derive(clap::Args)]
+pub struct Init {
+    /// Part of each volume's file system to leave free, in percent
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=99))]
+    pub reserve: u8,
+    /// Hash that names chunks, blocks and files: blake3 or sha256
+    #[arg(long, default_value = "blake3")]
+    pub hash_algo: String,
+    /// How files are split: fastcdc (by content) or fixed
+    #[arg(long, default_value = "fastcdc")]
+    pub chunking: String,
+    /// Chunk size: the average for fastcdc [default: 64KiB, or 128MiB for fixed]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub chunk_size: Option<u64>,
+    /// Largest block
+    #[arg(long, value_name = "SIZE", default_value = "128MiB", value_parser = size)]
+    pub block_size: u64,
+    /// Compression: zstd, zstd:N or none
+    #[arg(long, default_value = "zstd")]
+    pub compression: String,
+}
+
+#[derive(clap::Args)]
+pub struct AddVolume {
+    /// Directory of the volume; made if it is missing
+    pub path: PathBuf,
+    /// Part of its file system to leave free, in percent [default: the catalog's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=99))]
+    pub reserve: Option<u8>,
+}
+
+#[derive(clap::Args)]
+pub struct Backup {
+    #[command(flatten)]
+    pub args: BackupArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct ListChanges {
+    /// Number of the run
+    pub run: i64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Validate {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Restore {
+    /// File in the snapshot, relative to the source or with the source's path before it
+    pub src_file: PathBuf,
+    /// Where to write it: a file name, or a directory to put it into
+    pub dest: PathBuf,
+    /// Run to restore from [default: the newest that has the file]
+    #[arg(long, value_name = "N")]
+    pub run: Option<i64>,
+}
+
+#[derive(clap::Args)]
+pub struct RestoreFolder {
+    /// Folder in the snapshot, relative to the source or with the source's path before it
+    pub src_folder: PathBuf,
+    /// Directory that gets the folder's contents
+    pub dest_dir: PathBuf,
+    /// Run to restore from [default: the newest that has the folder]
+    #[arg(long, value_name = "N")]
+    pub run: Option<i64>,
+}
+
+#[derive(clap::Args)]
+pub struct RevertToRun {
+    /// Number of the run
+    pub run: i64,
+    /// An empty or new directory
+    pub dest: PathBuf,
+}
+
+#[derive(clap::Args)]
+pub struct Runs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Volumes {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Ls {
+    /// Number of the run
+    pub run: i64,
+    /// Directory or file in it [default: its root]
+    #[arg(default_value = "")]
+    pub path: PathBuf,
+    /// Print JSON, a line an entry
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Mount {
+    /// Directory to mount on
+    pub mountpoint: PathBuf,
+    /// Stay in the foreground; prints a line when the mount answers
+    #[arg(long)]
+    pub foreground: bool,
+    /// Let other users in; the kernel checks permissions
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Memory for decompressed data
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
+    pub cache_size: u64,
+}
+
+#[derive(clap::Args)]
+pub struct Umount {
+    /// Directory that is mounted on
+    pub mountpoint: PathBuf,
+}
+
+/// A size in bytes, with an optional unit: `1048576`, `1MiB`, `1MB`.
+fn size(text: &str) -> std::result::Result<u64, String> {
+    text.parse::<bytesize::ByteSize>().map(|it| it.as_u64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_binary_and_decimal() {
+        assert_eq!(size("128MiB"), Ok(128 << 20));
+        assert_eq!(size("1000"), Ok(1000));
+        assert_eq!(size("1MB"), Ok(1_000_000));
+        assert!(size("many").is_err());
+    }
+}

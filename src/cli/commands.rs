@@ -1,0 +1,336 @@
+//! One function a command: arguments in, calls of the other rooms, output and exit code out.
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::{args, bar, exit, show};
+use crate::catalog::{EntryRow, Reader, RunId, Settings, Writer};
+use crate::chunk::split::Chunking;
+use crate::entry::Kind;
+use crate::error::{Error, Quoted, Result};
+use crate::progress::Progress;
+use crate::restore::{self, Summary};
+use crate::snapshot::{Snapshots, resolve};
+use crate::sys::{self, quoted};
+use crate::volume::{Status, Volume};
+
+/// Memory for decompressed data of one-shot commands.
+const CACHE_BYTES: u64 = 32 << 20;
+/// Default of `--chunk-size`.
+const FASTCDC_AVERAGE: u64 = 64 << 10;
+const FIXED_SIZE: u64 = 128 << 20;
+/// Entries listed at a time.
+const PAGE_ENTRIES: usize = 1024;
+
+pub fn init(catalog: &Path, args: &args::Init) -> Result<u8> {
+    let default = if args.chunking == "fixed" { FIXED_SIZE } else { FASTCDC_AVERAGE };
+    let settings = Settings {
+        hash: args.hash_algo.parse()?,
+        chunking: Chunking::new(&args.chunking, args.chunk_size.unwrap_or(default))?,
+        compression: args.compression.parse()?,
+        block_bytes: args.block_size,
+        reserve_percent: args.reserve,
+    };
+    if let Some(dir) = catalog.parent() {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io(quoted(dir).to_string(), e))?;
+    }
+    Writer::create(catalog, &settings)?;
+    println!("made catalog {}", quoted(catalog));
+    Ok(exit::DONE)
+}
+
+pub fn add_volume(catalog: &Path, args: &args::AddVolume) -> Result<u8> {
+    let mut writer = Writer::open(catalog)?;
+    let reserve = args.reserve.map_or_else(|| Ok(writer.settings()?.reserve_percent), Ok)?;
+    let failed = |e| Error::io(format!("volume {}", quoted(&args.path)), e);
+    std::fs::create_dir_all(&args.path).map_err(failed)?;
+    let path = args.path.canonicalize().map_err(failed)?;
+    let config = writer.add_volume(&path, reserve)?;
+    println!("added volume {} at {}, reserve {reserve}%", config.uuid, quoted(&path));
+    Ok(exit::DONE)
+}
+
+/// Mount points of this program, which no source may reach into.
+fn own_mounts() -> Vec<PathBuf> {
+    let mounts = sys::mount_points().unwrap_or_default();
+    let own = mounts.into_iter().filter(|it| it.fs_type == b"fuse.raidtape");
+    own.map(|it| it.path).collect()
+}
+
+pub fn backup(catalog: &Path, args: &args::Backup) -> Result<u8> {
+    let progress = Progress::default();
+    let options = args.args.options(&own_mounts());
+    let summary =
+        bar::with_bar(&progress, || crate::backup::run(catalog, &options, &progress))?;
+    let counts = &summary.counts;
+    show::print_problems(&summary.problems, counts.problems);
+    if args.json {
+        let mut map = Map::new();
+        map.insert("run".into(), summary.run.into());
+        show::put_name(&mut map, "source", &summary.source);
+        map.extend(show::counts_json(counts));
+        map.insert("bytes_adopted".into(), summary.bytes_adopted.into());
+        map.insert("problem_list".into(), show::problems_json(&summary.problems));
+        println!("{}", Value::Object(map));
+    } else {
+        println!("run {} of {}", summary.run, Quoted(&summary.source));
+        println!("  entries: {}", show::tally(&counts.entries));
+        println!("  directories: {}", show::tally(&counts.dirs));
+        println!(
+            "  {} files, {}; read {}, stored {} new",
+            counts.files,
+            show::bytes(counts.bytes),
+            show::bytes(counts.bytes_read),
+            show::bytes(counts.bytes_stored)
+        );
+        if summary.bytes_adopted > 0 {
+            let adopted = show::bytes(summary.bytes_adopted);
+            println!("  took over {adopted} that a run which did not end had stored");
+        }
+        if counts.problems > 0 {
+            println!("  {} problems, named above", counts.problems);
+        }
+    }
+    Ok(exit::of_problems(&summary.problems, counts.problems))
+}
+
+pub fn list_changes(catalog: &Path, args: &args::ListChanges) -> Result<u8> {
+    let reader = Reader::open(catalog)?;
+    let run = reader.run(args.run)?;
+    let problems = reader.problems(run.id)?;
+    let mut out = show::Out::new();
+    if !args.json {
+        out.line(&format!("run {} of {}", run.id, Quoted(&run.source)))?;
+        out.line(&format!("  entries: {}", show::tally(&run.counts.entries)))?;
+        out.line(&format!("  directories: {}", show::tally(&run.counts.dirs)))?;
+    }
+    reader.changes(&run, &mut |change| {
+        if !args.json {
+            return out.line(&show::change_line(&change));
+        }
+        let mut map = Map::new();
+        map.insert("change".into(), change.kind.as_str().into());
+        map.extend(show::entry_json(&change.path, &change.entry));
+        out.json(&Value::Object(map))
+    })?;
+    for (path, kind, message) in problems {
+        if args.json {
+            let mut map = Map::new();
+            map.insert("change".into(), "problem".into());
+            show::put_name(&mut map, "path", &path);
+            map.insert("kind".into(), kind.into());
+            map.insert("message".into(), message.into());
+            out.json(&Value::Object(map))?;
+        } else {
+            out.line(&format!("! {}: {message}", Quoted(&path)))?;
+        }
+    }
+    out.finish()?;
+    Ok(exit::DONE)
+}
+
+pub fn validate(catalog: &Path, args: &args::Validate) -> Result<u8> {
+    let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
+    let progress = Progress::default();
+    let report =
+        bar::with_bar(&progress, || crate::validate::run(&snapshots, &progress))?;
+    let mut out = show::Out::new();
+    match args.json {
+        true => out.json(&show::report_json(&report))?,
+        false => show::report(&mut out, &report)?,
+    }
+    out.finish()?;
+    Ok(match (report.is_clean(), report.is_damaged()) {
+        (true, _) => exit::DONE,
+        (false, true) => exit::DAMAGED,
+        (false, false) => exit::OFFLINE,
+    })
+}
+
+pub fn restore(catalog: &Path, args: &args::Restore) -> Result<u8> {
+    let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
+    let found = resolve(&snapshots, args.src_file.as_os_str().as_bytes(), args.run)?;
+    let progress = Progress::default();
+    let summary = bar::with_bar(&progress, || {
+        restore::restore_file(&snapshots, &found, &args.dest, &progress)
+    })?;
+    Ok(print_restored(&summary, found.run.id))
+}
+
+pub fn restore_folder(catalog: &Path, args: &args::RestoreFolder) -> Result<u8> {
+    let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
+    let found = resolve(&snapshots, args.src_folder.as_os_str().as_bytes(), args.run)?;
+    let progress = Progress::default();
+    let summary = bar::with_bar(&progress, || {
+        restore::restore_folder(&snapshots, &found, &args.dest_dir, &progress)
+    })?;
+    Ok(print_restored(&summary, found.run.id))
+}
+
+pub fn revert_to_run(catalog: &Path, args: &args::RevertToRun) -> Result<u8> {
+    let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
+    let run = snapshots.run(args.run)?;
+    let progress = Progress::default();
+    let summary = bar::with_bar(&progress, || {
+        restore::revert_to_run(&snapshots, &run, &args.dest, &progress)
+    })?;
+    Ok(print_restored(&summary, run.id))
+}
+
+fn print_restored(summary: &Summary, run: RunId) -> u8 {
+    let count = summary.problems.len() as u64;
+    show::print_problems(&summary.problems, count);
+    println!(
+        "restored {} entries, {} directories, {} from run {run}",
+        summary.entries,
+        summary.dirs,
+        show::bytes(summary.bytes)
+    );
+    if summary.owners_skipped > 0 {
+        println!(
+            "the owner of {} entries could not be set: only root may do that",
+            summary.owners_skipped
+        );
+    }
+    if count > 0 {
+        println!("{count} problems, named above");
+    }
+    exit::of_problems(&summary.problems, count)
+}
+
+pub fn runs(catalog: &Path, args: &args::Runs) -> Result<u8> {
+    let runs = Reader::open(catalog)?.runs()?;
+    let mut out = show::Out::new();
+    if args.json {
+        out.json(&runs.iter().map(show::run_json).collect())?;
+        out.finish()?;
+        return Ok(exit::DONE);
+    }
+    out.line(&format!(
+        "{:>5}  {:<19}  {:>9} {:>10} {:>10}  {}",
+        "run", "finished", "files", "size", "new", "source"
+    ))?;
+    for run in &runs {
+        let tags = match run.tags.is_empty() {
+            true => String::new(),
+            false => format!("  [{}]", Quoted(run.tags.join(", ").as_bytes())),
+        };
+        let problems = match run.counts.problems {
+            0 => String::new(),
+            n => format!("  ({n} problems)"),
+        };
+        out.line(&format!(
+            "{:>5}  {:<19}  {:>9} {:>10} {:>10}  {}{tags}{problems}",
+            run.id,
+            show::time(run.finished),
+            run.counts.files,
+            show::bytes(run.counts.bytes),
+            show::bytes(run.counts.bytes_stored),
+            Quoted(&run.source)
+        ))?;
+    }
+    out.finish()?;
+    Ok(exit::DONE)
+}
+
+pub fn volumes(catalog: &Path, args: &args::Volumes) -> Result<u8> {
+    let reader = Reader::open(catalog)?;
+    let mut out = show::Out::new();
+    let mut list = Vec::new();
+    if !args.json {
+        out.line(&format!(
+            "{:<8} {:>8} {:>10} {:>10} {:>8}  {}",
+            "status", "blocks", "stored", "free", "reserve", "path"
+        ))?;
+    }
+    for config in reader.volumes()? {
+        let totals = reader.stored_bytes_of(config.number)?;
+        let opened = Volume::open(config.clone());
+        let status = if opened.is_ok() { config.status } else { Status::Missing };
+        let space = opened.and_then(|it| it.store.space()).ok();
+        if args.json {
+            let mut map = Map::new();
+            map.insert("volume".into(), config.number.into());
+            map.insert("uuid".into(), config.uuid.clone().into());
+            show::put_name(&mut map, "path", config.path.as_os_str().as_bytes());
+            map.insert("status".into(), status.as_str().into());
+            map.insert("reserve_percent".into(), config.reserve_percent.into());
+            map.insert("blocks".into(), totals.blocks.into());
+            map.insert("stored_bytes".into(), totals.stored_bytes.into());
+            map.insert("free_bytes".into(), json!(space.map(|it| it.free_bytes)));
+            map.insert("total_bytes".into(), json!(space.map(|it| it.total_bytes)));
+            list.push(Value::Object(map));
+            continue;
+        }
+        out.line(&format!(
+            "{:<8} {:>8} {:>10} {:>10} {:>7}%  {}",
+            status.as_str(),
+            totals.blocks,
+            show::bytes(totals.stored_bytes),
+            space.map_or_else(|| "-".to_owned(), |it| show::bytes(it.free_bytes)),
+            config.reserve_percent,
+            quoted(&config.path)
+        ))?;
+    }
+    if args.json {
+        out.json(&Value::Array(list))?;
+    }
+    out.finish()?;
+    Ok(exit::DONE)
+}
+
+pub fn ls(catalog: &Path, args: &args::Ls) -> Result<u8> {
+    let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
+    let found = resolve(&snapshots, args.path.as_os_str().as_bytes(), Some(args.run))?;
+    let mut out = show::Out::new();
+    let Some(dir) = found.entry.child else {
+        ls_entry(&mut out, &snapshots, &found.path, &found.entry, args)?;
+        out.finish()?;
+        return Ok(exit::DONE);
+    };
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let page = snapshots.list(found.run.id, dir, after.as_deref(), PAGE_ENTRIES)?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.name.clone());
+        for entry in &page {
+            let path = match found.path.is_empty() {
+                true => entry.name.clone(),
+                false => [&*found.path, b"/", &entry.name].concat(),
+            };
+            ls_entry(&mut out, &snapshots, &path, entry, args)?;
+        }
+    }
+    out.finish()?;
+    Ok(exit::DONE)
+}
+
+fn ls_entry(
+    out: &mut show::Out,
+    snapshots: &Snapshots,
+    path: &[u8],
+    entry: &EntryRow,
+    args: &args::Ls,
+) -> Result<()> {
+    let needs_content = args.json || entry.meta.kind == Kind::Symlink;
+    let file = needs_content.then(|| snapshots.file(entry.version)).transpose()?;
+    let target = file.as_ref().and_then(|it| it.content.extra.target.as_deref());
+    if args.json {
+        let mut map = show::entry_json(path, entry);
+        if let Some(target) = target {
+            show::put_name(&mut map, "target", target);
+        }
+        if let Some(hash) = file.as_ref().and_then(|it| it.content.hash) {
+            map.insert("hash".into(), hash.to_string().into());
+        }
+        return out.json(&Value::Object(map));
+    }
+    let name = |kind: &str, id: u32| -> Result<String> {
+        let name = snapshots.with_reader(|reader| reader.owner_name(kind, id, args.run))?;
+        Ok(name.map_or_else(|| id.to_string(), |it| Quoted(&it).to_string()))
+    };
+    let (owner, group) = (name("user", entry.meta.uid)?, name("group", entry.meta.gid)?);
+    out.line(&show::entry_line(entry, target, &owner, &group))
+}

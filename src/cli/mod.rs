@@ -1,0 +1,67 @@
+//! The command line: arguments, output, progress bars, exit codes.
+//!
+//! The only room that prints. Formats are not known here; what a command does is a call of another
+//! room, what it says is in `show`.
+
+mod args;
+mod bar;
+mod commands;
+mod exit;
+mod mount;
+mod show;
+
+use clap::Parser;
+
+use args::{Args, Command};
+pub use exit::exit_code_of_job;
+
+/// Runs the program with the arguments of this process; gives the exit code.
+pub fn main() -> u8 {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(e) => {
+            // Clap knows which of its answers are errors; a closed pipe is nobody's loss.
+            let _ = e.print();
+            return if e.use_stderr() { exit::USAGE } else { exit::DONE };
+        }
+    };
+    start_log(&args);
+    match run(&args) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("raidtape: {e}");
+            exit::of_kind(e.kind())
+        }
+    }
+}
+
+fn start_log(args: &Args) {
+    // Problems are printed as results; the log is for what happens behind them.
+    let level = match (&args.command, args.verbose) {
+        (Command::Mount(_), 0) => "info",
+        (_, 0) => "error",
+        (_, 1) => "info",
+        _ => "debug",
+    };
+    let env = env_logger::Env::default().filter_or("RAIDTAPE_LOG", level);
+    env_logger::Builder::from_env(env).format_target(false).init();
+}
+
+fn run(args: &Args) -> crate::error::Result<u8> {
+    let catalog = args.catalog()?;
+    match &args.command {
+        Command::Init(it) => commands::init(&catalog, it),
+        Command::AddVolume(it) => commands::add_volume(&catalog, it),
+        Command::Backup(it) => commands::backup(&catalog, it),
+        Command::ListChanges(it) => commands::list_changes(&catalog, it),
+        Command::Validate(it) => commands::validate(&catalog, it),
+        Command::Restore(it) => commands::restore(&catalog, it),
+        Command::RestoreFolder(it) => commands::restore_folder(&catalog, it),
+        Command::RevertToRun(it) => commands::revert_to_run(&catalog, it),
+        Command::Runs(it) => commands::runs(&catalog, it),
+        Command::Volumes(it) => commands::volumes(&catalog, it),
+        Command::Ls(it) => commands::ls(&catalog, it),
+        Command::Mount(it) => mount::mount(&catalog, it),
+        Command::Umount(it) => mount::umount(it),
+    }
+}

@@ -1,0 +1,289 @@
+//! What commands say: lines for people and JSON for programs.
+//!
+//! Names in lines are quoted so that none can drive a terminal or fake a line; in JSON a name that
+//! is not UTF-8 gets the key `KEY_b64`.
+
+use std::io::{self, Write};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytesize::ByteSize;
+use serde_json::{Map, Value, json};
+
+use crate::catalog::{Change, Counts, DamagedFile, EntryRow, Run, Tally};
+use crate::entry::Kind;
+use crate::error::{Error, Problem, Quoted, Result};
+use crate::sys::Time;
+use crate::validate::{BadBlock, Report};
+
+/// Standard output, buffered. A reader that goes away ends the output, not the command.
+pub struct Out(io::BufWriter<io::StdoutLock<'static>>);
+
+impl Out {
+    pub fn new() -> Out {
+        Out(io::BufWriter::with_capacity(1 << 16, io::stdout().lock()))
+    }
+
+    pub fn line(&mut self, text: &str) -> Result<()> {
+        self.0.write_all(text.as_bytes()).and_then(|()| self.0.write_all(b"\n")).map_err(failed)
+    }
+
+    pub fn json(&mut self, value: &Value) -> Result<()> {
+        self.line(&value.to_string())
+    }
+
+    pub fn finish(mut self) -> Result<()> {
+        self.0.flush().map_err(failed)
+    }
+}
+
+fn failed(e: io::Error) -> Error {
+    if e.kind() == io::ErrorKind::BrokenPipe {
+        // As `ls | head` does.
+        std::process::exit(0);
+    }
+    Error::io("writing to standard output", e)
+}
+
+/// Inserts a name that may be any bytes.
+pub fn put_name(map: &mut Map<String, Value>, key: &str, name: &[u8]) {
+    match std::str::from_utf8(name) {
+        Ok(text) => map.insert(key.to_owned(), text.into()),
+        Err(_) => map.insert(format!("{key}_b64"), BASE64.encode(name).into()),
+    };
+}
+
+/// A size for people.
+pub fn bytes(n: u64) -> String {
+    ByteSize(n).to_string()
+}
+
+/// A time for people, in the local time zone.
+pub fn time(time: Time) -> String {
+    let zone = jiff::tz::TimeZone::system();
+    match jiff::Timestamp::new(time.secs, 0) {
+        Ok(stamp) => stamp.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S").to_string(),
+        Err(_) => format!("@{}", time.secs),
+    }
+}
+
+fn time_json(time: Time) -> Value {
+    // Nanoseconds never exceed i32.
+    let nanos = i32::try_from(time.nanos).unwrap_or_default();
+    match jiff::Timestamp::new(time.secs, nanos) {
+        Ok(stamp) => stamp.to_string().into(),
+        Err(_) => format!("@{}.{:09}", time.secs, time.nanos).into(),
+    }
+}
+
+/// `added 3, modified 1, deleted 0, unchanged 99`.
+pub fn tally(tally: &Tally) -> String {
+    format!(
+        "added {}, modified {}, deleted {}, unchanged {}",
+        tally.added, tally.modified, tally.deleted, tally.unchanged
+    )
+}
+
+fn tally_json(tally: &Tally) -> Value {
+    json!({
+        "added": tally.added,
+        "modified": tally.modified,
+        "deleted": tally.deleted,
+        "unchanged": tally.unchanged,
+    })
+}
+
+/// What a run counted, as JSON.
+pub fn counts_json(counts: &Counts) -> Map<String, Value> {
+    let mut map = Map::new();
+    if let Value::Object(entries) = tally_json(&counts.entries) {
+        map.extend(entries);
+    }
+    map.insert("dirs".into(), tally_json(&counts.dirs));
+    map.insert("files".into(), counts.files.into());
+    map.insert("bytes".into(), counts.bytes.into());
+    map.insert("bytes_read".into(), counts.bytes_read.into());
+    map.insert("bytes_stored".into(), counts.bytes_stored.into());
+    map.insert("problems".into(), counts.problems.into());
+    map
+}
+
+/// Problems as JSON.
+pub fn problems_json(problems: &[Problem]) -> Value {
+    let one = |it: &Problem| {
+        let mut map = Map::new();
+        put_name(&mut map, "path", &it.path);
+        map.insert("kind".into(), it.kind.as_str().into());
+        map.insert("message".into(), it.message.clone().into());
+        Value::Object(map)
+    };
+    problems.iter().map(one).collect()
+}
+
+/// Names every problem on standard error.
+pub fn print_problems(problems: &[Problem], count: u64) {
+    for problem in problems {
+        eprintln!("raidtape: {problem}");
+    }
+    let more = count.saturating_sub(problems.len() as u64);
+    if more > 0 {
+        eprintln!("raidtape: and {more} more");
+    }
+}
+
+/// A run as JSON.
+pub fn run_json(run: &Run) -> Value {
+    let mut map = Map::new();
+    map.insert("run".into(), run.id.into());
+    map.insert("uuid".into(), run.uuid.clone().into());
+    put_name(&mut map, "source", &run.source);
+    put_name(&mut map, "path", std::os::unix::ffi::OsStrExt::as_bytes(run.path.as_os_str()));
+    map.insert("started".into(), time_json(run.started));
+    map.insert("finished".into(), time_json(run.finished));
+    map.extend(counts_json(&run.counts));
+    put_name(&mut map, "host", &run.host);
+    map.insert("tags".into(), json!(run.tags));
+    Value::Object(map)
+}
+
+/// An entry as JSON, under `path`.
+pub fn entry_json(path: &[u8], entry: &EntryRow) -> Map<String, Value> {
+    let meta = &entry.meta;
+    let mut map = Map::new();
+    put_name(&mut map, "path", path);
+    map.insert("kind".into(), meta.kind.as_str().into());
+    map.insert("mode".into(), format!("{:04o}", meta.mode).into());
+    map.insert("uid".into(), meta.uid.into());
+    map.insert("gid".into(), meta.gid.into());
+    map.insert("size".into(), meta.size.into());
+    map.insert("mtime".into(), time_json(meta.mtime));
+    map.insert("first_run".into(), entry.first_run.into());
+    map
+}
+
+/// An entry as `ls -l` shows it.
+pub fn entry_line(entry: &EntryRow, target: Option<&[u8]>, owner: &str, group: &str) -> String {
+    let meta = &entry.meta;
+    let mut line = format!(
+        "{} {owner:<8} {group:<8} {:>12} {} {}",
+        mode_text(meta.kind, meta.mode),
+        meta.size,
+        time(meta.mtime),
+        Quoted(&entry.name)
+    );
+    if let Some(target) = target {
+        line.push_str(&format!(" -> {}", Quoted(target)));
+    }
+    line
+}
+
+fn mode_text(kind: Kind, mode: u32) -> String {
+    let kind = match kind {
+        Kind::File => '-',
+        Kind::Dir => 'd',
+        Kind::Symlink => 'l',
+        Kind::Fifo => 'p',
+        Kind::Socket => 's',
+        Kind::CharDevice => 'c',
+        Kind::BlockDevice => 'b',
+    };
+    let mut text = String::from(kind);
+    // (bits of a class, the special bit that replaces its x, its letters with and without x)
+    for (shift, special, with, without) in
+        [(6, 0o4000, 's', 'S'), (3, 0o2000, 's', 'S'), (0, 0o1000, 't', 'T')]
+    {
+        let bits = mode >> shift;
+        text.push(if bits & 4 != 0 { 'r' } else { '-' });
+        text.push(if bits & 2 != 0 { 'w' } else { '-' });
+        text.push(match (mode & special != 0, bits & 1 != 0) {
+            (true, true) => with,
+            (true, false) => without,
+            (false, true) => 'x',
+            (false, false) => '-',
+        });
+    }
+    text
+}
+
+/// A change as a line: `+`, `M` or `-` and the path, a directory with a slash.
+pub fn change_line(change: &Change) -> String {
+    let sign = match change.kind {
+        crate::catalog::ChangeKind::Added => '+',
+        crate::catalog::ChangeKind::Modified => 'M',
+        crate::catalog::ChangeKind::Deleted => '-',
+    };
+    let slash = if change.entry.meta.kind == Kind::Dir { "/" } else { "" };
+    format!("{sign} {}{slash}", Quoted(&change.path))
+}
+
+/// A validation report as lines.
+pub fn report(out: &mut Out, report: &Report) -> Result<()> {
+    for fault in &report.catalog_faults {
+        out.line(fault)?;
+    }
+    for block in &report.bad_blocks {
+        out.line(&format!(
+            "block {} on {}: {}",
+            block.id,
+            crate::sys::quoted(&block.volume),
+            block.reason
+        ))?;
+        for file in &block.files {
+            let (source, path) = (Quoted(&file.source), Quoted(&file.path));
+            out.line(&format!("    {} of {source}: {path}", runs(&file.runs)))?;
+        }
+    }
+    let (blocks, size) = (report.blocks, bytes(report.bytes));
+    out.line(&match report.is_clean() {
+        true => format!("Solid: {blocks} blocks, {size}, all as written."),
+        false => format!(
+            "Damage: {} of {blocks} blocks ({size} in all) and {} faults of the catalog.",
+            report.bad_blocks.len(),
+            report.catalog_faults.len()
+        ),
+    })
+}
+
+/// `run 3`, `runs 1-4, 7`.
+fn runs(runs: &[i64]) -> String {
+    let mut ranges: Vec<(i64, i64)> = Vec::new();
+    for run in runs {
+        match ranges.last_mut() {
+            Some(last) if last.1 + 1 == *run => last.1 = *run,
+            _ => ranges.push((*run, *run)),
+        }
+    }
+    let words = ranges.iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    let word = if runs.len() == 1 { "run" } else { "runs" };
+    format!("{word} {}", words.collect::<Vec<_>>().join(", "))
+}
+
+/// A validation report as JSON.
+pub fn report_json(report: &Report) -> Value {
+    let file = |it: &DamagedFile| {
+        let mut map = Map::new();
+        put_name(&mut map, "source", &it.source);
+        put_name(&mut map, "path", &it.path);
+        map.insert("runs".into(), json!(it.runs));
+        Value::Object(map)
+    };
+    let block = |it: &BadBlock| {
+        let mut map = Map::new();
+        map.insert("block".into(), it.id.to_string().into());
+        put_name(&mut map, "volume", std::os::unix::ffi::OsStrExt::as_bytes(it.volume.as_os_str()));
+        map.insert("kind".into(), it.kind.as_str().into());
+        map.insert("reason".into(), it.reason.clone().into());
+        map.insert("files".into(), it.files.iter().map(file).collect());
+        Value::Object(map)
+    };
+    json!({
+        "clean": report.is_clean(),
+        "blocks": report.blocks,
+        "bytes": report.bytes,
+        "catalog_faults": report.catalog_faults,
+        "bad_blocks": report.bad_blocks.iter().map(block).collect::<Value>(),
+    })
+}

@@ -1,0 +1,213 @@
+//! What is inside a block, and its record in the volume index.
+//!
+//! A block is the plain concatenation of its stored frames. Its plain content is the concatenation
+//! of the frames' plain contents, and that is cut into chunks without gap: so two lists, frames and
+//! chunks in order, say everything, and every position follows from lengths.
+
+use std::io::{BufReader, Read};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::chunk::frame::{self, Frame};
+use crate::chunk::{ChunkId, ChunkRef, Digest};
+use crate::error::{Error, ErrorKind, Result};
+use crate::wire::{self, Reader};
+
+/// The name of a block: the hash of its bytes.
+pub type BlockId = Digest;
+
+/// Most bytes that a block may have; what is larger is not a block of ours.
+pub const BLOCK_BYTES_MAX: u64 = 1 << 30;
+
+/// Everything there is to know of a block but where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockIndex {
+    /// Its name.
+    pub id: BlockId,
+    /// Its frames in order.
+    pub frames: Vec<Frame>,
+    /// Its chunks in order.
+    pub chunks: Vec<ChunkRef>,
+}
+
+impl BlockIndex {
+    /// Length of the block file in bytes.
+    pub fn stored_len(&self) -> u64 {
+        self.frames.iter().map(|it| u64::from(it.stored_len)).sum()
+    }
+
+    /// Length of its plain content in bytes.
+    pub fn plain_len(&self) -> u64 {
+        self.frames.iter().map(|it| u64::from(it.plain_len)).sum()
+    }
+
+    /// The chunks with the plain offset at which each begins.
+    pub fn placed_chunks(&self) -> impl Iterator<Item = (u64, ChunkRef)> + '_ {
+        self.chunks.iter().scan(0u64, |next, chunk| {
+            let offset = *next;
+            *next += u64::from(chunk.len);
+            Some((offset, *chunk))
+        })
+    }
+
+    /// Whether frames and chunks cover the same bytes, within the limits.
+    pub fn check(&self) -> Result<()> {
+        let chunked: u64 = self.chunks.iter().map(|it| u64::from(it.len)).sum();
+        let stored = self.stored_len();
+        if chunked != self.plain_len() || stored == 0 || stored > BLOCK_BYTES_MAX {
+            return Err(Error::corrupt(format!("block {}: its tables do not agree", self.id)));
+        }
+        Ok(())
+    }
+}
+
+/// Version of the index record; the first byte of each.
+const RECORD_VERSION: u8 = 1;
+/// Largest record that a reader accepts, in bytes.
+const RECORD_BYTES_MAX: u32 = 256 << 20;
+
+/// One record of the volume index: length of the body and its XXH3 (4 and 8 bytes, little-endian),
+/// then the body: version, block id, frame table, number of chunks, and id and length of each.
+pub fn encode_record(block: &BlockIndex) -> Vec<u8> {
+    let mut body = vec![RECORD_VERSION];
+    body.extend_from_slice(&block.id.0);
+    frame::put_frames(&mut body, &block.frames);
+    wire::put_u64(&mut body, block.chunks.len() as u64);
+    for chunk in &block.chunks {
+        body.extend_from_slice(&chunk.id.0);
+        wire::put_u64(&mut body, chunk.len.into());
+    }
+    let mut record = Vec::with_capacity(body.len() + 12);
+    record.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+    record.extend_from_slice(&xxh3_64(&body).to_le_bytes());
+    record.append(&mut body);
+    record
+}
+
+/// Reads a record's body.
+fn decode_body(body: &[u8]) -> Result<BlockIndex> {
+    let mut reader = Reader::new(body, "volume index record");
+    let [version] = reader.array::<1>()?;
+    if version != RECORD_VERSION {
+        let message = format!("volume index record of version {version}: this program knows 1");
+        return Err(Error::new(ErrorKind::Version, message));
+    }
+    let id = Digest(reader.array()?);
+    let frames = frame::get_frames(&mut reader)?;
+    let count = reader.count(33)?;
+    let mut chunks = Vec::with_capacity(count);
+    for _ in 0..count {
+        chunks.push(ChunkRef { id: ChunkId::from_slice(reader.take(32)?)?, len: reader.u32()? });
+    }
+    reader.finish()?;
+    let block = BlockIndex { id, frames, chunks };
+    block.check()?;
+    Ok(block)
+}
+
+/// Reads index records one after another.
+pub struct RecordReader<R> {
+    input: BufReader<R>,
+    offset: u64,
+}
+
+impl<R: Read> RecordReader<R> {
+    /// A reader whose first byte lies at `offset` of the index.
+    pub fn new(input: R, offset: u64) -> RecordReader<R> {
+        RecordReader { input: BufReader::with_capacity(1 << 16, input), offset }
+    }
+
+    /// Where the next record begins: all before it has been read and was whole.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The next record; `None` at the end, and also where a record is cut short or does not match
+    /// its check, which is what a crash while appending leaves.
+    pub fn next_record(&mut self) -> Result<Option<BlockIndex>> {
+        let mut head = [0; 12];
+        if !self.read_whole(&mut head)? {
+            return Ok(None);
+        }
+        let (len, check) = head.split_at(4);
+        let len = u32::from_le_bytes(len.try_into().unwrap_or_default());
+        let check = u64::from_le_bytes(check.try_into().unwrap_or_default());
+        if len > RECORD_BYTES_MAX {
+            return Ok(None);
+        }
+        let mut body = Vec::new();
+        let got = self.input.by_ref().take(len.into()).read_to_end(&mut body);
+        let got = got.map_err(|e| Error::io("reading a volume index", e))?;
+        if got != len as usize || xxh3_64(&body) != check {
+            return Ok(None);
+        }
+        self.offset += 12 + u64::from(len);
+        decode_body(&body).map(Some)
+    }
+
+    fn read_whole(&mut self, out: &mut [u8]) -> Result<bool> {
+        match self.input.read_exact(out) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(e) => Err(Error::io("reading a volume index", e)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::HashAlgo;
+    use crate::chunk::frame::{Compression, Encoder};
+
+    fn block(seed: u8) -> BlockIndex {
+        let plain = vec![seed; 5000];
+        let (frame, stored) = {
+            let mut encoder = Encoder::new(Compression::Zstd(3)).unwrap();
+            let (frame, stored) = encoder.encode(&plain).unwrap();
+            (frame, stored.to_vec())
+        };
+        let id = HashAlgo::Blake3.hash(&stored);
+        let chunk = |part: &[u8]| ChunkRef {
+            id: HashAlgo::Blake3.hash(part),
+            len: u32::try_from(part.len()).unwrap(),
+        };
+        let (one, two) = plain.split_at(1234);
+        BlockIndex { id, frames: vec![frame], chunks: vec![chunk(one), chunk(two)] }
+    }
+
+    #[test]
+    fn records_come_back_and_a_torn_tail_ends_the_reading() {
+        let blocks = [block(1), block(2), block(3)];
+        let log: Vec<u8> = blocks.iter().flat_map(encode_record).collect();
+        let ends: Vec<usize> = blocks
+            .iter()
+            .scan(0, |end, it| {
+                *end += encode_record(it).len();
+                Some(*end)
+            })
+            .collect();
+        for cut in 0..=log.len() {
+            let mut reader = RecordReader::new(&log[..cut], 0);
+            let mut got = Vec::new();
+            while let Some(it) = reader.next_record().unwrap() {
+                got.push(it);
+            }
+            let whole = ends.iter().filter(|end| **end <= cut).count();
+            assert_eq!(got, blocks[..whole]);
+            assert_eq!(reader.offset() as usize, if whole == 0 { 0 } else { ends[whole - 1] });
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_is_never_read_as_a_record() {
+        let good = block(1);
+        let record = encode_record(&good);
+        for at in 0..record.len() {
+            let mut bad = record.clone();
+            bad[at] ^= 0x10;
+            let got = RecordReader::new(&bad[..], 0).next_record();
+            assert!(!matches!(got, Ok(Some(it)) if it != good));
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The volume manifest: a small text file that says which volume a directory is.
+//!
+//! Format 1: lines `key=value`; `format`, `volume_id`, `status`, `reserve_percent` and `hash_algo`
+//! are required, other keys are kept as they are. Replaced as a whole, never edited in place.
+
+use std::path::{Path, PathBuf};
+
+use super::{Status, VolumeConfig};
+use crate::chunk::HashAlgo;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{self, quoted};
+
+const NAME: &str = ".rt_volume_manifest";
+/// Largest manifest that is read, in bytes.
+const BYTES_MAX: u64 = 64 << 10;
+const FORMAT: &str = "1";
+
+/// What a volume says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeManifest {
+    /// The volume's own name.
+    pub uuid: String,
+    /// Whether it takes new blocks.
+    pub status: Status,
+    /// Part of its file system that is left free, in percent.
+    pub reserve_percent: u8,
+    /// The hash that names its blocks and chunks.
+    pub hash: HashAlgo,
+    /// Keys that this program does not know, kept as they are.
+    pub other: Vec<(String, String)>,
+}
+
+/// Where the manifest of the volume at `volume` lies.
+pub fn path_in(volume: &Path) -> PathBuf {
+    volume.join(NAME)
+}
+
+impl VolumeManifest {
+    /// The manifest of a volume that the catalog describes so.
+    pub fn of(config: &VolumeConfig, hash: HashAlgo) -> VolumeManifest {
+        VolumeManifest {
+            uuid: config.uuid.clone(),
+            status: config.status,
+            reserve_percent: config.reserve_percent,
+            hash,
+            other: Vec::new(),
+        }
+    }
+
+    /// Reads the manifest of the volume at `volume`; none there means that the volume is offline.
+    pub fn read(volume: &Path) -> Result<VolumeManifest> {
+        let path = path_in(volume);
+        let read = || -> std::io::Result<String> {
+            let len = std::fs::metadata(&path)?.len();
+            if len > BYTES_MAX {
+                return Err(std::io::Error::other("larger than any volume manifest"));
+            }
+            std::fs::read_to_string(&path)
+        };
+        let text = read().map_err(|e| {
+            let message = format!("no volume at {}", quoted(volume));
+            Error::with_source(ErrorKind::Offline, message, e)
+        })?;
+        Self::parse(&text).map_err(|e| e.context(quoted(&path)))
+    }
+
+    fn parse(text: &str) -> Result<VolumeManifest> {
+        let pairs: Vec<(&str, &str)> = text.lines().filter_map(|it| it.split_once('=')).collect();
+        let get = |key: &str| {
+            let pair = pairs.iter().find(|it| it.0 == key);
+            pair.map(|it| it.1).ok_or_else(|| Error::corrupt(format!("no line '{key}='")))
+        };
+        match get("format")? {
+            FORMAT => {}
+            other => {
+                let message = format!("volume format {other:?} is not known to this program");
+                return Err(Error::new(ErrorKind::Version, message));
+            }
+        }
+        let reserve = get("reserve_percent")?.parse().ok().filter(|it| *it <= 100);
+        let known = ["format", "volume_id", "status", "reserve_percent", "hash_algo"];
+        let other = pairs.iter().filter(|it| !known.contains(&it.0));
+        Ok(VolumeManifest {
+            uuid: get("volume_id")?.to_owned(),
+            status: get("status")?.parse()?,
+            reserve_percent: reserve.ok_or_else(|| Error::corrupt("bad reserve_percent"))?,
+            hash: get("hash_algo")?.parse()?,
+            other: other.map(|it| (it.0.to_owned(), it.1.to_owned())).collect(),
+        })
+    }
+
+    fn to_text(&self) -> String {
+        let mut text = format!(
+            "format={FORMAT}\nvolume_id={}\nstatus={}\nreserve_percent={}\nhash_algo={}\n",
+            self.uuid,
+            self.status.as_str(),
+            self.reserve_percent,
+            self.hash.as_str()
+        );
+        for (key, value) in &self.other {
+            text.push_str(&format!("{key}={value}\n"));
+        }
+        text
+    }
+
+    /// Writes the manifest of the volume at `volume`.
+    pub fn write(&self, volume: &Path) -> Result<()> {
+        sys::replace_file(&path_in(volume), self.to_text().as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifests_come_back_with_keys_of_later_versions() {
+        let manifest = VolumeManifest {
+            uuid: "0d8a".to_owned(),
+            status: Status::Sealed,
+            reserve_percent: 7,
+            hash: HashAlgo::Sha256,
+            other: vec![("colour".to_owned(), "blue=ish".to_owned())],
+        };
+        assert_eq!(VolumeManifest::parse(&manifest.to_text()).unwrap(), manifest);
+    }
+
+    #[test]
+    fn what_is_not_format_1_is_refused() {
+        let text = "format=2\nvolume_id=x\n";
+        assert_eq!(VolumeManifest::parse(text).unwrap_err().kind(), ErrorKind::Version);
+        assert_eq!(VolumeManifest::parse("").unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+}

@@ -1,0 +1,324 @@
+//! Volumes: directories, usually disks, that hold blocks.
+//!
+//! ```text
+//! <volume>/.rt_volume_manifest    which volume this is (text, `key=value` lines)
+//! <volume>/.rt_volume_index       what is inside each block (binary records, append only)
+//! <volume>/chunks/xx/yy/<hash>    the blocks
+//! <volume>/meta/<hash>.meta.json  for people: what is in a block, and which files use it
+//! <volume>/manifests/run-N.jsonl.zst  what each run added, changed and deleted
+//! <volume>/tmp/                   blocks being written; whatever is here after a crash is waste
+//! <volume>/RESTORE.txt            how to get files back without this program
+//! ```
+//!
+//! Write order: a block's bytes are synced, then it is renamed to its name, then its directories
+//! are synced, then its record is appended to the volume index and that is synced. Only then a
+//! [`Stored`] value exists, and nothing but a `Stored` value lets the catalog name a block. A crash
+//! leaves strays in `tmp/`, or blocks that the index does not have (waste), or a torn last record
+//! (cut off by the next writer). Runs, files and SQLite are not known in this room.
+
+pub mod block;
+mod manifest;
+pub mod store;
+mod writer;
+
+pub use block::{BlockId, BlockIndex};
+pub use manifest::VolumeManifest;
+pub use writer::{Batch, OpenBlock, Place, Stored, Writer};
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use block::RecordReader;
+use store::{BlockStore, DirStore};
+
+use crate::chunk::HashAlgo;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{self, quoted};
+
+/// Whether a volume takes new blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Takes new blocks.
+    Active,
+    /// Reached its reserve: read only.
+    Sealed,
+    /// Not found where it should be.
+    Missing,
+}
+
+impl Status {
+    /// The word for it in manifest, catalog and listings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Status::Active => "active",
+            Status::Sealed => "sealed",
+            Status::Missing => "missing",
+        }
+    }
+}
+
+impl std::str::FromStr for Status {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<Status> {
+        match word {
+            "active" => Ok(Status::Active),
+            "sealed" => Ok(Status::Sealed),
+            "missing" => Ok(Status::Missing),
+            _ => Err(Error::corrupt(format!("unknown volume status {word:?}"))),
+        }
+    }
+}
+
+/// What the catalog knows of a volume.
+#[derive(Clone, Debug)]
+pub struct VolumeConfig {
+    /// Its number in the catalog.
+    pub number: i64,
+    /// Its own name, which it keeps wherever it is mounted.
+    pub uuid: String,
+    /// Its directory.
+    pub path: PathBuf,
+    /// Whether it takes new blocks.
+    pub status: Status,
+    /// Part of its file system that is left free, in percent.
+    pub reserve_percent: u8,
+}
+
+/// A volume that is there, with the store of its blocks.
+pub struct Volume {
+    /// What the catalog knows of it.
+    pub config: VolumeConfig,
+    /// Its blocks.
+    pub store: Arc<dyn BlockStore>,
+}
+
+/// Name of the volume index.
+const INDEX_NAME: &str = ".rt_volume_index";
+
+impl Volume {
+    /// Makes a volume of directory `path` (created when missing), which must not be one yet.
+    pub fn create(path: &Path, config: &VolumeConfig, hash: HashAlgo) -> Result<()> {
+        let failed = |e| Error::io(format!("creating volume {}", quoted(path)), e);
+        std::fs::create_dir_all(path).map_err(failed)?;
+        if manifest::path_in(path).exists() {
+            let message = format!("{} is a volume already", quoted(path));
+            return Err(Error::usage(message));
+        }
+        for dir in ["chunks", "meta", "manifests", "tmp"] {
+            std::fs::create_dir_all(path.join(dir)).map_err(failed)?;
+        }
+        sys::replace_file(&path.join("RESTORE.txt"), include_bytes!("RESTORE.txt"))?;
+        sys::replace_file(&path.join(INDEX_NAME), b"")?;
+        VolumeManifest::of(config, hash).write(path)
+    }
+
+    /// Opens the volume, checking that what lies at its path is really it.
+    pub fn open(config: VolumeConfig) -> Result<Volume> {
+        let manifest = VolumeManifest::read(&config.path)?;
+        if manifest.uuid != config.uuid {
+            let message = format!(
+                "{} holds another volume ({} instead of {})",
+                quoted(&config.path),
+                manifest.uuid,
+                config.uuid
+            );
+            return Err(Error::new(ErrorKind::Offline, message));
+        }
+        let store = Arc::new(DirStore::new(config.path.clone()));
+        Ok(Volume { config, store })
+    }
+
+    /// Writes the status into the volume's own manifest.
+    pub fn set_status(&self, status: Status) -> Result<()> {
+        let mut manifest = VolumeManifest::read(&self.config.path)?;
+        manifest.status = status;
+        manifest.write(&self.config.path)
+    }
+
+    /// Removes what a killed writer left half written. Only for who holds the writer's lock.
+    pub fn clear_pending(&self) -> Result<()> {
+        DirStore::new(self.config.path.clone()).clear_pending()
+    }
+
+    /// The index records from byte `offset` on.
+    pub fn index_from(&self, offset: u64) -> Result<RecordReader<File>> {
+        let path = self.config.path.join(INDEX_NAME);
+        let failed = |e| Error::io(format!("reading {}", quoted(&path)), e);
+        let mut file = File::open(&path).map_err(failed)?;
+        file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+        Ok(RecordReader::new(file, offset))
+    }
+
+    /// The index record that begins at byte `record_at`.
+    pub fn index_record(&self, record_at: u64) -> Result<BlockIndex> {
+        let record = self.index_from(record_at)?.next_record()?;
+        record.ok_or_else(|| {
+            let at = quoted(&self.config.path);
+            Error::corrupt(format!("volume index of {at} has no record at byte {record_at}"))
+        })
+    }
+
+    /// Starts writing documents (metas, manifests).
+    pub fn documents(&self) -> Documents<'_> {
+        Documents { volume: self, written: Vec::new() }
+    }
+
+    /// Where a document lies; `name` is relative to the volume.
+    pub fn document_path(&self, name: &str) -> PathBuf {
+        self.config.path.join(name)
+    }
+
+    /// Appends records after the first `valid` bytes of the index (what follows them is a torn
+    /// record) and makes them durable; gives the new length.
+    fn append_index(&self, valid: u64, records: &[u8]) -> Result<u64> {
+        let path = self.config.path.join(INDEX_NAME);
+        let append = || -> std::io::Result<u64> {
+            let mut file = File::options().write(true).open(&path)?;
+            if file.metadata()?.len() != valid {
+                file.set_len(valid)?;
+            }
+            file.seek(SeekFrom::Start(valid))?;
+            file.write_all(records)?;
+            file.sync_all()?;
+            Ok(valid + records.len() as u64)
+        };
+        append().map_err(|e| Error::io(format!("writing {}", quoted(&path)), e))
+    }
+}
+
+/// Documents being written to a volume together: they get their names when all are synced.
+pub struct Documents<'a> {
+    volume: &'a Volume,
+    written: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Documents that wait for their names at most: each costs a path or two of memory.
+const DOCUMENTS_WAITING_MAX: usize = 1024;
+
+impl Documents<'_> {
+    /// Writes a document; `name` is relative to the volume, as in `meta/x.json`.
+    pub fn add(
+        &mut self,
+        name: &str,
+        fill: impl FnOnce(&mut dyn Write) -> Result<()>,
+    ) -> Result<()> {
+        let path = self.volume.document_path(name);
+        let mut new = path.clone().into_os_string();
+        new.push(".new");
+        let new = PathBuf::from(new);
+        let failed = |e| Error::io(format!("writing {}", quoted(&new)), e);
+        let file = File::create(&new).map_err(failed)?;
+        self.written.push((new.clone(), path));
+        let mut out = std::io::BufWriter::with_capacity(1 << 16, file);
+        fill(&mut out)?;
+        let file = out.into_inner().map_err(|e| failed(e.into_error()))?;
+        sys::start_writeback(&file, 0, 0);
+        match self.written.len() {
+            DOCUMENTS_WAITING_MAX => self.name_all(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes all documents durable under their names.
+    pub fn finish(mut self) -> Result<()> {
+        self.name_all()
+    }
+
+    fn name_all(&mut self) -> Result<()> {
+        let mut dirs = std::collections::BTreeSet::new();
+        for (new, path) in &self.written {
+            let sync = || File::open(new)?.sync_all();
+            sync().map_err(|e| Error::io(format!("syncing {}", quoted(new)), e))?;
+            dirs.extend(path.parent().map(Path::to_path_buf));
+        }
+        for (new, path) in self.written.drain(..) {
+            std::fs::rename(&new, &path)
+                .map_err(|e| Error::io(format!("renaming {}", quoted(&new)), e))?;
+        }
+        dirs.iter().try_for_each(|dir| sys::sync_dir(dir))
+    }
+}
+
+impl Drop for Documents<'_> {
+    fn drop(&mut self) {
+        for (new, _) in &self.written {
+            // Not finished, so never named; a stray that stays is overwritten by the next writer.
+            let _ = std::fs::remove_file(new);
+        }
+    }
+}
+
+/// All volumes of a catalog: those that are there and those that are not.
+pub struct Volumes {
+    present: Vec<Volume>,
+    missing: Vec<(VolumeConfig, Error)>,
+}
+
+impl Volumes {
+    /// Opens what can be opened; a volume that is not there is noted, not an error.
+    pub fn open(configs: Vec<VolumeConfig>) -> Volumes {
+        let mut volumes = Volumes { present: Vec::new(), missing: Vec::new() };
+        for config in configs {
+            match Volume::open(config.clone()) {
+                Ok(volume) => volumes.present.push(volume),
+                Err(error) => volumes.missing.push((config, error)),
+            }
+        }
+        volumes
+    }
+
+    /// Volumes with stores of the caller's making.
+    pub fn with_stores(present: Vec<Volume>) -> Volumes {
+        Volumes { present, missing: Vec::new() }
+    }
+
+    /// The volumes that are there, in the catalog's order.
+    pub fn present(&self) -> &[Volume] {
+        &self.present
+    }
+
+    /// The volumes that are not there, each with the reason.
+    pub fn missing(&self) -> &[(VolumeConfig, Error)] {
+        &self.missing
+    }
+
+    /// The volume with this number in the catalog.
+    pub fn get(&self, number: i64) -> Option<&Volume> {
+        self.present.iter().find(|it| it.config.number == number)
+    }
+
+    /// Fills `buf` from `offset` of a block that lies on one of the volumes `numbers`: the first
+    /// that gives the bytes wins. The error names the block, and the volumes that are not there.
+    pub fn read_at(
+        &self,
+        numbers: &[i64],
+        id: &BlockId,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> Result<()> {
+        let mut last = None;
+        for number in numbers {
+            match self.get(*number) {
+                Some(volume) => match volume.store.read_at(id, offset, buf) {
+                    Ok(()) => return Ok(()),
+                    Err(e) => last = Some(e),
+                },
+                None => last = last.or(self.why_missing(*number, id)),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::corrupt(format!("block {id} is on no known volume"))))
+    }
+
+    fn why_missing(&self, number: i64, id: &BlockId) -> Option<Error> {
+        let (config, reason) = self.missing.iter().find(|it| it.0.number == number)?;
+        let message = format!(
+            "block {id} is on volume {} at {}, which is not there ({reason}): mount it",
+            config.uuid,
+            quoted(&config.path)
+        );
+        Some(Error::new(ErrorKind::Offline, message))
+    }
+}

@@ -1,0 +1,379 @@
+//! Writing blocks: placement, reserve, rotation to the next volume, and the barrier.
+//!
+//! Small chunks of many threads share one open block; a large file has blocks of its own. A frame is
+//! in a block whole or not at all, and so is a chunk. When the active volume reaches its reserve, or
+//! its disk is full before that, the block at hand is closed as it is, the volume is sealed, and the
+//! work goes on in the next active volume; a caller notices nothing unless no volume is left.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::block::{self, BlockIndex};
+use super::store::PendingBlock;
+use super::{Status, Volume, Volumes};
+use crate::chunk::frame::Frame;
+use crate::chunk::{ChunkRef, Hasher, HashAlgo};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Encoded frames and the chunks that end in them, to be appended together.
+#[derive(Default)]
+pub struct Batch {
+    /// Rows of the frame table.
+    pub frames: Vec<Frame>,
+    /// The frames' stored bytes, one after another.
+    pub stored: Vec<u8>,
+    /// The chunks that are complete with the last of these frames.
+    pub chunks: Vec<ChunkRef>,
+}
+
+impl Batch {
+    /// Adds a frame.
+    pub fn push(&mut self, frame: Frame, stored: &[u8]) {
+        self.frames.push(frame);
+        self.stored.extend_from_slice(stored);
+    }
+
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        self.frames.clear();
+        self.stored.clear();
+        self.chunks.clear();
+    }
+}
+
+/// Where plain bytes went: a block, by its number in the catalog, and an offset in its plain
+/// content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The block's number.
+    pub block: u64,
+    /// Offset in its plain content, in bytes.
+    pub offset: u64,
+}
+
+/// A block that is durable: bytes, name and index record. Only [`Writer::barrier`] makes one.
+pub struct Stored {
+    block: u64,
+    index: BlockIndex,
+    volume: i64,
+    record_at: u64,
+}
+
+impl Stored {
+    /// The block's number.
+    pub fn block(&self) -> u64 {
+        self.block
+    }
+
+    /// What is inside.
+    pub fn index(&self) -> &BlockIndex {
+        &self.index
+    }
+
+    /// The number of the volume it lies on.
+    pub fn volume(&self) -> i64 {
+        self.volume
+    }
+
+    /// Where its record begins in the volume's index, in bytes.
+    pub fn record_at(&self) -> u64 {
+        self.record_at
+    }
+
+    /// A block that an index record and a file of the right length prove to be stored: what a run
+    /// that did not end has left. `None` when the file is not there or not whole.
+    pub fn adopt(
+        volume: &Volume,
+        block: u64,
+        index: BlockIndex,
+        record_at: u64,
+    ) -> Result<Option<Stored>> {
+        let len = volume.store.len_of(&index.id)?;
+        let is_whole = len == Some(index.stored_len());
+        let volume = volume.config.number;
+        Ok(is_whole.then_some(Stored { block, index, volume, record_at }))
+    }
+}
+
+/// A block being written. Belongs to one thread, or to the writer for the shared one.
+pub struct OpenBlock {
+    volume: usize,
+    number: u64,
+    pending: Box<dyn PendingBlock>,
+    hasher: Hasher,
+    index: BlockIndex,
+    stored_len: u64,
+    plain_len: u64,
+    chunked_len: u64,
+}
+
+struct Closed {
+    volume: usize,
+    number: u64,
+    pending: Box<dyn PendingBlock>,
+    index: BlockIndex,
+}
+
+/// Writes blocks to the volumes of a catalog. One at a time: see the writer's lock.
+pub struct Writer<'a> {
+    volumes: &'a Volumes,
+    hash: HashAlgo,
+    block_bytes: u64,
+    next_number: AtomicU64,
+    shared: Mutex<Option<OpenBlock>>,
+    closed: Mutex<Vec<Closed>>,
+    closed_bytes: AtomicU64,
+    /// For each present volume: whether it takes blocks, and the valid length of its index.
+    full: Mutex<Vec<bool>>,
+    index_len: Mutex<Vec<u64>>,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer that numbers its blocks from `next_number`. `index_len` holds the valid length of
+    /// each present volume's index, in the order of [`Volumes::present`].
+    pub fn new(
+        volumes: &'a Volumes,
+        hash: HashAlgo,
+        block_bytes: u64,
+        next_number: u64,
+        index_len: Vec<u64>,
+    ) -> Writer<'a> {
+        let full = volumes.present().iter().map(|it| it.config.status != Status::Active).collect();
+        Writer {
+            volumes,
+            hash,
+            block_bytes,
+            next_number: AtomicU64::new(next_number),
+            shared: Mutex::new(None),
+            closed: Mutex::new(Vec::new()),
+            closed_bytes: AtomicU64::new(0),
+            full: Mutex::new(full),
+            index_len: Mutex::new(index_len),
+        }
+    }
+
+    /// Appends to the block that all threads share; gives the place of the batch's first byte.
+    pub fn append_shared(&self, batch: &Batch) -> Result<Place> {
+        let mut shared = self.shared.lock();
+        self.append(&mut shared, batch)
+    }
+
+    /// Appends to the caller's own block, opening one where `own` is empty or has no room; gives
+    /// the place of the batch's first byte.
+    pub fn append(&self, own: &mut Option<OpenBlock>, batch: &Batch) -> Result<Place> {
+        let plain: u64 = batch.frames.iter().map(|it| u64::from(it.plain_len)).sum();
+        self.make_room(own, batch.stored.len() as u64, plain)?;
+        loop {
+            let Some(block) = own.as_mut() else {
+                *own = Some(self.open_block()?);
+                continue;
+            };
+            match block.append(batch) {
+                Ok(place) => return Ok(place),
+                Err(e) if e.kind() == ErrorKind::NoSpace && block.is_between_chunks() => {
+                    // The disk is full although the reserve said otherwise.
+                    self.mark_full(block.volume)?;
+                    self.close(own)?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Makes sure that a chunk of `len` plain bytes, which will come in several batches, can go
+    /// into one block: closes the own block if it has too little room left.
+    pub fn make_room_for_chunk(&self, own: &mut Option<OpenBlock>, len: u64) -> Result<()> {
+        self.make_room(own, len, len)
+    }
+
+    fn make_room(&self, own: &mut Option<OpenBlock>, stored: u64, plain: u64) -> Result<()> {
+        let Some(block) = own.as_ref() else { return Ok(()) };
+        if !block.is_between_chunks() {
+            return Ok(());
+        }
+        let too_long = block.stored_len > 0 && block.stored_len + stored > self.block_bytes;
+        // A block of very compressible data must not grow without bound in plain bytes either.
+        let too_rich = block.plain_len > 0 && block.plain_len + plain > self.block_bytes * 16;
+        let at_reserve = !self.has_room(block.volume, stored)?;
+        if at_reserve {
+            self.mark_full(block.volume)?;
+        }
+        if too_long || too_rich || at_reserve {
+            self.close(own)?;
+        }
+        Ok(())
+    }
+
+    /// Closes a thread's own block, which ends a file.
+    pub fn close(&self, own: &mut Option<OpenBlock>) -> Result<()> {
+        let Some(block) = own.take() else { return Ok(()) };
+        if block.index.frames.is_empty() {
+            return Ok(());
+        }
+        let OpenBlock { volume, number, pending, hasher, mut index, stored_len, .. } = block;
+        index.id = hasher.finish();
+        index.check()?;
+        self.closed_bytes.fetch_add(stored_len, Ordering::Relaxed);
+        self.closed.lock().push(Closed { volume, number, pending, index });
+        Ok(())
+    }
+
+    /// Bytes in blocks that are closed but not yet durable.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.closed_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Makes all closed blocks durable, and with `last` the shared block too.
+    pub fn barrier(&self, last: bool) -> Result<Vec<Stored>> {
+        if last {
+            self.close(&mut self.shared.lock())?;
+        }
+        let closed = std::mem::take(&mut *self.closed.lock());
+        let mut all = Vec::with_capacity(closed.len());
+        let mut by_volume: Vec<Vec<Closed>> = Vec::new();
+        by_volume.resize_with(self.volumes.present().len(), Vec::new);
+        for it in closed {
+            self.closed_bytes.fetch_sub(it.index.stored_len(), Ordering::Relaxed);
+            if let Some(list) = by_volume.get_mut(it.volume) {
+                list.push(it);
+            }
+        }
+        for (volume, blocks) in self.volumes.present().iter().zip(by_volume) {
+            if !blocks.is_empty() {
+                all.append(&mut self.publish(volume, blocks)?);
+            }
+        }
+        Ok(all)
+    }
+
+    fn publish(&self, volume: &Volume, blocks: Vec<Closed>) -> Result<Vec<Stored>> {
+        let at = self.volumes.present().iter().position(|it| std::ptr::eq(it, volume));
+        let mut lens = self.index_len.lock();
+        let Some(index_len) = at.and_then(|at| lens.get_mut(at)) else {
+            return Err(Error::usage("a volume that this writer does not know"));
+        };
+        let mut pending = Vec::with_capacity(blocks.len());
+        let mut stored = Vec::with_capacity(blocks.len());
+        let mut records = Vec::new();
+        for it in blocks {
+            let record_at = *index_len + records.len() as u64;
+            records.extend(block::encode_record(&it.index));
+            pending.push((it.pending, it.index.id));
+            let volume = volume.config.number;
+            stored.push(Stored { block: it.number, index: it.index, volume, record_at });
+        }
+        volume.store.publish(pending)?;
+        *index_len = volume.append_index(*index_len, &records)?;
+        Ok(stored)
+    }
+
+    /// The valid length of each present volume's index, in the order of [`Volumes::present`].
+    pub fn index_lens(&self) -> Vec<u64> {
+        self.index_len.lock().clone()
+    }
+
+    /// The numbers of the volumes that this writer found full.
+    pub fn sealed(&self) -> Vec<i64> {
+        let full = self.full.lock();
+        let found = self.volumes.present().iter().zip(full.iter());
+        let found = found.filter(|(it, full)| **full && it.config.status == Status::Active);
+        found.map(|(it, _)| it.config.number).collect()
+    }
+
+    fn open_block(&self) -> Result<OpenBlock> {
+        loop {
+            let Some(at) = self.full.lock().iter().position(|full| !full) else {
+                return Err(Error::new(ErrorKind::NoSpace, self.no_room_message()));
+            };
+            if !self.has_room(at, 0)? {
+                self.mark_full(at)?;
+                continue;
+            }
+            let Some(volume) = self.volumes.present().get(at) else {
+                return Err(Error::new(ErrorKind::NoSpace, self.no_room_message()));
+            };
+            let pending = match volume.store.begin() {
+                Ok(pending) => pending,
+                Err(e) if e.kind() == ErrorKind::NoSpace => {
+                    self.mark_full(at)?;
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let empty = BlockIndex {
+                id: crate::chunk::Digest([0; 32]),
+                frames: Vec::new(),
+                chunks: Vec::new(),
+            };
+            return Ok(OpenBlock {
+                volume: at,
+                number: self.next_number.fetch_add(1, Ordering::Relaxed),
+                pending,
+                hasher: self.hash.hasher(),
+                index: empty,
+                stored_len: 0,
+                plain_len: 0,
+                chunked_len: 0,
+            });
+        }
+    }
+
+    fn no_room_message(&self) -> String {
+        let active = self.volumes.present().iter().filter(|it| it.config.status == Status::Active);
+        match active.count() {
+            0 if self.volumes.present().is_empty() && self.volumes.missing().is_empty() => {
+                "there is no volume yet: make one with add-volume".to_owned()
+            }
+            0 => "no volume is active: make a new one with add-volume".to_owned(),
+            _ => "every active volume has reached its reserve: add one with add-volume, or make \
+                  room and lower its reserve"
+                .to_owned(),
+        }
+    }
+
+    /// Whether `len` more bytes leave the volume's reserve untouched.
+    fn has_room(&self, at: usize, len: u64) -> Result<bool> {
+        let Some(volume) = self.volumes.present().get(at) else { return Ok(false) };
+        let space = volume.store.space()?;
+        let percent = u64::from(volume.config.reserve_percent);
+        let reserve = space.total_bytes / 100 * percent;
+        Ok(space.free_bytes > reserve.saturating_add(len))
+    }
+
+    fn mark_full(&self, at: usize) -> Result<()> {
+        let mut full = self.full.lock();
+        let Some(flag) = full.get_mut(at) else { return Ok(()) };
+        if !std::mem::replace(flag, true)
+            && let Some(volume) = self.volumes.present().get(at)
+        {
+            log::info!("volume {} has reached its reserve: sealed", volume.config.uuid);
+        }
+        Ok(())
+    }
+}
+
+impl OpenBlock {
+    /// Whether every plain byte so far belongs to a complete chunk: only then a block can end.
+    fn is_between_chunks(&self) -> bool {
+        self.chunked_len == self.plain_len
+    }
+
+    fn append(&mut self, batch: &Batch) -> Result<Place> {
+        self.pending.append(&batch.stored)?;
+        let place = Place { block: self.number, offset: self.plain_len };
+        self.hasher.update(&batch.stored);
+        self.stored_len += batch.stored.len() as u64;
+        self.index.frames.extend_from_slice(&batch.frames);
+        self.index.chunks.extend_from_slice(&batch.chunks);
+        let plain = batch.frames.iter().map(|it| u64::from(it.plain_len)).sum::<u64>();
+        self.plain_len += plain;
+        self.chunked_len += batch.chunks.iter().map(|it| u64::from(it.len)).sum::<u64>();
+        Ok(place)
+    }
+
+    /// The place where the next appended byte will be.
+    pub fn next_place(&self) -> Place {
+        Place { block: self.number, offset: self.plain_len }
+    }
+}
