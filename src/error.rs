@@ -180,7 +180,9 @@ impl fmt::Display for Quoted<'_> {
             for c in part.valid().chars() {
                 match c {
                     '\\' => f.write_str("\\\\")?,
-                    c if c.is_control() || is_format_char(c) => write!(f, "{}", c.escape_default())?,
+                    c if c.is_control() || is_format_char(c) => {
+                        write!(f, "{}", c.escape_default())?
+                    }
                     c => fmt::Write::write_char(f, c)?,
                 }
             }

@@ -66,9 +66,7 @@ impl Report {
 pub fn run(snapshots: &Snapshots, progress: &Progress) -> Result<Report> {
     let mut report = Report::default();
     progress.set_phase("checking the catalog");
-    snapshots.with_reader(|reader| {
-        reader.check(&mut |fault| report.catalog_faults.push(fault))
-    })?;
+    snapshots.with_reader(|reader| reader.check(&mut |fault| report.catalog_faults.push(fault)))?;
     progress.set_phase("checking blocks");
     let hash = snapshots.settings()?.hash;
     let totals = snapshots.with_reader(Reader::totals)?;
@@ -114,9 +112,7 @@ fn check_block(
     let mut lost = Vec::new();
     for volume_number in &row.volumes {
         let (path, result) = match volumes.get(*volume_number) {
-            Some(volume) => {
-                (volume.config.path.clone(), check_copy(volume, &row, hash, progress))
-            }
+            Some(volume) => (volume.config.path.clone(), check_copy(volume, &row, hash, progress)),
             None => {
                 let missing = volumes.missing();
                 let config = missing.iter().find(|it| it.0.number == *volume_number);

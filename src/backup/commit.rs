@@ -292,12 +292,7 @@ impl<'a, 'c> Committer<'a, 'c> {
     }
 
     /// Ends the run: everything durable in its order, and the run visible last.
-    pub fn finish(
-        mut self,
-        options: &Options,
-        source: &[u8],
-        started: Time,
-    ) -> Result<Summary> {
+    pub fn finish(mut self, options: &Options, source: &[u8], started: Time) -> Result<Summary> {
         self.progress.set_phase("storing");
         let stored = self.blocks.barrier(true)?;
         self.store(&stored)?;

@@ -27,7 +27,8 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::catalog::{
-    Content, Counts, DirId, EntryRow, Reader, Run, RunId, Settings, VersionId, Writer as CatalogWriter,
+    Content, Counts, DirId, EntryRow, Reader, Run, RunId, Settings, VersionId,
+    Writer as CatalogWriter,
 };
 use crate::entry::{Kind, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -114,7 +115,13 @@ enum Unit {
 /// What the committer is told.
 enum Change {
     /// An entry that is new or changed, with its content stored.
-    Put { place: EntryPlace, meta: Metadata, version: VersionId, child: Option<DirId>, content: Content },
+    Put {
+        place: EntryPlace,
+        meta: Metadata,
+        version: VersionId,
+        child: Option<DirId>,
+        content: Content,
+    },
     /// A further name of a version of this run or of an earlier one.
     Link { place: EntryPlace, meta: Metadata, version: VersionId },
     /// An entry as it was in the run before.

@@ -426,10 +426,9 @@ impl<'a, 'c> Scanner<'a, 'c> {
 fn is_well_before(ctime: Time, started: Time) -> bool {
     let limit = match started.nanos.checked_sub(CLOCK_TICK_NANOS) {
         Some(nanos) => Time { secs: started.secs, nanos },
-        None => Time {
-            secs: started.secs - 1,
-            nanos: started.nanos + 1_000_000_000 - CLOCK_TICK_NANOS,
-        },
+        None => {
+            Time { secs: started.secs - 1, nanos: started.nanos + 1_000_000_000 - CLOCK_TICK_NANOS }
+        }
     };
     ctime < limit
 }

@@ -15,9 +15,9 @@ use super::index::{ChunkIndex, Claim};
 use super::{Change, EntryPlace, FileJob, Unit};
 use crate::catalog::extent::push;
 use crate::catalog::{Content, Extent, Settings};
+use crate::chunk::file_hash::FileHash;
 use crate::chunk::frame::{Encoder, FRAME_PLAIN_BYTES_MAX};
 use crate::chunk::split::{Chunking, Splitter};
-use crate::chunk::file_hash::FileHash;
 use crate::chunk::{ChunkId, ChunkRef, Digest, HashAlgo};
 use crate::entry::{self, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -180,12 +180,7 @@ impl<'a, 'c> Worker<'a, 'c> {
         Ok(())
     }
 
-    fn file(
-        &mut self,
-        job: FileJob,
-        target: &mut Target,
-        sink: Sink<'_>,
-    ) -> Result<()> {
+    fn file(&mut self, job: FileJob, target: &mut Target, sink: Sink<'_>) -> Result<()> {
         match self.read_file(&job, target) {
             Ok((meta, hash, content, extra, changed)) => {
                 let FileJob { place, version, .. } = job;
@@ -317,8 +312,7 @@ impl<'a, 'c> Worker<'a, 'c> {
         self.splitter.restart();
         loop {
             // The splitter's buffer is lent out with the chunk, so it is put aside meanwhile.
-            let mut splitter =
-                std::mem::replace(&mut self.splitter, Splitter::new(self.chunking));
+            let mut splitter = std::mem::replace(&mut self.splitter, Splitter::new(self.chunking));
             let result = match splitter.next(&mut reader) {
                 Ok(None) => Ok(false),
                 Ok(Some(piece)) => {
@@ -394,11 +388,7 @@ impl<'a, 'c> Worker<'a, 'c> {
     }
 
     /// Compresses and appends what the frame holds, and tells its files where that is.
-    fn flush(
-        &mut self,
-        current: Option<&mut Layout>,
-        target: &mut Target,
-    ) -> Result<()> {
+    fn flush(&mut self, current: Option<&mut Layout>, target: &mut Target) -> Result<()> {
         if self.frame.plain.is_empty() {
             return Ok(());
         }

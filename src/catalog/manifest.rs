@@ -283,10 +283,7 @@ mod tests {
         };
         let content = Content {
             hash: Some(Digest([7; 32])),
-            extents: vec![
-                Extent::Data { block: 3, offset: 5, len: 20 },
-                Extent::Hole { len: 10 },
-            ],
+            extents: vec![Extent::Data { block: 3, offset: 5, len: 20 }, Extent::Hole { len: 10 }],
             extra: Extra { target: None, xattrs: vec![(b"user.a".to_vec(), vec![0xff])] },
         };
         spool.put(b"dir/\xff", 77, &meta, &content).unwrap();

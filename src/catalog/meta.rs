@@ -73,7 +73,8 @@ impl RunWriter<'_> {
         spool.write_manifest(header, &mut block_name, out)
     }
 
-    /// The blocks whose metas this run makes out of date: those that its new versions use.
+    /// The blocks whose metas this run makes out of date: those that its new versions use. Fails if
+    /// one of them is not stored.
     pub fn metas_due(&self, first_version: VersionId) -> Result<Vec<Due>> {
         let mut blocks = BTreeSet::new();
         let query = "SELECT extents FROM versions WHERE version >= ?1 AND extents IS NOT NULL";
@@ -96,8 +97,14 @@ impl RunWriter<'_> {
                     Ok(Due { block, volume: row.get(0)?, record_at: row.get(1)? })
                 })
                 .map_err(sql)?;
+            let before = due.len();
             for row in rows {
                 due.push(row.map_err(sql)?);
+            }
+            if due.len() == before {
+                // Never by way of `Stored`; looked at once more before the run becomes visible.
+                let message = format!("a version of this run names block {block}, not stored");
+                return Err(Error::corrupt(message));
             }
         }
         Ok(due)
@@ -159,11 +166,7 @@ impl RunWriter<'_> {
     }
 
     /// Source and path of a directory, remembering those of the directories above it.
-    fn dir_name<'n>(
-        &self,
-        dir: DirId,
-        names: &'n mut DirNames,
-    ) -> Result<(&'n [u8], &'n [u8])> {
+    fn dir_name<'n>(&self, dir: DirId, names: &'n mut DirNames) -> Result<(&'n [u8], &'n [u8])> {
         if names.0.len() >= PATHS_MAX {
             names.0.clear();
         }

@@ -117,18 +117,13 @@ impl Reader {
     pub fn latest(&self, source: Option<&[u8]>) -> Result<Option<Run>> {
         match source {
             None => Ok(self.runs_where("1 ORDER BY run DESC LIMIT 1", [])?.pop()),
-            Some(name) => {
-                Ok(self.runs_where("name = ?1 ORDER BY run DESC LIMIT 1", [name])?.pop())
-            }
+            Some(name) => Ok(self.runs_where("name = ?1 ORDER BY run DESC LIMIT 1", [name])?.pop()),
         }
     }
 
     /// The newest run of every source, newest first.
     pub fn latest_of_each_source(&self) -> Result<Vec<Run>> {
-        self.runs_where(
-            "run IN (SELECT max(run) FROM runs GROUP BY source) ORDER BY run DESC",
-            [],
-        )
+        self.runs_where("run IN (SELECT max(run) FROM runs GROUP BY source) ORDER BY run DESC", [])
     }
 
     fn runs_where(&self, condition: &str, params: impl rusqlite::Params) -> Result<Vec<Run>> {
@@ -164,9 +159,8 @@ impl Reader {
 
     /// The root directory of a run's snapshot.
     pub fn root(&self, run: &Run) -> Result<EntryRow> {
-        self.lookup(run.id, 0, &run.source)?.ok_or_else(|| {
-            Error::corrupt(format!("catalog: run {} has no root directory", run.id))
-        })
+        self.lookup(run.id, 0, &run.source)?
+            .ok_or_else(|| Error::corrupt(format!("catalog: run {} has no root directory", run.id)))
     }
 
     /// The entry `name` of directory `dir` at a run.

@@ -33,9 +33,13 @@ pub fn create(path: &Path) -> Result<Connection> {
     if path.symlink_metadata().is_ok() {
         return Err(Error::usage(format!("{} exists already", quoted(path))));
     }
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-        | OpenFlags::SQLITE_OPEN_CREATE
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    // Made here, so that nobody else can read it; SQLite gives its log files the same mode.
+    crate::sys::private_file()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(|e| Error::io(format!("creating {}", quoted(path)), e))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags)
         .map_err(|e| sql(e).context(format!("creating {}", quoted(path))))?;
     conn.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;

@@ -2,8 +2,9 @@
 //!
 //! A run is invisible until [`RunWriter::commit`] ends its transaction with `synchronous=FULL`; if
 //! the process dies before, SQLite takes everything back. Blocks enter only as [`Stored`] values,
-//! and the foreign keys of `chunks` and `uses`, checked at that commit, prove once more that every
-//! version's bytes are in a block that is stored.
+//! and before the commit [`RunWriter::metas_due`] finds every block that the run's versions name, or
+//! the run fails. (Deferred foreign keys would say the same, but make SQLite search all children of
+//! each new row.)
 
 use std::fs::File;
 use std::io::{Read, Write as _};
@@ -15,8 +16,8 @@ use rusqlite::{Connection, OptionalExtension};
 use super::read::{EntryRow, volumes};
 use super::run::{Counts, DirId, RunId, VersionId};
 use super::{Content, Extent, OPEN, Settings, extent, schema, sql};
-use crate::chunk::{ChunkId, Digest};
 use crate::chunk::frame::put_frames;
+use crate::chunk::{ChunkId, Digest};
 use crate::entry::{Kind, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::sys::{self, Time, quoted};
@@ -35,7 +36,7 @@ impl WriteLock {
         name.push(".lock");
         let path = catalog.with_file_name(name);
         let failed = |e| Error::io(format!("locking {}", quoted(&path)), e);
-        let mut options = File::options();
+        let mut options = sys::private_file();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(&path).map_err(failed)?;
         if !sys::try_lock(&file).map_err(failed)? {
@@ -464,8 +465,7 @@ fn put_block(conn: &Connection, stored: &Stored) -> Result<()> {
     put_frames(&mut frames, &index.frames);
     let query = "INSERT INTO blocks (number, id, stored_len, plain_len, frames) \
                  VALUES (?1, ?2, ?3, ?4, ?5)";
-    let row =
-        (stored.block(), &index.id.0[..], index.stored_len(), index.plain_len(), frames);
+    let row = (stored.block(), &index.id.0[..], index.stored_len(), index.plain_len(), frames);
     conn.prepare_cached(query).map_err(sql)?.execute(row).map_err(sql)?;
     let query = "INSERT INTO block_copies (block, volume, record_at) VALUES (?1, ?2, ?3)";
     let row = (stored.block(), stored.volume(), stored.record_at());

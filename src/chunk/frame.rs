@@ -41,7 +41,9 @@ impl FromStr for Codec {
         match word {
             "raw" => Ok(Codec::Raw),
             "zstd" => Ok(Codec::Zstd),
-            _ => Err(Error::new(crate::error::ErrorKind::Version, format!("unknown codec {word:?}"))),
+            _ => {
+                Err(Error::new(crate::error::ErrorKind::Version, format!("unknown codec {word:?}")))
+            }
         }
     }
 }
@@ -149,7 +151,9 @@ impl FromStr for Compression {
             _ => None,
         };
         level.map(Compression::Zstd).ok_or_else(|| {
-            Error::usage(format!("unknown compression {word:?}: use none, zstd or zstd:1 to zstd:19"))
+            Error::usage(format!(
+                "unknown compression {word:?}: use none, zstd or zstd:1 to zstd:19"
+            ))
         })
     }
 }

@@ -153,8 +153,10 @@ mod tests {
             assert_eq!(algo.hash(b"").to_string(), empty);
             assert_eq!(empty.parse::<Digest>().unwrap(), algo.hash(b""));
         }
-        assert!("AF1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
-            .parse::<Digest>()
-            .is_err());
+        assert!(
+            "AF1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+                .parse::<Digest>()
+                .is_err()
+        );
     }
 }

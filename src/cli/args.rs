@@ -185,7 +185,7 @@ pub struct Ls {
     /// Number of the run
     pub run: i64,
     /// Directory or file in it [default: its root]
-    #[arg(default_value = "")]
+    #[arg(default_value = ".")]
     pub path: PathBuf,
     /// Print JSON, a line an entry
     #[arg(long)]

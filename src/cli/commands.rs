@@ -34,7 +34,7 @@ pub fn init(catalog: &Path, args: &args::Init) -> Result<u8> {
         reserve_percent: args.reserve,
     };
     if let Some(dir) = catalog.parent() {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io(quoted(dir).to_string(), e))?;
+        sys::make_private_dirs(dir).map_err(|e| Error::io(quoted(dir).to_string(), e))?;
     }
     Writer::create(catalog, &settings)?;
     println!("made catalog {}", quoted(catalog));
@@ -45,7 +45,7 @@ pub fn add_volume(catalog: &Path, args: &args::AddVolume) -> Result<u8> {
     let mut writer = Writer::open(catalog)?;
     let reserve = args.reserve.map_or_else(|| Ok(writer.settings()?.reserve_percent), Ok)?;
     let failed = |e| Error::io(format!("volume {}", quoted(&args.path)), e);
-    std::fs::create_dir_all(&args.path).map_err(failed)?;
+    sys::make_private_dirs(&args.path).map_err(failed)?;
     let path = args.path.canonicalize().map_err(failed)?;
     let config = writer.add_volume(&path, reserve)?;
     println!("added volume {} at {}, reserve {reserve}%", config.uuid, quoted(&path));
@@ -62,8 +62,7 @@ fn own_mounts() -> Vec<PathBuf> {
 pub fn backup(catalog: &Path, args: &args::Backup) -> Result<u8> {
     let progress = Progress::default();
     let options = args.args.options(&own_mounts());
-    let summary =
-        bar::with_bar(&progress, || crate::backup::run(catalog, &options, &progress))?;
+    let summary = bar::with_bar(&progress, || crate::backup::run(catalog, &options, &progress))?;
     let counts = &summary.counts;
     show::print_problems(&summary.problems, counts.problems);
     if args.json {
@@ -134,8 +133,7 @@ pub fn list_changes(catalog: &Path, args: &args::ListChanges) -> Result<u8> {
 pub fn validate(catalog: &Path, args: &args::Validate) -> Result<u8> {
     let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
     let progress = Progress::default();
-    let report =
-        bar::with_bar(&progress, || crate::validate::run(&snapshots, &progress))?;
+    let report = bar::with_bar(&progress, || crate::validate::run(&snapshots, &progress))?;
     let mut out = show::Out::new();
     match args.json {
         true => out.json(&show::report_json(&report))?,

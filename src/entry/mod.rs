@@ -71,7 +71,8 @@ impl FromStr for Kind {
 
     fn from_str(word: &str) -> Result<Kind> {
         let row = KINDS.iter().find(|row| row.1 == word);
-        row.map(|row| row.0).ok_or_else(|| Error::corrupt(format!("unknown kind of entry {word:?}")))
+        row.map(|row| row.0)
+            .ok_or_else(|| Error::corrupt(format!("unknown kind of entry {word:?}")))
     }
 }
 

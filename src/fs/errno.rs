@@ -12,7 +12,7 @@ use crate::sys::c;
 pub struct Errno(pub i32);
 
 /// Result of a file system operation.
-pub type FsResult<T> = std::result::Result<T, Errno>;
+pub type FsResult<T> = Result<T, Errno>;
 
 impl From<io::Error> for Errno {
     fn from(error: io::Error) -> Errno {

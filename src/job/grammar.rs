@@ -144,7 +144,8 @@ mod tests {
 
     #[test]
     fn malformed_lines_are_refused() {
-        for line in [&b""[..], b"\n", b"--tag", b"relative", b"/a /b", b"'/a", b"/a --nonsense", b"/a\0"]
+        for line in
+            [&b""[..], b"\n", b"--tag", b"relative", b"/a /b", b"'/a", b"/a --nonsense", b"/a\0"]
         {
             let refused = parse(line).unwrap_err();
             assert_eq!(refused.kind(), crate::error::ErrorKind::Usage, "{line:?}");

@@ -83,12 +83,9 @@ impl<'a> Shared<'a> {
     /// Restores one entry that is not a directory, in this thread.
     pub fn restore_leaf(&self, dir: &Arc<TargetDir<'a>>, entry: &EntryRow, path: &[u8]) {
         match self.make_leaf(dir, entry, path) {
-            Ok(Some(file)) => self.fill(Job {
-                dir: dir.clone(),
-                file,
-                entry: entry.clone(),
-                path: path.to_vec(),
-            }),
+            Ok(Some(file)) => {
+                self.fill(Job { dir: dir.clone(), file, entry: entry.clone(), path: path.to_vec() })
+            }
             Ok(None) => {}
             Err(e) => self.problem(path, &e),
         }
@@ -153,7 +150,8 @@ impl<'a> Shared<'a> {
             true => FileHash::of_segments(self.hash),
             false => FileHash::of_content(self.hash),
         };
-        let mut buffer = vec![0; PIECE_BYTES.min(usize::try_from(map.size()).unwrap_or(PIECE_BYTES))];
+        let mut buffer =
+            vec![0; PIECE_BYTES.min(usize::try_from(map.size()).unwrap_or(PIECE_BYTES))];
         for (start, end) in map.segments() {
             if has_holes {
                 hash.begin_segment(start, end - start);
@@ -406,12 +404,7 @@ impl<'a> Tree<'a> {
 }
 
 /// Links `path`, below `base`, to `name` in `dir`, going down without following any link.
-fn make_link(
-    base: &OwnedFd,
-    path: &[Vec<u8>],
-    dir: &TargetDir<'_>,
-    name: &[u8],
-) -> io::Result<()> {
+fn make_link(base: &OwnedFd, path: &[Vec<u8>], dir: &TargetDir<'_>, name: &[u8]) -> io::Result<()> {
     let Some((last, dirs)) = path.split_last() else {
         return Err(io::Error::from_raw_os_error(c::ENOENT));
     };

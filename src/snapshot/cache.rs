@@ -99,11 +99,7 @@ impl FrameCache {
         }
     }
 
-    fn load(
-        &self,
-        key: Key,
-        load: impl FnOnce() -> Result<Vec<u8>>,
-    ) -> Result<Arc<Vec<u8>>> {
+    fn load(&self, key: Key, load: impl FnOnce() -> Result<Vec<u8>>) -> Result<Arc<Vec<u8>>> {
         let flight = Arc::new(Flight::default());
         {
             let mut state = self.state.lock();

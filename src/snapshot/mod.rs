@@ -21,9 +21,7 @@ pub use cache::CacheStats;
 use cache::FrameCache;
 use pool::Pool;
 
-use crate::catalog::{
-    Content, DirId, EntryRow, Extent, Reader, Run, RunId, Settings, VersionId,
-};
+use crate::catalog::{Content, DirId, EntryRow, Extent, Reader, Run, RunId, Settings, VersionId};
 use crate::chunk::frame::Frame;
 use crate::error::{Error, ErrorKind, Result};
 use crate::volume::{BlockId, Volumes};
@@ -237,9 +235,10 @@ impl Snapshots {
             let mut stored = vec![0; place.frame.stored_len as usize];
             self.volumes().read_at(&map.volumes, &map.id, place.stored_at, &mut stored)?;
             let mut plain = Vec::with_capacity(place.frame.plain_len as usize);
-            place.frame.decode(&stored, &mut plain).map_err(|e| {
-                e.context(format!("block {} at byte {}", map.id, place.stored_at))
-            })?;
+            place
+                .frame
+                .decode(&stored, &mut plain)
+                .map_err(|e| e.context(format!("block {} at byte {}", map.id, place.stored_at)))?;
             Ok(plain)
         })
     }

@@ -63,8 +63,7 @@ pub fn reopen(fd: impl AsFd, flags: i32) -> io::Result<OwnedFd> {
 /// Creates regular file `name`, which must not exist, for writing; readable by its owner alone
 /// until its metadata is set.
 pub fn create_file(dir: impl AsFd, name: &OsStr) -> io::Result<File> {
-    let flags =
-        OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(File::from(rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?))
 }
 
@@ -96,12 +95,7 @@ pub fn readlink_fd(fd: impl AsFd) -> io::Result<OsString> {
 }
 
 /// Gives `name` in `dir` a further name; a symbolic link itself is linked, never its target.
-pub fn link(
-    dir: impl AsFd,
-    name: &OsStr,
-    new_dir: impl AsFd,
-    new_name: &OsStr,
-) -> io::Result<()> {
+pub fn link(dir: impl AsFd, name: &OsStr, new_dir: impl AsFd, new_name: &OsStr) -> io::Result<()> {
     Ok(rustix::fs::linkat(dir, name, new_dir, new_name, AtFlags::empty())?)
 }
 

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
@@ -25,8 +26,8 @@ pub mod c {
         ELOOP, EMFILE, EMLINK, ENAMETOOLONG, ENODATA, ENOENT, ENOSPC, ENOSYS, ENOTCONN, ENOTDIR,
         ENOTEMPTY, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, ERANGE, EROFS, ESTALE, EXDEV, O_ACCMODE,
         O_APPEND, O_CREAT, O_DIRECT, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY,
-        RENAME_EXCHANGE, RENAME_NOREPLACE, SEEK_DATA, SEEK_HOLE, S_IFBLK, S_IFCHR, S_IFDIR,
-        S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID, S_ISUID, S_ISVTX,
+        RENAME_EXCHANGE, RENAME_NOREPLACE, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT,
+        S_IFREG, S_IFSOCK, S_ISGID, S_ISUID, S_ISVTX, SEEK_DATA, SEEK_HOLE,
     };
 }
 
@@ -51,17 +52,14 @@ impl Time {
 impl From<std::time::SystemTime> for Time {
     fn from(time: std::time::SystemTime) -> Time {
         match time.duration_since(std::time::UNIX_EPOCH) {
-            Ok(after) => {
-                Time { secs: after.as_secs().cast_signed(), nanos: after.subsec_nanos() }
-            }
+            Ok(after) => Time { secs: after.as_secs().cast_signed(), nanos: after.subsec_nanos() },
             Err(before) => {
                 let before = before.duration();
                 match before.subsec_nanos() {
                     0 => Time { secs: -before.as_secs().cast_signed(), nanos: 0 },
-                    n => Time {
-                        secs: -before.as_secs().cast_signed() - 1,
-                        nanos: 1_000_000_000 - n,
-                    },
+                    n => {
+                        Time { secs: -before.as_secs().cast_signed() - 1, nanos: 1_000_000_000 - n }
+                    }
                 }
             }
         }
@@ -175,6 +173,27 @@ pub fn rename_durable(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Options for files that are nobody else's business: a store holds everybody's data.
+pub fn private_file() -> std::fs::OpenOptions {
+    let mut options = File::options();
+    options.mode(0o600);
+    options
+}
+
+/// Makes a directory that only its owner may enter; one that is there already stays as it is.
+pub fn make_private_dir(path: &Path) -> io::Result<bool> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Makes a directory as [`make_private_dir`], and what is missing above it.
+pub fn make_private_dirs(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
 /// Replaces file `path` by `content`: a reader or a crash sees the old or the new one, whole.
 pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
@@ -182,7 +201,7 @@ pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
     let new = path.with_file_name(name);
     let what = || format!("writing {}", quoted(&new));
     let write = || -> io::Result<()> {
-        let mut file = File::create(&new)?;
+        let mut file = private_file().write(true).create(true).truncate(true).open(&new)?;
         io::Write::write_all(&mut file, content)?;
         file.sync_all()
     };
@@ -394,7 +413,8 @@ mod tests {
 
     #[test]
     fn mounts_with_strange_names_are_read() {
-        let line = b"36 35 98:0 / /mnt/a\\040b\\134c rw,noatime shared:1 - fuse.raidtape /c\\040d rw";
+        let line =
+            b"36 35 98:0 / /mnt/a\\040b\\134c rw,noatime shared:1 - fuse.raidtape /c\\040d rw";
         let mount = parse_mount(line).unwrap();
         assert_eq!(mount.path, Path::new("/mnt/a b\\c"));
         assert_eq!(mount.fs_type, b"fuse.raidtape");

@@ -102,13 +102,13 @@ impl Volume {
     /// Makes a volume of directory `path` (created when missing), which must not be one yet.
     pub fn create(path: &Path, config: &VolumeConfig, hash: HashAlgo) -> Result<()> {
         let failed = |e| Error::io(format!("creating volume {}", quoted(path)), e);
-        std::fs::create_dir_all(path).map_err(failed)?;
+        sys::make_private_dirs(path).map_err(failed)?;
         if manifest::path_in(path).exists() {
             let message = format!("{} is a volume already", quoted(path));
             return Err(Error::usage(message));
         }
         for dir in ["chunks", "meta", "manifests", "tmp"] {
-            std::fs::create_dir_all(path.join(dir)).map_err(failed)?;
+            sys::make_private_dir(&path.join(dir)).map_err(failed)?;
         }
         sys::replace_file(&path.join("RESTORE.txt"), include_bytes!("RESTORE.txt"))?;
         sys::replace_file(&path.join(INDEX_NAME), b"")?;
@@ -210,7 +210,8 @@ impl Documents<'_> {
         new.push(".new");
         let new = PathBuf::from(new);
         let failed = |e| Error::io(format!("writing {}", quoted(&new)), e);
-        let file = File::create(&new).map_err(failed)?;
+        let mut options = sys::private_file();
+        let file = options.write(true).create(true).truncate(true).open(&new).map_err(failed)?;
         self.written.push((new.clone(), path));
         let mut out = std::io::BufWriter::with_capacity(1 << 16, file);
         fill(&mut out)?;

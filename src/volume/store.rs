@@ -143,8 +143,8 @@ impl BlockStore for DirStore {
         let number = self.next_tmp.fetch_add(1, Ordering::Relaxed);
         let path = tmp.join(format!("{}-{number}.part", std::process::id()));
         let create = || {
-            std::fs::create_dir_all(&tmp)?;
-            File::options().read(true).write(true).create_new(true).open(&path)
+            sys::make_private_dir(&tmp)?;
+            sys::private_file().read(true).write(true).create_new(true).open(&path)
         };
         let file = create().map_err(|e| Error::io(format!("creating {}", quoted(&path)), e))?;
         Ok(Box::new(PendingFile { file, path, len: 0, kept: false }))
@@ -230,12 +230,9 @@ fn make_dirs(
     for part in dir.strip_prefix(root).unwrap_or(dir) {
         let parent = path.clone();
         path.push(part);
-        match std::fs::create_dir(&path) {
-            Ok(()) => {
-                dirs.insert(parent);
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(Error::io(format!("creating {}", quoted(&path)), e)),
+        let made = sys::make_private_dir(&path);
+        if made.map_err(|e| Error::io(format!("creating {}", quoted(&path)), e))? {
+            dirs.insert(parent);
         }
     }
     Ok(())

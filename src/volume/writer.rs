@@ -13,7 +13,7 @@ use super::block::{self, BlockIndex};
 use super::store::PendingBlock;
 use super::{Status, Volume, Volumes};
 use crate::chunk::frame::Frame;
-use crate::chunk::{ChunkRef, Hasher, HashAlgo};
+use crate::chunk::{ChunkRef, HashAlgo, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Encoded frames and the chunks that end in them, to be appended together.

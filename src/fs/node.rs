@@ -1,0 +1,171 @@
+//! Inode numbers: what they stand for, computed and never looked up.
+//!
+//! A directory of a snapshot is (run, directory number); everything else in a snapshot is its version
+//! number, which is the same in every run in which the file is unchanged, so that the kernel's
+//! caches see one file. Nothing has to be remembered for what the kernel has seen.
+
+use crate::catalog::{DirId, RunId, VersionId};
+use crate::job::JobId;
+
+/// What an inode number stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Node {
+    /// The root of the mount.
+    Root,
+    /// `/snapshots`.
+    Snapshots,
+    /// `/snapshots/latest`, while this run is the newest.
+    Latest(RunId),
+    /// `/.ctl`.
+    Ctl,
+    /// `/.ctl/backup`.
+    CtlBackup,
+    /// `/.ctl/status`.
+    CtlStatus,
+    /// `/.ctl/jobs`.
+    Jobs,
+    /// `/.ctl/jobs/<id>`.
+    Job(JobId),
+    /// A file of `/.ctl/jobs/<id>`.
+    JobFile(JobId, JobFile),
+    /// A directory of a snapshot.
+    Dir(RunId, DirId),
+    /// Anything else in a snapshot.
+    Version(VersionId),
+    /// Anything in `/ingest`, by its inode number on disk.
+    Ingest(u64),
+}
+
+/// The files that tell of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobFile {
+    /// State, counts and error, for people.
+    Status = 1,
+    /// The problems met.
+    Log = 2,
+    /// State, counts and error, for programs.
+    Progress = 3,
+    /// Writing anything stops the job.
+    Cancel = 4,
+}
+
+/// Every job file with its name.
+pub const JOB_FILES: [(JobFile, &str); 4] = [
+    (JobFile::Status, "status"),
+    (JobFile::Log, "log"),
+    (JobFile::Progress, "progress.json"),
+    (JobFile::Cancel, "cancel"),
+];
+
+// The high bits tell the kinds apart; the rest is the number itself.
+const DIR: u64 = 1 << 63;
+const VERSION: u64 = 1 << 62;
+const INGEST: u64 = 1 << 61;
+const LATEST: u64 = 1 << 60;
+const JOB: u64 = 1 << 59;
+/// Bits of a directory number beside a run number.
+const DIR_BITS: u32 = 38;
+const RUN_BITS: u32 = 63 - DIR_BITS;
+
+impl Node {
+    /// The inode number. `None` where a number is too large to be told apart, which takes
+    /// 33 million runs or 274 billion directories.
+    pub fn ino(self) -> Option<u64> {
+        let small = |n: i64, bits: u32| u64::try_from(n).ok().filter(|n| n >> bits == 0);
+        Some(match self {
+            Node::Root => 1,
+            Node::Snapshots => 2,
+            Node::Ctl => 3,
+            Node::CtlBackup => 4,
+            Node::CtlStatus => 5,
+            Node::Jobs => 6,
+            Node::Latest(run) => LATEST | small(run, RUN_BITS)?,
+            Node::Job(id) => JOB | small(id.cast_signed(), 50)? << 3,
+            Node::JobFile(id, file) => JOB | small(id.cast_signed(), 50)? << 3 | file as u64,
+            Node::Dir(run, dir) => DIR | small(run, RUN_BITS)? << DIR_BITS | small(dir, DIR_BITS)?,
+            Node::Version(version) => VERSION | small(version, 60)?,
+            Node::Ingest(node) => INGEST | Some(node).filter(|n| n >> 60 == 0)?,
+        })
+    }
+
+    /// What an inode number stands for.
+    pub fn from_ino(ino: u64) -> Option<Node> {
+        let signed = |n: u64| n.cast_signed();
+        if ino & DIR != 0 {
+            let run = (ino & !DIR) >> DIR_BITS;
+            return Some(Node::Dir(signed(run), signed(ino & ((1 << DIR_BITS) - 1))));
+        }
+        if ino & VERSION != 0 {
+            return Some(Node::Version(signed(ino & !VERSION)));
+        }
+        if ino & INGEST != 0 {
+            return Some(Node::Ingest(ino & !INGEST));
+        }
+        if ino & LATEST != 0 {
+            return Some(Node::Latest(signed(ino & !LATEST)));
+        }
+        if ino & JOB != 0 {
+            let id = (ino & !JOB) >> 3;
+            if ino & 7 == 0 {
+                return Some(Node::Job(id));
+            }
+            let file = JOB_FILES.iter().find(|it| it.0 as u64 == ino & 7)?;
+            return Some(Node::JobFile(id, file.0));
+        }
+        Some(match ino {
+            1 => Node::Root,
+            2 => Node::Snapshots,
+            3 => Node::Ctl,
+            4 => Node::CtlBackup,
+            5 => Node::CtlStatus,
+            6 => Node::Jobs,
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_come_back_and_are_unlike_each_other() {
+        let nodes = [
+            Node::Root,
+            Node::Snapshots,
+            Node::Ctl,
+            Node::CtlBackup,
+            Node::CtlStatus,
+            Node::Jobs,
+            Node::Latest(1),
+            Node::Latest(2),
+            Node::Job(1),
+            Node::JobFile(1, JobFile::Status),
+            Node::JobFile(1, JobFile::Cancel),
+            Node::Job(2),
+            Node::Dir(1, 1),
+            Node::Dir(2, 1),
+            Node::Dir(1, 2),
+            Node::Dir((1 << RUN_BITS) - 1, (1 << DIR_BITS) - 1),
+            Node::Version(1),
+            Node::Version((1 << 60) - 1),
+            Node::Ingest(1),
+            Node::Ingest((1 << 60) - 1),
+        ];
+        let mut seen = std::collections::HashSet::new();
+        for node in nodes {
+            let ino = node.ino().unwrap();
+            assert!(seen.insert(ino), "{node:?}");
+            assert_eq!(Node::from_ino(ino), Some(node));
+        }
+    }
+
+    #[test]
+    fn numbers_that_do_not_fit_are_refused() {
+        assert_eq!(Node::Dir(1 << RUN_BITS, 1).ino(), None);
+        assert_eq!(Node::Dir(1, 1 << DIR_BITS).ino(), None);
+        assert_eq!(Node::Ingest(1 << 60).ino(), None);
+        assert_eq!(Node::from_ino(0), None);
+        assert_eq!(Node::from_ino(77), None);
+    }
+}
