@@ -89,7 +89,7 @@ pub fn run(snapshots: &Snapshots, progress: &Progress) -> Result<Report> {
     }
     (report.blocks, report.bytes) = (blocks.into_inner(), bytes.into_inner());
     report.bad_blocks = bad.into_inner();
-    report.bad_blocks.sort_by(|a, b| a.id.cmp(&b.id));
+    report.bad_blocks.sort_by_key(|it| it.id);
     Ok(report)
 }
 

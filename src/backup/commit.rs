@@ -3,9 +3,11 @@
 //! Runs on one thread and is alone in writing entries. The end has a fixed order: blocks durable,
 //! then metas and the manifest on the volumes, then the catalog's commit, and only then the answer.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
+use std::collections::{HashMap, HashSet};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::index::ChunkIndex;
 use super::{Change, EntryPlace, Options, PROBLEMS_MAX, Summary, WAITING_BYTES_MAX};
@@ -20,8 +22,10 @@ use crate::progress::Progress;
 use crate::sys::{Time, quoted};
 use crate::volume::{Volumes, Writer};
 
-use std::collections::HashSet;
-use std::os::unix::ffi::OsStrExt;
+/// How long a run goes on at most before what it has stored is made durable.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
+/// The shared block is not closed early for less than this, in stored bytes: blocks cost files.
+const CHECKPOINT_BYTES_MIN: u64 = 16 << 20;
 
 /// What became of a version that names may wait for.
 #[derive(Clone, Copy)]
@@ -49,6 +53,7 @@ pub struct Committer<'a, 'c> {
     waiting: HashMap<VersionId, Vec<(EntryPlace, Metadata)>>,
     users: HashSet<u32>,
     groups: HashSet<u32>,
+    last_checkpoint: Instant,
 }
 
 impl<'a, 'c> Committer<'a, 'c> {
@@ -76,6 +81,7 @@ impl<'a, 'c> Committer<'a, 'c> {
             waiting: HashMap::new(),
             users: HashSet::new(),
             groups: HashSet::new(),
+            last_checkpoint: Instant::now(),
         })
     }
 
@@ -107,10 +113,22 @@ impl<'a, 'c> Committer<'a, 'c> {
             }
             Change::Noted(problem) => self.note(problem),
         }
-        if self.blocks.waiting_bytes() > WAITING_BYTES_MAX {
-            let stored = self.blocks.barrier(false)?;
-            self.store(&stored)?;
+        self.checkpoint_if_due()
+    }
+
+    /// Makes durable what is closed, when that is much or when the last time is long ago: what a
+    /// run that is killed has stored by then, the next one takes over.
+    fn checkpoint_if_due(&mut self) -> Result<()> {
+        let is_late = self.last_checkpoint.elapsed() > CHECKPOINT_EVERY;
+        if !is_late && self.blocks.waiting_bytes() <= WAITING_BYTES_MAX {
+            return Ok(());
         }
+        if is_late {
+            self.blocks.close_shared_from(CHECKPOINT_BYTES_MIN)?;
+        }
+        let stored = self.blocks.barrier(false)?;
+        self.store(&stored)?;
+        self.last_checkpoint = Instant::now();
         Ok(())
     }
 
@@ -306,9 +324,10 @@ impl<'a, 'c> Committer<'a, 'c> {
         }
         self.progress.set_phase("writing metas");
         let metas = write_metas(&run, self.volumes, self.settings, self.first_version);
+        let uuid = run.uuid().to_owned();
         let header = Header {
             run: run.run(),
-            uuid: &run.uuid().to_owned(),
+            uuid: &uuid,
             source,
             started,
             hash: self.settings.hash,
@@ -328,6 +347,7 @@ impl<'a, 'c> Committer<'a, 'c> {
         };
         let mut run = self.chunks.run();
         run.commit(&summary.counts, &options.tags, &summary.problems, Time::now())?;
+        self.progress.set_phase("done");
         Ok(summary)
     }
 }

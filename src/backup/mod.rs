@@ -139,7 +139,7 @@ enum Change {
 /// What the scanner gives out.
 enum Item {
     Unit(Unit),
-    Change(Change),
+    Change(Box<Change>),
 }
 
 /// Backs up `options.source` into the catalog at `catalog`.
@@ -219,12 +219,12 @@ fn run_into(
     options: &Options,
     progress: &Progress,
 ) -> Result<Summary> {
-    let Target { catalog, source, name, basis, own, started } = target;
+    let Target { catalog, source, name, started, .. } = target;
     let run = writer.begin_run(name, source, started)?;
     let chunks = ChunkIndex::new(run, options.max_write_workers);
     let dir = catalog.parent().unwrap_or(Path::new("/"));
     let mut committer = Committer::new(&chunks, blocks, volumes, settings, progress, dir)?;
-    let mut scanner = Scanner::new(catalog, source, name, basis, own, options, &chunks, progress)?;
+    let mut scanner = Scanner::new(target, options, &chunks, progress)?;
     let parts = Parts { settings, chunks: &chunks, blocks, progress };
     progress.set_phase("backing up");
     match options.single_threaded {
@@ -285,7 +285,7 @@ fn run_alone(
 ) -> Result<()> {
     let mut worker = Worker::new(parts.settings, parts.chunks, parts.blocks, parts.progress)?;
     scanner.run(&mut |item| match item {
-        Item::Change(change) => committer.take(change),
+        Item::Change(change) => committer.take(*change),
         Item::Unit(unit) => worker.work(unit, &mut |change| committer.take(change)),
     })
 }
@@ -310,7 +310,7 @@ fn run_together(
     workers: usize,
 ) -> Result<()> {
     let (unit_out, unit_in) = bounded::<Unit>(QUEUE_ITEMS_MAX);
-    let (change_out, change_in) = bounded::<Change>(QUEUE_ITEMS_MAX * 16);
+    let (change_out, change_in) = bounded::<Box<Change>>(QUEUE_ITEMS_MAX * 16);
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for _ in 0..workers {
@@ -347,14 +347,14 @@ fn run_together(
     })
 }
 
-fn commit_all(committer: &mut Committer<'_, '_>, changes: &Receiver<Change>) -> Result<()> {
-    changes.iter().try_for_each(|change| committer.take(change))
+fn commit_all(committer: &mut Committer<'_, '_>, changes: &Receiver<Box<Change>>) -> Result<()> {
+    changes.iter().try_for_each(|change| committer.take(*change))
 }
 
-fn work(parts: &Parts<'_, '_>, units: &Receiver<Unit>, changes: &Sender<Change>) -> Result<()> {
+fn work(parts: &Parts<'_, '_>, units: &Receiver<Unit>, changes: &Sender<Box<Change>>) -> Result<()> {
     let mut worker = Worker::new(parts.settings, parts.chunks, parts.blocks, parts.progress)?;
     let result = units.iter().try_for_each(|unit| {
-        worker.work(unit, &mut |change| changes.send(change).map_err(|_| hung_up()))
+        worker.work(unit, &mut |change| changes.send(Box::new(change)).map_err(|_| hung_up()))
     });
     if result.is_err() {
         // Others may wait for chunks of this worker, which will not come.

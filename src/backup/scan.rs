@@ -14,7 +14,7 @@ use std::sync::Arc;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::index::ChunkIndex;
-use super::{Change, EntryPlace, FileJob, Item, Options, Unit};
+use super::{Change, EntryPlace, FileJob, Item, Options, Target, Unit};
 use crate::catalog::{Content, DirId, EntryRow, Reader, Run, VersionId};
 use crate::chunk::frame::FRAME_PLAIN_BYTES_MAX;
 use crate::entry::{self, Kind, Metadata};
@@ -107,17 +107,14 @@ struct BasisCursor {
 }
 
 impl<'a, 'c> Scanner<'a, 'c> {
-    /// A scanner for the source at `root`, called `name`, that compares with `basis`.
+    /// A scanner for `target`.
     pub fn new(
-        catalog: &Path,
-        root: &'a Path,
-        name: &'a [u8],
-        basis: Option<Run>,
-        own: HashSet<(u64, u64)>,
+        target: Target<'a>,
         options: &'a Options,
         chunks: &'a ChunkIndex<'c>,
         progress: &'a Progress,
     ) -> Result<Scanner<'a, 'c>> {
+        let Target { catalog, source: root, name, basis, own, .. } = target;
         // Patterns are matched against paths below the root.
         let excludes = Excludes::new(Path::new(""), &options.exclude)?;
         Ok(Scanner {
@@ -196,7 +193,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             let message = format!("unknown file type {:o}", stat.mode);
             let error = Error::new(ErrorKind::Io, message);
             let problem = Problem::new(&*place.path, &error);
-            return sink(Item::Change(Change::Failed { place, version: None, problem }));
+            return tell(sink, Change::Failed { place, version: None, problem });
         };
         match meta.kind {
             Kind::Dir => self.visit_dir(parent, place, &stat, levels, sink),
@@ -222,7 +219,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             Err(e) => {
                 // It is there with its metadata, but what is in it is not known.
                 let problem = Problem::new(&*place.path, &Error::io("listing it", e));
-                sink(Item::Change(Change::Noted(problem)))?;
+                tell(sink, Change::Noted(problem))?;
                 self.put_dir(place, parent, stat, sink).map(|_| ())
             }
         }
@@ -245,7 +242,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
                 Ok(listed) => names = listed,
                 Err(e) => {
                     let problem = Problem::new(&*path, &Error::io("listing it", e));
-                    sink(Item::Change(Change::Noted(problem)))?;
+                    tell(sink, Change::Noted(problem))?;
                 }
             }
         }
@@ -271,7 +268,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             && let Some(dir) = old.child
             && meta.is_unchanged_since(&old.meta)
         {
-            sink(Item::Change(Change::Unchanged { kind: Kind::Dir, size: 0 }))?;
+            tell(sink, Change::Unchanged { kind: Kind::Dir, size: 0 })?;
             return Ok((dir, Some(dir)));
         }
         let is_self = sys::is_same_file(fd.as_fd(), stat).unwrap_or(false);
@@ -280,7 +277,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             Ok(extra) => extra,
             Err(e) => {
                 let error = Error::io("reading its extended attributes", e);
-                sink(Item::Change(Change::Noted(Problem::new(&*place.path, &error))))?;
+                tell(sink, Change::Noted(Problem::new(&*place.path, &error)))?;
                 Default::default()
             }
         };
@@ -291,7 +288,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         let content = Content { extra, ..Content::default() };
         let old = place.old.take();
         let place = EntryPlace { old, ..place };
-        sink(Item::Change(Change::Put { place, meta, version, child: Some(dir), content }))?;
+        tell(sink, Change::Put { place, meta, version, child: Some(dir), content })?;
         Ok((dir, old_dir))
     }
 
@@ -317,14 +314,14 @@ impl<'a, 'c> Scanner<'a, 'c> {
                 && old.version == version
             {
                 let size = meta.size;
-                return sink(Item::Change(Change::Unchanged { kind: meta.kind, size }));
+                return tell(sink, Change::Unchanged { kind: meta.kind, size });
             }
-            return sink(Item::Change(Change::Link { place, meta: first, version }));
+            return tell(sink, Change::Link { place, meta: first, version });
         }
         let unchanged = place.old.as_ref().filter(|old| self.is_unchanged(&meta, old));
         if let Some(old) = unchanged {
             self.expect_links(key, old.version, meta);
-            return sink(Item::Change(Change::Unchanged { kind: meta.kind, size: meta.size }));
+            return tell(sink, Change::Unchanged { kind: meta.kind, size: meta.size });
         }
         let version = self.chunks.run().new_version();
         self.expect_links(key, version, meta);
@@ -335,7 +332,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         match entry::capture(parent.as_fd(), &place.name, meta.kind) {
             Ok(extra) => {
                 let content = Content { extra, ..Content::default() };
-                sink(Item::Change(Change::Put { place, meta, version, child: None, content }))
+                tell(sink, Change::Put { place, meta, version, child: None, content })
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => gone(place, sink),
             Err(e) => fail(place, "reading its metadata", e, sink),
@@ -446,9 +443,13 @@ fn list_names(fd: &Arc<OwnedFd>) -> std::io::Result<Vec<OsString>> {
     Ok(names)
 }
 
+fn tell(sink: Sink<'_>, change: Change) -> Result<()> {
+    sink(Item::Change(Box::new(change)))
+}
+
 fn gone(place: EntryPlace, sink: Sink<'_>) -> Result<()> {
     match place.old {
-        Some(row) => sink(Item::Change(Change::Gone { row, path: place.path })),
+        Some(row) => tell(sink, Change::Gone { row, path: place.path }),
         None => Ok(()),
     }
 }
@@ -459,11 +460,11 @@ fn send_gone(dir: &[u8], row: EntryRow, sink: Sink<'_>) -> Result<()> {
         path.push(b'/');
     }
     path.extend_from_slice(&row.name);
-    sink(Item::Change(Change::Gone { row, path }))
+    tell(sink, Change::Gone { row, path })
 }
 
 fn fail(place: EntryPlace, what: &str, error: std::io::Error, sink: Sink<'_>) -> Result<()> {
     log::debug!("{}: {what}: {error}", Quoted(&place.path));
     let problem = Problem::new(&*place.path, &Error::io(what, error));
-    sink(Item::Change(Change::Failed { place, version: None, problem }))
+    tell(sink, Change::Failed { place, version: None, problem })
 }

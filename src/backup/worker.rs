@@ -80,7 +80,7 @@ enum Target {
     /// Into the block that all workers share.
     Shared,
     /// Into blocks of the file's own; the one being written, if any.
-    Own(Option<OpenBlock>),
+    Own(Box<Option<OpenBlock>>),
 }
 
 /// A file that has been read, waiting for its last frame.
@@ -166,7 +166,7 @@ impl<'a, 'c> Worker<'a, 'c> {
                 self.flush(None, &mut Target::Shared)?;
             }
             Unit::Large(file) => {
-                let mut target = Target::Own(None);
+                let mut target = Target::Own(Box::new(None));
                 self.file(*file, &mut target, sink)?;
                 self.flush(None, &mut target)?;
                 if let Target::Own(block) = &mut target {

@@ -127,7 +127,7 @@ impl Splitter {
 
     /// The next chunk of the stream that `reader` gives, or `None` at its end.
     pub fn next(&mut self, reader: &mut impl Read) -> io::Result<Option<Piece<'_>>> {
-        let longest = self.chunking.chunk_bytes_max() as usize;
+        let longest = usize::try_from(self.chunking.chunk_bytes_max()).unwrap_or(usize::MAX);
         if !self.at_eof && self.end - self.start < longest {
             self.fill(reader, longest)?;
         }

@@ -38,7 +38,7 @@ pub fn main() -> u8 {
 fn start_log(args: &Args) {
     // Problems are printed as results; the log is for what happens behind them.
     let level = match (&args.command, args.verbose) {
-        (Command::Mount(_), 0) => "info",
+        (Command::Mount(_), 0) => "info,fuser=error",
         (_, 0) => "error",
         (_, 1) => "info",
         _ => "debug",

@@ -936,6 +936,32 @@ impl Filesystem for Mounted {
         });
     }
 
+    /// Asked only where the kernel does not check permissions: everything is allowed then, and
+    /// with this answer it does not ask again.
+    fn access(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _mask: fuser::AccessFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(errno(Errno(c::ENOSYS)));
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: fuser::IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: fuser::ReplyIoctl,
+    ) {
+        reply.error(errno(Errno(c::ENOTTY)));
+    }
+
     fn fallocate(
         &self,
         _req: &Request,

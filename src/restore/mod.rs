@@ -126,7 +126,11 @@ fn restore_tree(
     let result = std::thread::scope(|scope| {
         for _ in 0..workers {
             let (jobs, shared) = (jobs_in.clone(), shared.clone());
-            scope.spawn(move || jobs.iter().for_each(|job| shared.fill(job)));
+            scope.spawn(move || {
+                for job in jobs {
+                    shared.fill(&job);
+                }
+            });
         }
         let mut tree = Tree::new(snapshots, run, shared.clone(), jobs_out);
         tree.walk(fd, root)

@@ -84,7 +84,8 @@ impl<'a> Shared<'a> {
     pub fn restore_leaf(&self, dir: &Arc<TargetDir<'a>>, entry: &EntryRow, path: &[u8]) {
         match self.make_leaf(dir, entry, path) {
             Ok(Some(file)) => {
-                self.fill(Job { dir: dir.clone(), file, entry: entry.clone(), path: path.to_vec() })
+                let (dir, entry) = (dir.clone(), entry.clone());
+                self.fill(&Job { dir, file, entry, path: path.to_vec() });
             }
             Ok(None) => {}
             Err(e) => self.problem(path, &e),
@@ -119,9 +120,10 @@ impl<'a> Shared<'a> {
         Ok(None)
     }
 
-    /// Fills a file with its content and sets its metadata; removes it again if that fails.
-    pub fn fill(&self, job: Job<'_>) {
-        let result = self.progress.check().and_then(|()| self.fill_checked(&job));
+    /// Fills a file with its content and sets its metadata; removes it again if that fails, and
+    /// says whether it is there.
+    pub fn fill(&self, job: &Job<'_>) -> bool {
+        let result = self.progress.check().and_then(|()| self.fill_checked(job));
         match result {
             Ok(extra) => {
                 let applied = entry::apply_fd(job.file.as_fd(), &job.entry.meta, &extra);
@@ -129,6 +131,7 @@ impl<'a> Shared<'a> {
                 self.entries.fetch_add(1, Ordering::Relaxed);
                 self.bytes.fetch_add(job.entry.meta.size, Ordering::Relaxed);
                 Progress::add(&self.progress.entries, 1);
+                true
             }
             Err(e) => {
                 let name = OsStr::from_bytes(&job.entry.name);
@@ -136,6 +139,7 @@ impl<'a> Shared<'a> {
                     log::warn!("{}: could not be removed: {e}", crate::error::Quoted(&job.path));
                 }
                 self.problem(&job.path, &e);
+                false
             }
         }
     }
@@ -357,6 +361,12 @@ impl<'a> Tree<'a> {
         at::open_dir(&dir.fd, name)
     }
 
+    fn expect_links(&mut self, version: VersionId, nlink: u64, path: Vec<Vec<u8>>) {
+        if nlink > 1 {
+            self.links.insert(version, Linked { path, names_left: nlink - 1 });
+        }
+    }
+
     fn leaf(
         &mut self,
         base: &OwnedFd,
@@ -375,21 +385,26 @@ impl<'a> Tree<'a> {
                 match result {
                     Ok(()) => {
                         self.shared.entries.fetch_add(1, Ordering::Relaxed);
-                        return Ok(());
+                        Progress::add(&self.shared.progress.entries, 1);
                     }
-                    // The first name could not be made, or has been removed: make this one.
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                    Err(e) => {
-                        self.shared.problem(&path, &Error::io("linking it", e));
-                        return Ok(());
-                    }
+                    Err(e) => self.shared.problem(&path, &Error::io("linking it", e)),
                 }
+                return Ok(());
             }
-            let names_left = entry.meta.nlink - 1;
-            self.links.insert(entry.version, Linked { path: names, names_left });
         }
+        let (version, nlink) = (entry.version, entry.meta.nlink);
         match self.shared.make_leaf(dir, &entry, &path) {
-            Ok(None) => Ok(()),
+            Ok(None) => {
+                self.expect_links(version, nlink, names);
+                Ok(())
+            }
+            Ok(Some(file)) if nlink > 1 => {
+                // Before any other name is linked to it, it has to be known to be good.
+                if self.shared.fill(&Job { dir: dir.clone(), file, entry, path }) {
+                    self.expect_links(version, nlink, names);
+                }
+                Ok(())
+            }
             Ok(Some(file)) => {
                 let job = Job { dir: dir.clone(), file, entry, path };
                 let gone = |_| Error::new(ErrorKind::Io, "the threads that write have ended");

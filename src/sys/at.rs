@@ -175,7 +175,7 @@ pub fn set_times_fd(fd: impl AsFd, atime: Option<Time>, mtime: Option<Time>) -> 
 fn timestamps(atime: Option<Time>, mtime: Option<Time>) -> Timestamps {
     let spec = |time: Option<Time>| match time {
         Some(time) => Timespec { tv_sec: time.secs, tv_nsec: time.nanos.into() },
-        None => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT.into() },
+        None => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
     };
     Timestamps { last_access: spec(atime), last_modification: spec(mtime) }
 }

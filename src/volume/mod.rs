@@ -1,20 +1,4 @@
-//! Volumes: directories, usually disks, that hold blocks.
-//!
-//! ```text
-//! <volume>/.rt_volume_manifest    which volume this is (text, `key=value` lines)
-//! <volume>/.rt_volume_index       what is inside each block (binary records, append only)
-//! <volume>/chunks/xx/yy/<hash>    the blocks
-//! <volume>/meta/<hash>.meta.json  for people: what is in a block, and which files use it
-//! <volume>/manifests/run-N.jsonl.zst  what each run added, changed and deleted
-//! <volume>/tmp/                   blocks being written; whatever is here after a crash is waste
-//! <volume>/RESTORE.txt            how to get files back without this program
-//! ```
-//!
-//! Write order: a block's bytes are synced, then it is renamed to its name, then its directories
-//! are synced, then its record is appended to the volume index and that is synced. Only then a
-//! [`Stored`] value exists, and nothing but a `Stored` value lets the catalog name a block. A crash
-//! leaves strays in `tmp/`, or blocks that the index does not have (waste), or a torn last record
-//! (cut off by the next writer). Runs, files and SQLite are not known in this room.
+#![doc = include_str!("FORMAT.md")]
 
 pub mod block;
 mod manifest;

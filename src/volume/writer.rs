@@ -219,6 +219,15 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// Closes the shared block if it holds at least `stored_min` bytes.
+    pub fn close_shared_from(&self, stored_min: u64) -> Result<()> {
+        let mut shared = self.shared.lock();
+        match shared.as_ref() {
+            Some(block) if block.stored_len >= stored_min => self.close(&mut shared),
+            _ => Ok(()),
+        }
+    }
+
     /// Bytes in blocks that are closed but not yet durable.
     pub fn waiting_bytes(&self) -> u64 {
         self.closed_bytes.load(Ordering::Relaxed)
@@ -370,10 +379,5 @@ impl OpenBlock {
         self.plain_len += plain;
         self.chunked_len += batch.chunks.iter().map(|it| u64::from(it.len)).sum::<u64>();
         Ok(place)
-    }
-
-    /// The place where the next appended byte will be.
-    pub fn next_place(&self) -> Place {
-        Place { block: self.number, offset: self.plain_len }
     }
 }
