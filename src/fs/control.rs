@@ -241,12 +241,14 @@ impl Control {
         format!("{status}\n")
     }
 
-    /// The job that `fsync` on this handle has to wait for.
+    /// The job that `fsync` on this handle has to wait for: its own, or else the last one, so that
+    /// `sync FILE` waits too.
     pub fn job_of(&self, node: Node, handle: u64) -> Option<Arc<Job>> {
         match node {
             Node::CtlBackup => {
                 let handles = self.handles.lock();
-                handles.open.get(&handle).and_then(|it| it.job.clone())
+                let own = handles.open.get(&handle).and_then(|it| it.job.clone());
+                own.or_else(|| self.queue.last())
             }
             Node::JobFile(id, _) => self.queue.get(id),
             _ => None,

@@ -375,22 +375,22 @@ impl<'a> Tree<'a> {
         names: Vec<Vec<u8>>,
     ) -> Result<()> {
         let path = names.join(&b'/');
-        if entry.meta.nlink > 1 {
-            if let Some(linked) = self.links.get_mut(&entry.version) {
-                linked.names_left = linked.names_left.saturating_sub(1);
-                let result = make_link(base, &linked.path, dir, &entry.name);
-                if linked.names_left == 0 {
-                    self.links.remove(&entry.version);
-                }
-                match result {
-                    Ok(()) => {
-                        self.shared.entries.fetch_add(1, Ordering::Relaxed);
-                        Progress::add(&self.shared.progress.entries, 1);
-                    }
-                    Err(e) => self.shared.problem(&path, &Error::io("linking it", e)),
-                }
-                return Ok(());
+        if entry.meta.nlink > 1
+            && let Some(linked) = self.links.get_mut(&entry.version)
+        {
+            linked.names_left = linked.names_left.saturating_sub(1);
+            let result = make_link(base, &linked.path, dir, &entry.name);
+            if linked.names_left == 0 {
+                self.links.remove(&entry.version);
             }
+            match result {
+                Ok(()) => {
+                    self.shared.entries.fetch_add(1, Ordering::Relaxed);
+                    Progress::add(&self.shared.progress.entries, 1);
+                }
+                Err(e) => self.shared.problem(&path, &Error::io("linking it", e)),
+            }
+            return Ok(());
         }
         let (version, nlink) = (entry.version, entry.meta.nlink);
         match self.shared.make_leaf(dir, &entry, &path) {
