@@ -196,7 +196,14 @@ impl fmt::Display for Quoted<'_> {
 
 /// Characters that print as nothing but reorder or hide what stands around them.
 fn is_format_char(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+    [
+        '\u{200b}'..='\u{200f}',
+        '\u{2028}'..='\u{202e}',
+        '\u{2060}'..='\u{2069}',
+        '\u{feff}'..='\u{feff}',
+    ]
+    .iter()
+    .any(|range| range.contains(&c))
 }
 
 #[cfg(test)]

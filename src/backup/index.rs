@@ -1,8 +1,9 @@
 //! Which chunks are stored already, and who is storing the others.
 //!
 //! A chunk is known when the catalog has it, or placed when a worker of this run has appended it to
-//! a block that is not in the catalog yet, or claimed while a worker holds it in a frame that is not
-//! appended yet. Exactly one worker claims a chunk. Locks are taken in one order: shard, then run.
+//! a block that is not in the catalog yet, or claimed while a worker holds it in a frame that is
+//! not appended yet. Exactly one worker claims a chunk. Locks are taken in one order: shard, then
+//! run.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -5,11 +5,11 @@
 //!   └──────────────────────────── changes without content ────────────────────▶┘
 //! ```
 //!
-//! One scanner walks the tree in order and compares each directory with the run before; workers turn
-//! changed files into chunks in blocks; the committer, on the caller's thread, owns the catalog's
-//! transaction. Every queue is bounded, so memory does not grow with the tree. One entry's trouble
-//! is a [`Problem`] and the run goes on; trouble with the store ends the run, which then leaves no
-//! trace but stored blocks, and those the next run takes over.
+//! One scanner walks the tree in order and compares each directory with the run before; workers
+//! turn changed files into chunks in blocks; the committer, on the caller's thread, owns the
+//! catalog's transaction. Every queue is bounded, so memory does not grow with the tree. One
+//! entry's trouble is a [`Problem`] and the run goes on; trouble with the store ends the run, which
+//! then leaves no trace but stored blocks, and those the next run takes over.
 
 mod commit;
 mod index;
@@ -126,7 +126,8 @@ enum Change {
     Link { place: EntryPlace, meta: Metadata, version: VersionId },
     /// An entry as it was in the run before.
     Unchanged { kind: Kind, size: u64 },
-    /// A file that was read and turned out to be as it was; `version` is the number it would have got.
+    /// A file that was read and turned out to be as it was; `version` is the number it would have
+    /// got.
     Same { old: EntryRow, version: VersionId },
     /// An entry of the run before that is not there any more.
     Gone { row: EntryRow, path: Vec<u8> },
@@ -351,7 +352,11 @@ fn commit_all(committer: &mut Committer<'_, '_>, changes: &Receiver<Box<Change>>
     changes.iter().try_for_each(|change| committer.take(*change))
 }
 
-fn work(parts: &Parts<'_, '_>, units: &Receiver<Unit>, changes: &Sender<Box<Change>>) -> Result<()> {
+fn work(
+    parts: &Parts<'_, '_>,
+    units: &Receiver<Unit>,
+    changes: &Sender<Box<Change>>,
+) -> Result<()> {
     let mut worker = Worker::new(parts.settings, parts.chunks, parts.blocks, parts.progress)?;
     let result = units.iter().try_for_each(|unit| {
         worker.work(unit, &mut |change| changes.send(Box::new(change)).map_err(|_| hung_up()))

@@ -1,8 +1,8 @@
 //! Keeping the store out of itself.
 //!
-//! A source that reached into a mount of this program would be read through itself, and one inside a
-//! volume would grow while it is read: both are refused. A volume or a catalog that lies somewhere
-//! inside the source is left out, as `--exclude` would.
+//! A source that reached into a mount of this program would be read through itself, and one inside
+//! a volume would grow while it is read: both are refused. A volume or a catalog that lies
+//! somewhere inside the source is left out, as `--exclude` would.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

@@ -253,7 +253,8 @@ impl<'a, 'c> Scanner<'a, 'c> {
     }
 
     /// Notes a directory as new, changed or unchanged; gives its number, and the number of what it
-    /// was in the run before. `fd` is the directory itself, or its parent where it cannot be opened.
+    /// was in the run before. `fd` is the directory itself, or its parent where it cannot be
+    /// opened.
     fn put_dir(
         &mut self,
         mut place: EntryPlace,

@@ -36,8 +36,8 @@ impl Settings {
         }
         if self.chunking.chunk_bytes_max() > self.block_bytes {
             let message = format!(
-                "chunks of up to {} bytes do not fit a block of {}: choose a larger --block-size or \
-                 a smaller --chunk-size",
+                "chunks of up to {} bytes do not fit a block of {}: choose a larger \
+                 --block-size or a smaller --chunk-size",
                 self.chunking.chunk_bytes_max(),
                 self.block_bytes
             );

@@ -2,9 +2,9 @@
 //!
 //! A run is invisible until [`RunWriter::commit`] ends its transaction with `synchronous=FULL`; if
 //! the process dies before, SQLite takes everything back. Blocks enter only as [`Stored`] values,
-//! and before the commit [`RunWriter::metas_due`] finds every block that the run's versions name, or
-//! the run fails. (Deferred foreign keys would say the same, but make SQLite search all children of
-//! each new row.)
+//! and before the commit [`RunWriter::metas_due`] finds every block that the run's versions name,
+//! or the run fails. (Deferred foreign keys would say the same, but make SQLite search all children
+//! of each new row.)
 
 use std::fs::File;
 use std::io::{Read, Write as _};

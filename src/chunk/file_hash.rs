@@ -1,9 +1,10 @@
 //! The hash of a whole file, computed as its chunks go by.
 //!
-//! A file without holes has the hash of its bytes (for a file of one chunk that is the chunk's name,
-//! at no cost). A file with holes has the hash of its segments: for each stretch of data its start
-//! and length (8 bytes each, little-endian) and its bytes, and last the file's size (8 bytes); so
-//! where the holes are is part of what is verified, and a hole of a tebibyte costs nothing.
+//! A file without holes has the hash of its bytes (for a file of one chunk that is the chunk's
+//! name, at no cost). A file with holes has the hash of its segments: for each stretch of data its
+//! start and length (8 bytes each, little-endian) and its bytes, and last the file's size (8
+//! bytes); so where the holes are is part of what is verified, and a hole of a tebibyte costs
+//! nothing.
 
 use super::{Digest, HashAlgo, Hasher};
 

@@ -1,7 +1,7 @@
 //! `mount` and `umount`.
 //!
-//! Without `--foreground` this process starts itself anew in the background and waits until that one
-//! says that the mount answers, so that a failure is told where the command was given.
+//! Without `--foreground` this process starts itself anew in the background and waits until that
+//! one says that the mount answers, so that a failure is told where the command was given.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};

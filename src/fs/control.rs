@@ -1,9 +1,9 @@
 //! Control files: `/.ctl/backup`, `/.ctl/status` and `/.ctl/jobs/<id>/…`.
 //!
-//! A line written to a verb's file is answered at once: taken, or refused with `EINVAL` (malformed),
-//! `EACCES` (not the mount's owner) or `EBUSY` (too many wait). The same open file then tells of the
-//! job that it has asked for, and `fsync` on it waits for that job; another one tells of the last
-//! job. Contents are made when they are read: a file has no size of its own.
+//! A line written to a verb's file is answered at once: taken, or refused with `EINVAL`
+//! (malformed), `EACCES` (not the mount's owner) or `EBUSY` (too many wait). The same open file
+//! then tells of the job that it has asked for, and `fsync` on it waits for that job; another one
+//! tells of the last job. Contents are made when they are read: a file has no size of its own.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

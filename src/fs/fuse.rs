@@ -938,13 +938,7 @@ impl Filesystem for Mounted {
 
     /// Asked only where the kernel does not check permissions: everything is allowed then, and
     /// with this answer it does not ask again.
-    fn access(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _mask: fuser::AccessFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn access(&self, _req: &Request, _ino: INodeNo, _mask: fuser::AccessFlags, reply: ReplyEmpty) {
         reply.error(errno(Errno(c::ENOSYS)));
     }
 

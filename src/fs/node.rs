@@ -1,8 +1,8 @@
 //! Inode numbers: what they stand for, computed and never looked up.
 //!
-//! A directory of a snapshot is (run, directory number); everything else in a snapshot is its version
-//! number, which is the same in every run in which the file is unchanged, so that the kernel's
-//! caches see one file. Nothing has to be remembered for what the kernel has seen.
+//! A directory of a snapshot is (run, directory number); everything else in a snapshot is its
+//! version number, which is the same in every run in which the file is unchanged, so that the
+//! kernel's caches see one file. Nothing has to be remembered for what the kernel has seen.
 
 use crate::catalog::{DirId, RunId, VersionId};
 use crate::job::JobId;

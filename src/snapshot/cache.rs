@@ -1,7 +1,7 @@
 //! The frame cache: plain bytes of frames, least recently used ones dropped, bounded in bytes.
 //!
-//! Two threads that want one frame at the same time cause one load; a load that fails is told to all
-//! who waited for it and is not remembered. The lock is never held while a frame is loaded.
+//! Two threads that want one frame at the same time cause one load; a load that fails is told to
+//! all who waited for it and is not remembered. The lock is never held while a frame is loaded.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! Reading runs: looking up, listing and reading the trees that finished runs have left.
 //!
-//! One [`Snapshots`] serves all runs of a catalog to any number of threads. Bytes come out of frames;
-//! a frame is read and decompressed once for all who want it, checked, and kept in a cache bounded
-//! in bytes. No lock is held while a disk is read. Who is reading is not known here.
+//! One [`Snapshots`] serves all runs of a catalog to any number of threads. Bytes come out of
+//! frames; a frame is read and decompressed once for all who want it, checked, and kept in a cache
+//! bounded in bytes. No lock is held while a disk is read. Who is reading is not known here.
 
 mod cache;
 mod pool;

@@ -241,7 +241,8 @@ impl DirReader {
         Ok(DirReader(rustix::fs::Dir::new(dir)?))
     }
 
-    /// Goes back to where `offset`, taken from a [`DirItem`] of this directory, says; 0 is the start.
+    /// Goes back to where `offset`, taken from a [`DirItem`] of this directory, says; 0 is the
+    /// start.
     pub fn seek(&mut self, offset: i64) -> io::Result<()> {
         match offset {
             0 => self.0.rewind(),

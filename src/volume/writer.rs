@@ -1,9 +1,10 @@
 //! Writing blocks: placement, reserve, rotation to the next volume, and the barrier.
 //!
-//! Small chunks of many threads share one open block; a large file has blocks of its own. A frame is
-//! in a block whole or not at all, and so is a chunk. When the active volume reaches its reserve, or
-//! its disk is full before that, the block at hand is closed as it is, the volume is sealed, and the
-//! work goes on in the next active volume; a caller notices nothing unless no volume is left.
+//! Small chunks of many threads share one open block; a large file has blocks of its own. A frame
+//! is in a block whole or not at all, and so is a chunk. When the active volume reaches its
+//! reserve, or its disk is full before that, the block at hand is closed as it is, the volume is
+//! sealed, and the work goes on in the next active volume; a caller notices nothing unless no
+//! volume is left.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
