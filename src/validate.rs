@@ -30,7 +30,7 @@ pub struct BadBlock {
     pub volume: std::path::PathBuf,
     /// What is wrong.
     pub reason: String,
-    /// [`ErrorKind::Corrupt`], or [`ErrorKind::Offline`] when its volume is not there.
+    /// [`ErrorKind::Corrupt`], or why its volume cannot be used.
     pub kind: ErrorKind,
     /// The files whose bytes are lost, in all runs.
     pub files: Vec<DamagedFile>,
@@ -55,10 +55,14 @@ impl Report {
         self.catalog_faults.is_empty() && self.bad_blocks.is_empty()
     }
 
-    /// Whether something is damaged, as opposed to out of reach.
-    pub fn is_damaged(&self) -> bool {
-        let damaged = self.bad_blocks.iter().any(|it| it.kind != ErrorKind::Offline);
-        damaged || !self.catalog_faults.is_empty()
+    /// The kind that says most about what was found; `None` when nothing was. Damage outranks what
+    /// is only out of reach.
+    pub fn worst(&self) -> Option<ErrorKind> {
+        let kinds = || self.bad_blocks.iter().map(|it| it.kind);
+        if !self.catalog_faults.is_empty() || kinds().any(|it| it == ErrorKind::Corrupt) {
+            return Some(ErrorKind::Corrupt);
+        }
+        kinds().next()
     }
 }
 
@@ -115,10 +119,12 @@ fn check_block(
             Some(volume) => (volume.config.path.clone(), check_copy(volume, &row, hash, progress)),
             None => {
                 let missing = volumes.missing();
-                let config = missing.iter().find(|it| it.0.number == *volume_number);
-                let path = config.map(|it| it.0.path.clone()).unwrap_or_default();
-                let reason = "its volume is not there";
-                (path, Err((Error::new(ErrorKind::Offline, reason), whole(&row))))
+                let found = missing.iter().find(|it| it.0.number == *volume_number);
+                let path = found.map(|it| it.0.path.clone()).unwrap_or_default();
+                let kind = found.map_or(ErrorKind::Offline, |it| it.1.kind());
+                let why = found.map(|it| it.1.to_string()).unwrap_or_default();
+                let error = Error::new(kind, format!("its volume is not there: {why}"));
+                (path, Err((error, whole(&row))))
             }
         };
         match result {

@@ -157,6 +157,10 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
     let own = overlap::check(&source, catalog, &configs, options)?;
     let volumes = Volumes::open(configs);
     for (config, reason) in volumes.missing() {
+        if reason.kind() == ErrorKind::Version {
+            // Whoever wrote it knows more than this program: nothing is written beside it.
+            return Err(Error::new(ErrorKind::Version, reason.to_string()));
+        }
         log::warn!("volume {} is not there: {reason}", quoted(&config.path));
     }
     let bytes_adopted = adopt(&mut writer, &volumes)?;

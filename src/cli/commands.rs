@@ -140,11 +140,7 @@ pub fn validate(catalog: &Path, args: &args::Validate) -> Result<u8> {
         false => show::report(&mut out, &report)?,
     }
     out.finish()?;
-    Ok(match (report.is_clean(), report.is_damaged()) {
-        (true, _) => exit::DONE,
-        (false, true) => exit::DAMAGED,
-        (false, false) => exit::OFFLINE,
-    })
+    Ok(report.worst().map_or(exit::DONE, exit::of_kind))
 }
 
 pub fn restore(catalog: &Path, args: &args::Restore) -> Result<u8> {

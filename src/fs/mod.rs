@@ -152,7 +152,7 @@ fn config(options: &Options) -> Config {
 /// Checks that the mount point is a directory that overlaps nothing the mount is made of.
 fn check_mountpoint(options: &Options) -> Result<PathBuf> {
     let given = &options.mountpoint;
-    let mountpoint = given.canonicalize().map_err(|e| match e.raw_os_error() {
+    let failed = |e: std::io::Error| match e.raw_os_error() {
         Some(sys::c::ENOTCONN) => {
             let message = format!(
                 "{} is the mount point of a mount whose process has died: run raidtape umount {}",
@@ -162,8 +162,10 @@ fn check_mountpoint(options: &Options) -> Result<PathBuf> {
             Error::new(ErrorKind::Io, message)
         }
         _ => Error::io(format!("mount point {}", quoted(given)), e),
-    })?;
-    if !mountpoint.is_dir() {
+    };
+    let mountpoint = given.canonicalize().map_err(failed)?;
+    // A dead mount can be named, but not looked at.
+    if !std::fs::metadata(&mountpoint).map_err(failed)?.is_dir() {
         return Err(Error::usage(format!("mount point {} is not a directory", quoted(given))));
     }
     let mounts = sys::mount_points().map_err(|e| Error::io("listing mounts", e))?;

@@ -331,11 +331,18 @@ impl<'a> Writer<'a> {
 
     fn no_room_message(&self) -> String {
         let active = self.volumes.present().iter().filter(|it| it.config.status == Status::Active);
-        match active.count() {
-            0 if self.volumes.present().is_empty() && self.volumes.missing().is_empty() => {
+        let mut missing = self.volumes.missing().iter();
+        match (active.count(), missing.find(|it| it.0.status == Status::Active)) {
+            (0, Some((_, reason))) => {
+                format!(
+                    "no active volume is there: {reason}; mount it, or make a new one with \
+                         add-volume"
+                )
+            }
+            (0, None) if self.volumes.present().is_empty() => {
                 "there is no volume yet: make one with add-volume".to_owned()
             }
-            0 => "no volume is active: make a new one with add-volume".to_owned(),
+            (0, None) => "every volume is sealed: make a new one with add-volume".to_owned(),
             _ => "every active volume has reached its reserve: add one with add-volume, or make \
                   room and lower its reserve"
                 .to_owned(),
