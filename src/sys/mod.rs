@@ -6,6 +6,7 @@
 //! nor block it. A rename that has to last goes through [`rename_durable`], which syncs.
 
 pub mod at;
+pub mod user;
 
 use std::ffi::OsStr;
 use std::fs::File;

@@ -22,7 +22,8 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::fs::errno::{Errno, FsResult};
-use crate::sys::at::{DirReader, Rights};
+use crate::sys::at::DirReader;
+use crate::sys::user::{Rights, as_user};
 use crate::sys::{self, Space, Stat, at, c};
 use handles::{Handles, OpenDir, OpenFile};
 use nodes::Nodes;
@@ -463,7 +464,7 @@ impl Ingest {
     {
         match self.superuser {
             Some(own) if own != (caller.uid, caller.gid) => {
-                Ok(at::as_user(caller.uid, caller.gid, rights, call)?)
+                Ok(as_user(caller.uid, caller.gid, rights, call)?)
             }
             _ => Ok(call()?),
         }
