@@ -1,0 +1,65 @@
+//! Tests of the whole program: real trees, real mounts, real crashes, no simulation.
+//!
+//! They need /dev/fuse, and some need root; what is missing is an error, never a reason to skip.
+//! `RAIDTAPE_TEST_FILES` and `RAIDTAPE_TEST_GIB` make the trees as large as wanted.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss
+)]
+
+/// The store, the programs, mounts, trees and data that tests are made of.
+mod common;
+
+/// What is backed up comes back, by every way out.
+mod backup_restore;
+/// Runs after the first: what they store, report and share.
+mod changes;
+/// The command line: exit codes, JSON, refusals, hostile targets.
+mod cli;
+/// Processes that die: in the middle of a backup, or while they serve a mount.
+mod crash;
+/// Damaged blocks: what is named, what still reads.
+mod damage;
+/// The writable tree of a mount.
+mod ingest;
+/// Jobs by control file: taken, refused, watched, cancelled.
+mod jobs;
+/// How much memory the program takes.
+mod memory;
+/// The mount: an ordinary tree under ordinary tools.
+mod mount;
+/// Odd names, kinds, times and attributes.
+mod names;
+/// Full volumes.
+mod rotation;
+/// Rules of the house, checked on the sources.
+mod tidy;
+
+use std::path::Path;
+
+/// A file that nobody lists is never compiled, and its tests never run.
+#[test]
+fn every_file_is_listed() {
+    fn check(list: &Path, dir: &Path, own: &str) {
+        let text = std::fs::read_to_string(list).unwrap();
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let stem = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() {
+                check(&path.join("mod.rs"), &path, "mod");
+            } else if path.extension().is_none_or(|it| it != "rs") || stem == own {
+                continue;
+            }
+            let listed = [format!("mod {stem};"), format!("pub mod {stem};")];
+            let found = text.lines().any(|line| listed.iter().any(|it| line == it));
+            assert!(found, "{} is not listed in {}", path.display(), list.display());
+        }
+    }
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    check(&tests.join("main.rs"), &tests, "main");
+}
