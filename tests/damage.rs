@@ -231,11 +231,11 @@ fn a_missing_block_loses_all_of_it() {
 }
 
 #[test]
-fn a_damaged_block_is_not_built_on() {
+fn a_new_run_that_counts_on_a_lost_block_is_named_too() {
     let store = Store::new(&[]);
     let (block, _) = store.block(1);
     fs::remove_file(&block).unwrap();
-    // A run that reads everything again must not count on the lost bytes without saying so.
+    // A run that reads everything again finds the chunks known, and so is damaged like the others.
     let said = store.sandbox.backup_with(&["--as", "anew"]);
     let named = store.sandbox.run(["validate", "--json"]).code(5).json();
     let out = store.sandbox.path("out");

@@ -153,6 +153,8 @@ fn the_tools_that_move_trees_work_on_it() {
     // As it was, and as it can be taken out.
     rsync(&mount.run(1).join("rsync"), &sandbox.path("out"));
     assert_same(&source, &Tree::of(&sandbox.path("out")));
+    // Who is not root may not take anything out of a directory that is closed to writing.
+    tool("chmod", args!["-R", "u+w", &at("")]);
     tool("rm", args!["-rf", &at("rsync"), &at("tar"), &at("clone")]);
     assert_eq!(fs::read_dir(at("")).unwrap().count(), 0);
 }
@@ -186,7 +188,7 @@ fn do_odd_things(dir: &Path, seed: u64) {
             10 => fs::write(at(&name).join("in"), format!("{step}")),
             _ => fs::set_permissions(
                 at(&name),
-                fs::Permissions::from_mode(0o600 | (seeded.below(512) as u32)),
+                fs::Permissions::from_mode(0o700 | (seeded.below(512) as u32)),
             ),
         };
     }

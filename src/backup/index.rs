@@ -4,6 +4,9 @@
 //! a block that is not in the catalog yet, or claimed while a worker holds it in a frame that is
 //! not appended yet. Exactly one worker claims a chunk. Locks are taken in one order: shard, then
 //! run.
+//!
+//! A chunk whose block is not on its volume with its whole length counts as unknown and is stored
+//! again: no run builds on what is not there.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,7 +16,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use crate::catalog::RunWriter;
 use crate::chunk::{ChunkId, ChunkRef};
 use crate::error::{Error, ErrorKind, Result};
-use crate::volume::{Place, Stored};
+use crate::volume::{Place, Stored, Volumes};
 
 const SHARDS: usize = 16;
 
@@ -35,6 +38,9 @@ enum Slot {
 /// The chunk index of one run.
 pub struct ChunkIndex<'a> {
     run: Mutex<RunWriter<'a>>,
+    volumes: &'a Volumes,
+    /// Blocks that have been looked at, and whether they can be built on.
+    sound: Mutex<HashMap<u64, bool>>,
     shards: Vec<Mutex<HashMap<ChunkId, Slot>>>,
     /// Set when the run has failed and nobody must wait any more.
     failed: Mutex<bool>,
@@ -44,9 +50,15 @@ pub struct ChunkIndex<'a> {
 
 impl<'a> ChunkIndex<'a> {
     /// An index over the catalog that `run` writes; at most `writers_max` workers append at a time.
-    pub fn new(run: RunWriter<'a>, writers_max: Option<usize>) -> ChunkIndex<'a> {
+    pub fn new(
+        run: RunWriter<'a>,
+        volumes: &'a Volumes,
+        writers_max: Option<usize>,
+    ) -> ChunkIndex<'a> {
         ChunkIndex {
             run: Mutex::new(run),
+            volumes,
+            sound: Mutex::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             failed: Mutex::new(false),
             placed: Condvar::new(),
@@ -73,11 +85,33 @@ impl<'a> ChunkIndex<'a> {
             Some(Slot::Claimed) => return Ok(Claim::Busy),
             None => {}
         }
-        if let Some((place, _)) = self.run.lock().find_chunk(id)? {
+        if let Some(place) = self.find_sound(id)? {
             return Ok(Claim::Known(place));
         }
         shard.insert(*id, Slot::Claimed);
         Ok(Claim::New)
+    }
+
+    /// Where the catalog has a chunk, if its block is there.
+    fn find_sound(&self, id: &ChunkId) -> Result<Option<Place>> {
+        let run = self.run.lock();
+        let Some((place, _)) = run.find_chunk(id)? else { return Ok(None) };
+        if let Some(sound) = self.sound.lock().get(&place.block) {
+            return Ok(sound.then_some(place));
+        }
+        let (block, len, volumes) = run.block_place(place.block)?;
+        drop(run);
+        // A volume that is away, say on a shelf, is trusted; one that is here has to have it.
+        let is_there = |number: &i64| match self.volumes.get(*number) {
+            Some(volume) => volume.store.len_of(&block).is_ok_and(|it| it == Some(len)),
+            None => true,
+        };
+        let sound = volumes.iter().any(is_there);
+        if !sound {
+            log::error!("block {block} is missing or not whole: its content is stored again");
+        }
+        self.sound.lock().insert(place.block, sound);
+        Ok(sound.then_some(place))
     }
 
     /// Says where claimed chunks, which lie one after another from `first` on, have been appended.
@@ -107,7 +141,7 @@ impl<'a> ChunkIndex<'a> {
             match self.shard(id)?.get(id) {
                 Some(Slot::Placed(place)) => return Ok(Some(*place)),
                 Some(Slot::Claimed) => {}
-                None => return Ok(self.run.lock().find_chunk(id)?.map(|it| it.0)),
+                None => return self.find_sound(id),
             }
             let mut failed = self.failed.lock();
             if *failed {

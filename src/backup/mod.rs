@@ -226,7 +226,7 @@ fn run_into(
 ) -> Result<Summary> {
     let Target { catalog, source, name, started, .. } = target;
     let run = writer.begin_run(name, source, started)?;
-    let chunks = ChunkIndex::new(run, options.max_write_workers);
+    let chunks = ChunkIndex::new(run, volumes, options.max_write_workers);
     let dir = catalog.parent().unwrap_or(Path::new("/"));
     let mut committer = Committer::new(&chunks, blocks, volumes, settings, progress, dir)?;
     let mut scanner = Scanner::new(target, options, &chunks, progress)?;

@@ -21,7 +21,7 @@ use crate::chunk::{ChunkId, Digest};
 use crate::entry::{Kind, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::sys::{self, Time, quoted};
-use crate::volume::{Place, Status, Stored, Volume, VolumeConfig};
+use crate::volume::{BlockId, Place, Status, Stored, Volume, VolumeConfig};
 
 /// The right to write a catalog and its volumes. Held by one process at a time; the kernel takes it
 /// back when the process ends, however it ends.
@@ -257,6 +257,19 @@ impl RunWriter<'_> {
             .map_err(sql)
     }
 
+    /// Name, length and volumes of a block.
+    pub fn block_place(&self, number: u64) -> Result<(BlockId, u64, Vec<i64>)> {
+        let query = "SELECT id, stored_len FROM blocks WHERE number = ?1";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let row = statement.query_row([number], |row| Ok((row.get(0)?, row.get(1)?)));
+        let (id, stored_len): (Vec<u8>, u64) = row.map_err(sql)?;
+        let query = "SELECT volume FROM block_copies WHERE block = ?1";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let volumes = statement.query_map([number], |row| row.get(0)).map_err(sql)?;
+        let volumes = volumes.collect::<rusqlite::Result<_>>().map_err(sql)?;
+        Ok((Digest::from_slice(&id)?, stored_len, volumes))
+    }
+
     /// Hash of a version's whole content.
     pub fn hash_of(&self, version: VersionId) -> Result<Option<Digest>> {
         let query = "SELECT hash FROM versions WHERE version = ?1";
@@ -470,7 +483,8 @@ fn put_block(conn: &Connection, stored: &Stored) -> Result<()> {
     let query = "INSERT INTO block_copies (block, volume, record_at) VALUES (?1, ?2, ?3)";
     let row = (stored.block(), stored.volume(), stored.record_at());
     conn.prepare_cached(query).map_err(sql)?.execute(row).map_err(sql)?;
-    let query = "INSERT OR IGNORE INTO chunks (id, block, at, len) VALUES (?1, ?2, ?3, ?4)";
+    // The newest place counts: a chunk is stored again only where the block that had it is damaged.
+    let query = "INSERT OR REPLACE INTO chunks (id, block, at, len) VALUES (?1, ?2, ?3, ?4)";
     let mut statement = conn.prepare_cached(query).map_err(sql)?;
     for (at, chunk) in index.placed_chunks() {
         statement.execute((&chunk.id.0[..], stored.block(), at, chunk.len)).map_err(sql)?;

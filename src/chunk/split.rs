@@ -188,7 +188,8 @@ mod tests {
         let mut bytes = Vec::with_capacity(len);
         while bytes.len() < len {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            bytes.push((seed >> 33) as u8);
+            let [.., top] = seed.to_le_bytes();
+            bytes.push(top);
         }
         bytes
     }

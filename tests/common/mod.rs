@@ -191,6 +191,17 @@ impl Sandbox {
     }
 }
 
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if !is_root() {
+            // Or else what is closed to its own owner would stay behind.
+            let mut command = Command::new("chmod");
+            let command = command.args(["-R", "u+rwX"]).arg(self.dir.path());
+            let _ = command.stderr(Stdio::null()).status();
+        }
+    }
+}
+
 /// What came of running a program.
 pub struct Ran {
     line: String,
