@@ -43,7 +43,7 @@ pub struct Report {
     pub blocks: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Faults of the catalog itself.
+    /// Faults of the catalog itself and of the volume indexes.
     pub catalog_faults: Vec<String>,
     /// Blocks that are damaged, missing or out of reach.
     pub bad_blocks: Vec<BadBlock>,
@@ -71,6 +71,7 @@ pub fn run(snapshots: &Snapshots, progress: &Progress) -> Result<Report> {
     let mut report = Report::default();
     progress.set_phase("checking the catalog");
     snapshots.with_reader(|reader| reader.check(&mut |fault| report.catalog_faults.push(fault)))?;
+    check_indexes(snapshots, &mut report)?;
     progress.set_phase("checking blocks");
     let hash = snapshots.settings()?.hash;
     let totals = snapshots.with_reader(Reader::totals)?;
@@ -95,6 +96,26 @@ pub fn run(snapshots: &Snapshots, progress: &Progress) -> Result<Report> {
     report.bad_blocks = bad.into_inner();
     report.bad_blocks.sort_by_key(|it| it.id);
     Ok(report)
+}
+
+/// Checks that every volume's index can be read as far as the catalog counts on it.
+fn check_indexes(snapshots: &Snapshots, report: &mut Report) -> Result<()> {
+    for volume in snapshots.volumes().present() {
+        let known = snapshots.with_reader(|reader| reader.index_len(volume.config.number))?;
+        let read = || -> Result<()> {
+            let mut records = volume.index_from(0)?;
+            while records.next_record()?.is_some() {}
+            match records.offset() < known {
+                true => Err(Error::corrupt(format!("it is damaged at byte {}", records.offset()))),
+                false => Ok(()),
+            }
+        };
+        if let Err(e) = read() {
+            let path = crate::sys::quoted(&volume.config.path);
+            report.catalog_faults.push(format!("volume index of {path}: {e}"));
+        }
+    }
+    Ok(())
 }
 
 struct Checked {

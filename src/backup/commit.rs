@@ -6,7 +6,7 @@
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::index::ChunkIndex;
@@ -20,7 +20,7 @@ use crate::entry::{Kind, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
 use crate::sys::{Time, quoted};
-use crate::volume::{Volumes, Writer};
+use crate::volume::{Volume, Volumes, Writer};
 
 /// How long a run goes on at most before what it has stored is made durable.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
@@ -89,26 +89,29 @@ impl<'a, 'c> Committer<'a, 'c> {
     pub fn take(&mut self, change: Change) -> Result<()> {
         self.progress.check()?;
         match change {
-            Change::Unchanged { kind, size } => {
-                self.tally(kind).unchanged += 1;
-                self.count_file(kind, size);
-                Progress::add(&self.progress.bytes, size);
+            Change::Unchanged(unchanged) => {
+                self.counts.entries.unchanged += unchanged.entries;
+                self.counts.dirs.unchanged += unchanged.dirs;
+                self.counts.files += unchanged.files;
+                self.counts.bytes += unchanged.bytes;
+                Progress::add(&self.progress.entries, unchanged.entries);
+                Progress::add(&self.progress.bytes, unchanged.bytes);
             }
-            Change::Put { place, meta, version, child, content } => {
+            Change::Put { place, meta, version, child, content, linked } => {
                 self.put(&place, &meta, version, child, &content)?;
-                self.settle(version, meta.nlink, meta.kind, Fate::Kept(version))?;
+                self.settle(version, linked, Fate::Kept(version))?;
             }
-            Change::Same { old, version } => {
+            Change::Same { old, version, linked } => {
                 self.tally(old.meta.kind).unchanged += 1;
                 self.count_file(old.meta.kind, old.meta.size);
-                self.settle(version, old.meta.nlink, old.meta.kind, Fate::Kept(old.version))?;
+                self.settle(version, linked, Fate::Kept(old.version))?;
             }
             Change::Link { place, meta, version } => self.link(place, meta, version)?,
             Change::Gone { row, path } => self.gone(&row, &path)?,
             Change::Failed { place, version, problem } => {
                 self.failed(&place, problem)?;
                 if let Some(version) = version {
-                    self.settle(version, u64::MAX, Kind::File, Fate::Failed)?;
+                    self.settle(version, true, Fate::Failed)?;
                 }
             }
             Change::Noted(problem) => self.note(problem),
@@ -234,8 +237,8 @@ impl<'a, 'c> Committer<'a, 'c> {
     }
 
     /// Notes what became of a version, and deals with the names that waited for it.
-    fn settle(&mut self, version: VersionId, nlink: u64, kind: Kind, fate: Fate) -> Result<()> {
-        if nlink > 1 && kind != Kind::Dir {
+    fn settle(&mut self, version: VersionId, linked: bool, fate: Fate) -> Result<()> {
+        if linked {
             self.fates.insert(version, fate);
         }
         if let Slot::Occupied(names) = self.waiting.entry(version) {
@@ -297,20 +300,13 @@ impl<'a, 'c> Committer<'a, 'c> {
         self.chunks.store(stored)
     }
 
-    /// Metas are a further copy of what the catalog, the manifest and the volume index say. A disk
-    /// that has no room for them does not undo a run whose data is stored, but it is told.
-    fn note_metas(&mut self, metas: Result<()>) -> Result<()> {
-        match metas {
-            Err(e) if e.kind() == ErrorKind::NoSpace => {
-                self.note(Problem::new(&b"(metas)"[..], &e));
-                Ok(())
-            }
-            other => other,
-        }
-    }
-
     /// Ends the run: everything durable in its order, and the run visible last.
     pub fn finish(mut self, options: &Options, source: &[u8], started: Time) -> Result<Summary> {
+        // Every version has been settled by now; a name that still waits is told, not dropped.
+        let waiting = std::mem::take(&mut self.waiting);
+        for (place, meta) in waiting.into_values().flatten() {
+            self.link_to(place, &meta, Fate::Failed)?;
+        }
         self.progress.set_phase("storing");
         let stored = self.blocks.barrier(true)?;
         self.store(&stored)?;
@@ -323,7 +319,7 @@ impl<'a, 'c> Committer<'a, 'c> {
             run.seal_volume(number)?;
         }
         self.progress.set_phase("writing metas");
-        let metas = write_metas(&run, self.volumes, self.settings, self.first_version);
+        let failures = write_metas(&run, self.volumes, self.settings, self.first_version)?;
         let uuid = run.uuid().to_owned();
         let header = Header {
             run: run.run(),
@@ -335,7 +331,12 @@ impl<'a, 'c> Committer<'a, 'c> {
         };
         write_manifests(&run, self.volumes, &mut self.spool, &header)?;
         drop(run);
-        self.note_metas(metas)?;
+        // Metas are a further copy of what the catalog, the manifest and the volume index say. A
+        // disk that does not take them does not undo a run whose data is stored, but it is told.
+        for (volume, error) in failures {
+            let error = error.context("its metas were not written");
+            self.note(Problem::new(volume.as_os_str().as_bytes(), &error));
+        }
         self.progress.set_phase("committing");
         self.counts.bytes_read = Progress::get(&self.progress.bytes_read);
         let summary = Summary {
@@ -352,28 +353,40 @@ impl<'a, 'c> Committer<'a, 'c> {
     }
 }
 
-/// Writes the metas of the blocks that this run's new versions use, volume by volume.
+/// Writes the metas of the blocks that this run's new versions use, volume by volume; gives the
+/// volumes on which that failed. Fails if a block is not stored.
 fn write_metas(
     run: &RunWriter<'_>,
     volumes: &Volumes,
     settings: &Settings,
     first_version: VersionId,
-) -> Result<()> {
+) -> Result<Vec<(PathBuf, Error)>> {
     let due = run.metas_due(first_version)?;
     let mut names = meta::DirNames::default();
+    let mut failures = Vec::new();
     for volume in volumes.present() {
-        let mut documents = volume.documents();
         let here = due.iter().filter(|it| it.volume == volume.config.number);
-        for it in here {
-            let index = volume.index_record(it.record_at)?;
-            let name = meta::document_name(&index.id);
-            documents.add(&name, |out| {
-                run.write_meta(it.block, &index, settings.hash, &mut names, out)
-            })?;
+        if let Err(e) = write_metas_of(run, volume, here, settings, &mut names) {
+            failures.push((volume.config.path.clone(), e));
         }
-        documents.finish()?;
     }
-    Ok(())
+    Ok(failures)
+}
+
+fn write_metas_of<'d>(
+    run: &RunWriter<'_>,
+    volume: &Volume,
+    due: impl Iterator<Item = &'d meta::Due>,
+    settings: &Settings,
+    names: &mut meta::DirNames,
+) -> Result<()> {
+    let mut documents = volume.documents();
+    for it in due {
+        let index = volume.index_record(it.record_at)?;
+        let name = meta::document_name(&index.id);
+        documents.add(&name, |out| run.write_meta(it.block, &index, settings.hash, names, out))?;
+    }
+    documents.finish()
 }
 
 /// Writes the run's manifest to every volume that is there: each alone is enough to know the run.

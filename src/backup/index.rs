@@ -6,15 +6,16 @@
 //! run.
 //!
 //! A chunk whose block is not on its volume with its whole length counts as unknown and is stored
-//! again: no run builds on what is not there.
+//! again: nothing that a run reads is built on what is not there. (Files that look unchanged are not
+//! read; what they have lost, `validate` tells.)
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::catalog::RunWriter;
-use crate::chunk::{ChunkId, ChunkRef};
+use crate::catalog::{RunWriter, VersionId};
+use crate::chunk::{ChunkId, ChunkRef, Digest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::volume::{Place, Stored, Volumes};
 
@@ -94,13 +95,30 @@ impl<'a> ChunkIndex<'a> {
 
     /// Where the catalog has a chunk, if its block is there.
     fn find_sound(&self, id: &ChunkId) -> Result<Option<Place>> {
-        let run = self.run.lock();
-        let Some((place, _)) = run.find_chunk(id)? else { return Ok(None) };
-        if let Some(sound) = self.sound.lock().get(&place.block) {
-            return Ok(sound.then_some(place));
+        let found = self.run.lock().find_chunk(id)?;
+        let Some((place, _)) = found else { return Ok(None) };
+        Ok(self.is_sound(place.block)?.then_some(place))
+    }
+
+    /// Whether a version has this hash, and every block that it has bytes in is there.
+    pub fn has_sound(&self, version: VersionId, hash: &Digest) -> Result<bool> {
+        let (found, blocks) = self.run.lock().hash_and_blocks(version)?;
+        if found.as_ref() != Some(hash) {
+            return Ok(false);
         }
-        let (block, len, volumes) = run.block_place(place.block)?;
-        drop(run);
+        for block in blocks {
+            if !self.is_sound(block)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn is_sound(&self, number: u64) -> Result<bool> {
+        if let Some(sound) = self.sound.lock().get(&number) {
+            return Ok(*sound);
+        }
+        let (block, len, volumes) = self.run.lock().block_place(number)?;
         // A volume that is away, say on a shelf, is trusted; one that is here has to have it.
         let is_there = |number: &i64| match self.volumes.get(*number) {
             Some(volume) => volume.store.len_of(&block).is_ok_and(|it| it == Some(len)),
@@ -110,8 +128,8 @@ impl<'a> ChunkIndex<'a> {
         if !sound {
             log::error!("block {block} is missing or not whole: its content is stored again");
         }
-        self.sound.lock().insert(place.block, sound);
-        Ok(sound.then_some(place))
+        self.sound.lock().insert(number, sound);
+        Ok(sound)
     }
 
     /// Says where claimed chunks, which lie one after another from `first` on, have been appended.

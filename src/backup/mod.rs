@@ -30,10 +30,10 @@ use crate::catalog::{
     Content, Counts, DirId, EntryRow, Reader, Run, RunId, Settings, VersionId,
     Writer as CatalogWriter,
 };
-use crate::entry::{Kind, Metadata};
+use crate::entry::Metadata;
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
-use crate::sys::{Time, quoted};
+use crate::sys::{self, Time, c, quoted};
 use crate::volume::{Status, Stored, Volumes, Writer as BlockWriter};
 
 use commit::Committer;
@@ -83,8 +83,11 @@ pub struct Summary {
 
 /// Problems that a run keeps with their texts; more are only counted.
 pub const PROBLEMS_MAX: usize = 10_000;
-/// Units and changes that wait in a queue at most. A unit is at most a frame's bytes.
-const QUEUE_ITEMS_MAX: usize = 64;
+/// Changes that wait for the committer at most.
+const QUEUE_CHANGES_MAX: usize = 1024;
+/// Units that wait for a worker at most. A unit is at most a frame's bytes, and holds the directories
+/// of its files open.
+const QUEUE_ITEMS_MAX: usize = 16;
 /// Closed blocks that wait to be made durable at most, in bytes.
 const WAITING_BYTES_MAX: u64 = 256 << 20;
 
@@ -112,6 +115,15 @@ enum Unit {
     Large(Box<FileJob>),
 }
 
+/// How many entries are as they were in the run before.
+#[derive(Clone, Copy, Default)]
+struct Unchanged {
+    entries: u64,
+    dirs: u64,
+    files: u64,
+    bytes: u64,
+}
+
 /// What the committer is told.
 enum Change {
     /// An entry that is new or changed, with its content stored.
@@ -121,20 +133,34 @@ enum Change {
         version: VersionId,
         child: Option<DirId>,
         content: Content,
+        /// Whether other names may come to be linked to it.
+        linked: bool,
     },
     /// A further name of a version of this run or of an earlier one.
     Link { place: EntryPlace, meta: Metadata, version: VersionId },
-    /// An entry as it was in the run before.
-    Unchanged { kind: Kind, size: u64 },
+    /// Entries as they were in the run before, many together: telling of each would cost more than
+    /// finding it unchanged.
+    Unchanged(Unchanged),
     /// A file that was read and turned out to be as it was; `version` is the number it would have
     /// got.
-    Same { old: EntryRow, version: VersionId },
+    Same { old: EntryRow, version: VersionId, linked: bool },
     /// An entry of the run before that is not there any more.
     Gone { row: EntryRow, path: Vec<u8> },
     /// A file that could not be read; it is not in the snapshot.
     Failed { place: EntryPlace, version: Option<VersionId>, problem: Problem },
     /// Trouble that leaves no hole.
     Noted(Problem),
+}
+
+/// Whether an error is this process's own want of descriptors: that ends the run, for every file
+/// that comes after would be left out just the same.
+fn is_out_of_files(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(c::EMFILE | c::ENFILE))
+}
+
+/// The error for it.
+fn out_of_files(error: std::io::Error) -> Error {
+    Error::io("raise the limit of open files, as with ulimit -n", error)
 }
 
 /// What the scanner gives out.
@@ -146,6 +172,7 @@ enum Item {
 /// Backs up `options.source` into the catalog at `catalog`.
 pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Summary> {
     progress.set_phase("preparing");
+    sys::raise_open_files_limit();
     let started = Time::now();
     let source = options
         .source
@@ -252,7 +279,11 @@ fn adopt(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<u64> {
     for volume in volumes.present() {
         volume.clear_pending()?;
         let number = volume.config.number;
-        let mut records = volume.index_from(writer.index_len(number)?)?;
+        let known = writer.index_len(number)?;
+        // A run that was killed may have written records that are not synced; the catalog must not
+        // know more than the disk.
+        volume.settle_index(known)?;
+        let mut records = volume.index_from(known)?;
         let mut next = writer.next_block()?;
         let mut stored = Vec::new();
         loop {
@@ -315,7 +346,7 @@ fn run_together(
     workers: usize,
 ) -> Result<()> {
     let (unit_out, unit_in) = bounded::<Unit>(QUEUE_ITEMS_MAX);
-    let (change_out, change_in) = bounded::<Box<Change>>(QUEUE_ITEMS_MAX * 16);
+    let (change_out, change_in) = bounded::<Box<Change>>(QUEUE_CHANGES_MAX);
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for _ in 0..workers {

@@ -14,7 +14,10 @@ use std::sync::Arc;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::index::ChunkIndex;
-use super::{Change, EntryPlace, FileJob, Item, Options, Target, Unit};
+use super::{
+    Change, EntryPlace, FileJob, Item, Options, Target, Unchanged, Unit, is_out_of_files,
+    out_of_files,
+};
 use crate::catalog::{Content, DirId, EntryRow, Reader, Run, VersionId};
 use crate::chunk::frame::FRAME_PLAIN_BYTES_MAX;
 use crate::entry::{self, Kind, Metadata};
@@ -26,6 +29,11 @@ use crate::sys::{self, Stat, Time, at, quoted};
 pub const OWN_BLOCK_BYTES_MIN: u64 = 8 << 20;
 /// Files that travel together at most.
 const PACK_FILES_MAX: usize = 256;
+/// Directories that the files of a pack lie in at most: each is held open until the pack is done, and
+/// many a process may have no more than 1,024 files open.
+const PACK_DIRS_MAX: usize = 32;
+/// Unchanged entries that are told of together at most.
+const UNCHANGED_MAX: u64 = 1024;
 /// Entries that a page of the catalog's listing holds.
 const PAGE_ENTRIES: usize = 512;
 /// A file that changed this shortly before its run began, or later, may have changed once more
@@ -80,6 +88,9 @@ pub struct Scanner<'a, 'c> {
     links: HashMap<(u64, u64), Linked>,
     pack: Vec<FileJob>,
     pack_bytes: u64,
+    pack_dirs: usize,
+    /// Unchanged entries that have not been told of.
+    unchanged: Unchanged,
 }
 
 /// The version of an inode whose further names are still to come.
@@ -131,6 +142,8 @@ impl<'a, 'c> Scanner<'a, 'c> {
             links: HashMap::new(),
             pack: Vec::new(),
             pack_bytes: 0,
+            pack_dirs: 0,
+            unchanged: Unchanged::default(),
         })
     }
 
@@ -165,6 +178,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             let place = EntryPlace { dir, name, path, old };
             self.visit(&fd, place, &mut levels, sink)?;
         }
+        self.send_unchanged(sink)?;
         self.send_pack(sink)
     }
 
@@ -216,6 +230,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
                 self.enter(place, Arc::new(fd), &stat, levels, sink)
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => gone(place, sink),
+            Err(e) if is_out_of_files(&e) => Err(out_of_files(e)),
             Err(e) => {
                 // It is there with its metadata, but what is in it is not known.
                 let problem = Problem::new(&*place.path, &Error::io("listing it", e));
@@ -240,6 +255,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         if !is_other_fs {
             match list_names(&fd) {
                 Ok(listed) => names = listed,
+                Err(e) if is_out_of_files(&e) => return Err(out_of_files(e)),
                 Err(e) => {
                     let problem = Problem::new(&*path, &Error::io("listing it", e));
                     tell(sink, Change::Noted(problem))?;
@@ -269,7 +285,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             && let Some(dir) = old.child
             && meta.is_unchanged_since(&old.meta)
         {
-            tell(sink, Change::Unchanged { kind: Kind::Dir, size: 0 })?;
+            self.note_unchanged(Kind::Dir, 0, sink)?;
             return Ok((dir, Some(dir)));
         }
         let is_self = sys::is_same_file(fd.as_fd(), stat).unwrap_or(false);
@@ -289,7 +305,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         let content = Content { extra, ..Content::default() };
         let old = place.old.take();
         let place = EntryPlace { old, ..place };
-        tell(sink, Change::Put { place, meta, version, child: Some(dir), content })?;
+        tell(sink, Change::Put { place, meta, version, child: Some(dir), content, linked: false })?;
         Ok((dir, old_dir))
     }
 
@@ -314,15 +330,14 @@ impl<'a, 'c> Scanner<'a, 'c> {
             if let Some(old) = &place.old
                 && old.version == version
             {
-                let size = meta.size;
-                return tell(sink, Change::Unchanged { kind: meta.kind, size });
+                return self.note_unchanged(meta.kind, meta.size, sink);
             }
             return tell(sink, Change::Link { place, meta: first, version });
         }
         let unchanged = place.old.as_ref().filter(|old| self.is_unchanged(&meta, old));
         if let Some(old) = unchanged {
             self.expect_links(key, old.version, meta);
-            return tell(sink, Change::Unchanged { kind: meta.kind, size: meta.size });
+            return self.note_unchanged(meta.kind, meta.size, sink);
         }
         let version = self.chunks.run().new_version();
         self.expect_links(key, version, meta);
@@ -333,11 +348,33 @@ impl<'a, 'c> Scanner<'a, 'c> {
         match entry::capture(parent.as_fd(), &place.name, meta.kind) {
             Ok(extra) => {
                 let content = Content { extra, ..Content::default() };
-                tell(sink, Change::Put { place, meta, version, child: None, content })
+                let linked = meta.nlink > 1;
+                tell(sink, Change::Put { place, meta, version, child: None, content, linked })
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => gone(place, sink),
             Err(e) => fail(place, "reading its metadata", e, sink),
         }
+    }
+
+    /// Counts an entry that is as it was.
+    fn note_unchanged(&mut self, kind: Kind, size: u64, sink: Sink<'_>) -> Result<()> {
+        let unchanged = &mut self.unchanged;
+        match kind {
+            Kind::Dir => unchanged.dirs += 1,
+            _ => unchanged.entries += 1,
+        }
+        if kind == Kind::File {
+            unchanged.files += 1;
+            unchanged.bytes += size;
+        }
+        match unchanged.dirs + unchanged.entries >= UNCHANGED_MAX {
+            true => self.send_unchanged(sink),
+            false => Ok(()),
+        }
+    }
+
+    fn send_unchanged(&mut self, sink: Sink<'_>) -> Result<()> {
+        tell(sink, Change::Unchanged(std::mem::take(&mut self.unchanged)))
     }
 
     fn is_unchanged(&self, meta: &Metadata, old: &EntryRow) -> bool {
@@ -362,10 +399,13 @@ impl<'a, 'c> Scanner<'a, 'c> {
         }
         // A pack is what fits one frame, so that its files need one read when they come back.
         let full = self.pack_bytes + job.meta.size > u64::from(FRAME_PLAIN_BYTES_MAX);
-        if full || self.pack.len() >= PACK_FILES_MAX {
+        let is_new_dir = self.pack.last().is_none_or(|it| !Arc::ptr_eq(&it.parent, &job.parent));
+        let many = self.pack_dirs + usize::from(is_new_dir) > PACK_DIRS_MAX;
+        if full || many || self.pack.len() >= PACK_FILES_MAX {
             self.send_pack(sink)?;
         }
         self.pack_bytes += job.meta.size;
+        self.pack_dirs += usize::from(is_new_dir || self.pack.is_empty());
         self.pack.push(job);
         Ok(())
     }
@@ -374,7 +414,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         if self.pack.is_empty() {
             return Ok(());
         }
-        self.pack_bytes = 0;
+        (self.pack_bytes, self.pack_dirs) = (0, 0);
         sink(Item::Unit(Unit::Pack(std::mem::take(&mut self.pack))))
     }
 
@@ -441,6 +481,8 @@ fn list_names(fd: &Arc<OwnedFd>) -> std::io::Result<Vec<OsString>> {
         }
     }
     names.sort_unstable_by(|a, b| b.as_bytes().cmp(a.as_bytes()));
+    // A directory that changes while it is listed may give a name twice.
+    names.dedup();
     Ok(names)
 }
 
@@ -465,7 +507,9 @@ fn send_gone(dir: &[u8], row: EntryRow, sink: Sink<'_>) -> Result<()> {
 }
 
 fn fail(place: EntryPlace, what: &str, error: std::io::Error, sink: Sink<'_>) -> Result<()> {
-    log::debug!("{}: {what}: {error}", Quoted(&place.path));
+    if is_out_of_files(&error) {
+        return Err(out_of_files(error));
+    }
     let problem = Problem::new(&*place.path, &Error::io(what, error));
     tell(sink, Change::Failed { place, version: None, problem })
 }

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use super::index::{ChunkIndex, Claim};
-use super::{Change, EntryPlace, FileJob, Unit};
+use super::{Change, EntryPlace, FileJob, Unit, is_out_of_files, out_of_files};
 use crate::catalog::extent::push;
 use crate::catalog::{Content, Extent, Settings};
 use crate::chunk::file_hash::FileHash;
@@ -92,6 +92,7 @@ struct Done {
     content: Layout,
     extra: entry::Extra,
     changed: bool,
+    linked: bool,
 }
 
 /// Why a file is not in the snapshot, or why the run ends.
@@ -183,8 +184,10 @@ impl<'a, 'c> Worker<'a, 'c> {
     fn file(&mut self, job: FileJob, target: &mut Target, sink: Sink<'_>) -> Result<()> {
         match self.read_file(&job, target) {
             Ok((meta, hash, content, extra, changed)) => {
+                let linked = job.meta.nlink > 1;
                 let FileJob { place, version, .. } = job;
-                self.done.push(Done { place, meta, version, hash, content, extra, changed });
+                let done = Done { place, meta, version, hash, content, extra, changed, linked };
+                self.done.push(done);
                 Ok(())
             }
             Err(Stop::Gone) => {
@@ -194,6 +197,7 @@ impl<'a, 'c> Worker<'a, 'c> {
                 );
                 sink(Change::Failed { place: job.place, version: Some(job.version), problem })
             }
+            Err(Stop::File(_, error)) if is_out_of_files(&error) => Err(out_of_files(error)),
             Err(Stop::File(what, error)) => {
                 let problem = Problem::new(&*job.place.path, &Error::io(what, error));
                 sink(Change::Failed { place: job.place, version: Some(job.version), problem })
@@ -203,7 +207,7 @@ impl<'a, 'c> Worker<'a, 'c> {
     }
 
     fn report(&mut self, done: Done, sink: Sink<'_>) -> Result<()> {
-        let Done { place, meta, version, hash, content, extra, changed } = done;
+        let Done { place, meta, version, hash, content, extra, changed, linked } = done;
         if changed {
             let message = "it changed while it was read: stored as it was read";
             let error = Error::new(ErrorKind::Io, message);
@@ -211,12 +215,12 @@ impl<'a, 'c> Worker<'a, 'c> {
         }
         if let Some(old) = &place.old
             && meta.is_unchanged_since(&old.meta)
-            && self.chunks.run().hash_of(old.version)? == Some(hash)
+            && self.chunks.has_sound(old.version, &hash)?
         {
-            return sink(Change::Same { old: old.clone(), version });
+            return sink(Change::Same { old: old.clone(), version, linked });
         }
         let content = Content { hash: Some(hash), extents: content.extents, extra };
-        sink(Change::Put { place, meta, version, child: None, content })
+        sink(Change::Put { place, meta, version, child: None, content, linked })
     }
 
     /// Reads a file, again if it changes meanwhile.
@@ -238,6 +242,11 @@ impl<'a, 'c> Worker<'a, 'c> {
                 let error = io::Error::other("replaced by something that is not a file");
                 return Err(Stop::File("reading it", error));
             };
+            if job.meta.nlink > 1 && meta.ino != job.meta.ino {
+                // Other names will be linked to what is read here, and they name another file.
+                let error = io::Error::other("replaced while it was a name of several");
+                return Err(Stop::File("reading it", error));
+            }
             let sparse = stat.blocks.saturating_mul(512) < stat.size;
             let (hash, content) = self.read_content(&file, meta.size, sparse, target)?;
             let extra = entry::capture(job.parent.as_fd(), &job.place.name, meta.kind);

@@ -91,6 +91,12 @@ impl Reader {
         volumes(&self.conn)
     }
 
+    /// How much of a volume's index the catalog counts on, in bytes.
+    pub fn index_len(&self, volume: i64) -> Result<u64> {
+        let query = "SELECT index_len FROM volumes WHERE number = ?1";
+        self.conn.query_row(query, [volume], |row| row.get(0)).map_err(sql)
+    }
+
     /// Stored bytes of each volume, by number.
     pub fn stored_bytes_of(&self, volume: i64) -> Result<Totals> {
         let query = "SELECT count(*), coalesce(sum(stored_len), 0) FROM block_copies \

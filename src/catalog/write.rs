@@ -270,13 +270,21 @@ impl RunWriter<'_> {
         Ok((Digest::from_slice(&id)?, stored_len, volumes))
     }
 
-    /// Hash of a version's whole content.
-    pub fn hash_of(&self, version: VersionId) -> Result<Option<Digest>> {
-        let query = "SELECT hash FROM versions WHERE version = ?1";
+    /// Hash of a version's whole content, and the blocks that it has bytes in.
+    pub fn hash_and_blocks(&self, version: VersionId) -> Result<(Option<Digest>, Vec<u64>)> {
+        let query = "SELECT hash, extents FROM versions WHERE version = ?1";
         let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
-        let found: Option<Option<Vec<u8>>> =
-            statement.query_row([version], |row| row.get(0)).optional().map_err(sql)?;
-        found.flatten().map(|it| Digest::from_slice(&it)).transpose()
+        let found: Option<(Option<Vec<u8>>, Option<Vec<u8>>)> = statement
+            .query_row([version], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()
+            .map_err(sql)?;
+        let (hash, extents) = found.unwrap_or_default();
+        let extents = extent::decode(&extents.unwrap_or_default())?;
+        let blocks = extents.iter().filter_map(|it| match it {
+            Extent::Data { block, .. } => Some(*block),
+            Extent::Hole { .. } => None,
+        });
+        Ok((hash.map(|it| Digest::from_slice(&it)).transpose()?, blocks.collect()))
     }
 
     /// Bytes of a version that are not holes, if it has holes.

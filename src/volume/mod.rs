@@ -136,6 +136,23 @@ impl Volume {
         Ok(RecordReader::new(file, offset))
     }
 
+    /// Makes durable what the index holds now, and checks that it is not shorter than `known`
+    /// bytes, which is what somebody has counted on.
+    pub fn settle_index(&self, known: u64) -> Result<()> {
+        let path = self.config.path.join(INDEX_NAME);
+        let failed = |e| Error::io(format!("volume index {}", quoted(&path)), e);
+        let file = File::open(&path).map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len();
+        if len < known {
+            let message = format!(
+                "volume index {} is {len} bytes long instead of {known}: it has lost records",
+                quoted(&path)
+            );
+            return Err(Error::corrupt(message));
+        }
+        file.sync_all().map_err(failed)
+    }
+
     /// The index record that begins at byte `record_at`.
     pub fn index_record(&self, record_at: u64) -> Result<BlockIndex> {
         let record = self.index_from(record_at)?.next_record()?;
@@ -158,6 +175,7 @@ impl Volume {
     /// Appends records after the first `valid` bytes of the index (what follows them is a torn
     /// record) and makes them durable; gives the new length.
     fn append_index(&self, valid: u64, records: &[u8]) -> Result<u64> {
+        self.settle_index(valid)?;
         let path = self.config.path.join(INDEX_NAME);
         let append = || -> std::io::Result<u64> {
             let mut file = File::options().write(true).open(&path)?;
