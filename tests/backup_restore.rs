@@ -226,3 +226,50 @@ fn a_changed_setuid_program_comes_back_as_it_was() {
     let mount = sandbox.mount();
     run(&mut Command::new(mount.run(1).join("program"))).code(0);
 }
+
+#[test]
+fn chunks_too_long_for_memory_are_stored_once_and_come_back() {
+    let sandbox = Sandbox::with(&[
+        "--chunking",
+        "fixed",
+        "--chunk-size",
+        "20MiB",
+        "--block-size",
+        "24MiB",
+        "--compression",
+        "none",
+    ]);
+    data::noise_file(&sandbox.source.join("long"), 301, 50 << 20);
+    fs::copy(sandbox.source.join("long"), sandbox.source.join("same")).unwrap();
+    data::noise_file(&sandbox.source.join("medium"), 302, 9 << 20);
+    data::mixed_tree(&sandbox.source, 303, 50);
+    let said = sandbox.backup();
+    let stored = said["bytes_stored"].as_u64().unwrap();
+    assert!((59 << 20..70 << 20).contains(&stored), "the copy has to cost nothing: {said}");
+    assert_same(&Tree::of(&sandbox.source), &Tree::of(&sandbox.revert(1, "out")));
+    // A raw file of its own is its block, byte for byte.
+    let medium = fs::read(sandbox.source.join("medium")).unwrap();
+    let blocks = sandbox.blocks("volume");
+    assert!(blocks.iter().any(|(path, _)| fs::read(path).unwrap() == medium));
+    sandbox.assert_valid();
+}
+
+#[test]
+fn a_restore_that_fails_leaves_what_was_there() {
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.source.join("f"), b"as backed up").unwrap();
+    std::os::unix::fs::symlink("f", sandbox.source.join("link")).unwrap();
+    sandbox.backup();
+    let target = sandbox.path("target");
+    fs::create_dir(&target).unwrap();
+    fs::write(target.join("f"), b"edited since").unwrap();
+    fs::write(target.join("link"), b"a file now").unwrap();
+    let volume = sandbox.path("volume");
+    let away = sandbox.path("away");
+    fs::rename(&volume, &away).unwrap();
+    sandbox.run(args!["restore", "f", target.join("f")]).code(4);
+    assert_eq!(fs::read(target.join("f")).unwrap(), b"edited since");
+    fs::rename(&away, &volume).unwrap();
+    sandbox.ok(args!["restore-folder", ".", &target]);
+    assert_same(&Tree::of(&sandbox.source), &Tree::of(&target));
+}

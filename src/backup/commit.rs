@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::index::ChunkIndex;
-use super::{Change, EntryPlace, Options, PROBLEMS_MAX, Summary, WAITING_BYTES_MAX};
+use super::{
+    Change, EntryPlace, Options, PROBLEMS_MAX, Summary, WAITING_BLOCKS_MAX, WAITING_BYTES_MAX,
+};
 use crate::catalog::manifest::{self, Header};
 use crate::catalog::meta;
 use crate::catalog::{
@@ -30,8 +32,8 @@ const CHECKPOINT_BYTES_MIN: u64 = 16 << 20;
 /// What became of a version that names may wait for.
 #[derive(Clone, Copy)]
 enum Fate {
-    /// It is in the catalog under this number.
-    Kept(VersionId),
+    /// It is in the catalog under this number, with this metadata.
+    Kept(VersionId, Metadata),
     /// It could not be read.
     Failed,
 }
@@ -50,7 +52,7 @@ pub struct Committer<'a, 'c> {
     /// Versions of this run with several names: what became of them.
     fates: HashMap<VersionId, Fate>,
     /// Names whose version is still with a worker.
-    waiting: HashMap<VersionId, Vec<(EntryPlace, Metadata)>>,
+    waiting: HashMap<VersionId, Vec<EntryPlace>>,
     users: HashSet<u32>,
     groups: HashSet<u32>,
     last_checkpoint: Instant,
@@ -85,6 +87,11 @@ impl<'a, 'c> Committer<'a, 'c> {
         })
     }
 
+    /// Takes problems that were met before the first change.
+    pub fn note_all(&mut self, problems: Vec<Problem>) {
+        problems.into_iter().for_each(|it| self.note(it));
+    }
+
     /// Takes one change.
     pub fn take(&mut self, change: Change) -> Result<()> {
         self.progress.check()?;
@@ -99,15 +106,20 @@ impl<'a, 'c> Committer<'a, 'c> {
             }
             Change::Put { place, meta, version, child, content, linked } => {
                 self.put(&place, &meta, version, child, &content)?;
-                self.settle(version, linked, Fate::Kept(version))?;
+                self.settle(version, linked, Fate::Kept(version, meta))?;
             }
             Change::Same { old, version, linked } => {
                 self.tally(old.meta.kind).unchanged += 1;
                 self.count_file(old.meta.kind, old.meta.size);
-                self.settle(version, linked, Fate::Kept(old.version))?;
+                self.settle(version, linked, Fate::Kept(old.version, old.meta))?;
             }
             Change::Link { place, meta, version } => self.link(place, meta, version)?,
             Change::Gone { row, path } => self.gone(&row, &path)?,
+            Change::Emptied { dir, path } => {
+                // If the directory itself is unchanged, it has no line of its own in the manifest.
+                self.spool.empty(&path)?;
+                self.close_below(dir)?;
+            }
             Change::Failed { place, version, problem } => {
                 self.failed(&place, problem)?;
                 if let Some(version) = version {
@@ -123,7 +135,9 @@ impl<'a, 'c> Committer<'a, 'c> {
     /// run that is killed has stored by then, the next one takes over.
     fn checkpoint_if_due(&mut self) -> Result<()> {
         let is_late = self.last_checkpoint.elapsed() > CHECKPOINT_EVERY;
-        if !is_late && self.blocks.waiting_bytes() <= WAITING_BYTES_MAX {
+        let is_much = self.blocks.waiting_bytes() > WAITING_BYTES_MAX
+            || self.blocks.waiting_blocks() > WAITING_BLOCKS_MAX;
+        if !is_late && !is_much {
             return Ok(());
         }
         if is_late {
@@ -204,21 +218,21 @@ impl<'a, 'c> Committer<'a, 'c> {
     /// A further name of a version.
     fn link(&mut self, place: EntryPlace, meta: Metadata, version: VersionId) -> Result<()> {
         let fate = match version < self.first_version {
-            true => Some(Fate::Kept(version)),
+            true => Some(Fate::Kept(version, meta)),
             false => self.fates.get(&version).copied(),
         };
         match fate {
             None => {
-                self.waiting.entry(version).or_default().push((place, meta));
+                self.waiting.entry(version).or_default().push(place);
                 Ok(())
             }
-            Some(fate) => self.link_to(place, &meta, fate),
+            Some(fate) => self.link_to(place, fate),
         }
     }
 
-    fn link_to(&mut self, place: EntryPlace, meta: &Metadata, fate: Fate) -> Result<()> {
-        let version = match fate {
-            Fate::Kept(version) => version,
+    fn link_to(&mut self, place: EntryPlace, fate: Fate) -> Result<()> {
+        let (version, meta) = match fate {
+            Fate::Kept(version, meta) => (version, meta),
             Fate::Failed => {
                 let message = "another name of the same file could not be read";
                 let error = Error::new(ErrorKind::Io, message);
@@ -232,7 +246,7 @@ impl<'a, 'c> Committer<'a, 'c> {
             return Ok(());
         }
         let data_len = self.chunks.run().data_len_of(version)?;
-        self.put_name(&place, meta, version, None, data_len)?;
+        self.put_name(&place, &meta, version, None, data_len)?;
         self.spool.link(&place.path, version)
     }
 
@@ -242,8 +256,8 @@ impl<'a, 'c> Committer<'a, 'c> {
             self.fates.insert(version, fate);
         }
         if let Slot::Occupied(names) = self.waiting.entry(version) {
-            for (place, meta) in names.remove() {
-                self.link_to(place, &meta, fate)?;
+            for place in names.remove() {
+                self.link_to(place, fate)?;
             }
         }
         Ok(())
@@ -304,8 +318,8 @@ impl<'a, 'c> Committer<'a, 'c> {
     pub fn finish(mut self, options: &Options, source: &[u8], started: Time) -> Result<Summary> {
         // Every version has been settled by now; a name that still waits is told, not dropped.
         let waiting = std::mem::take(&mut self.waiting);
-        for (place, meta) in waiting.into_values().flatten() {
-            self.link_to(place, &meta, Fate::Failed)?;
+        for place in waiting.into_values().flatten() {
+            self.link_to(place, Fate::Failed)?;
         }
         self.progress.set_phase("storing");
         let stored = self.blocks.barrier(true)?;
@@ -313,7 +327,9 @@ impl<'a, 'c> Committer<'a, 'c> {
         drop(stored);
         let run = self.chunks.run();
         for (volume, len) in self.volumes.present().iter().zip(self.blocks.index_lens()) {
-            run.put_index_len(volume.config.number, len)?;
+            if let Some(len) = len {
+                run.put_index_len(volume.config.number, len)?;
+            }
         }
         for number in self.blocks.sealed() {
             run.seal_volume(number)?;
@@ -366,8 +382,9 @@ fn write_metas(
     let mut failures = Vec::new();
     for volume in volumes.present() {
         let here = due.iter().filter(|it| it.volume == volume.config.number);
-        if let Err(e) = write_metas_of(run, volume, here, settings, &mut names) {
-            failures.push((volume.config.path.clone(), e));
+        let mut failed = |e| failures.push((volume.config.path.clone(), e));
+        if let Err(e) = write_metas_of(run, volume, here, settings, &mut names, &mut failed) {
+            failed(e);
         }
     }
     Ok(failures)
@@ -379,10 +396,18 @@ fn write_metas_of<'d>(
     due: impl Iterator<Item = &'d meta::Due>,
     settings: &Settings,
     names: &mut meta::DirNames,
+    failed: &mut dyn FnMut(Error),
 ) -> Result<()> {
     let mut documents = volume.documents();
     for it in due {
-        let index = volume.index_record(it.record_at)?;
+        let index = match volume.index_record(it.record_at) {
+            Ok(index) => index,
+            Err(e) => {
+                // One damaged record costs one meta.
+                failed(e);
+                continue;
+            }
+        };
         let name = meta::document_name(&index.id);
         documents.add(&name, |out| run.write_meta(it.block, &index, settings.hash, names, out))?;
     }

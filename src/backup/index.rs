@@ -6,8 +6,8 @@
 //! run.
 //!
 //! A chunk whose block is not on its volume with its whole length counts as unknown and is stored
-//! again: nothing that a run reads is built on what is not there. (Files that look unchanged are not
-//! read; what they have lost, `validate` tells.)
+//! again: nothing that a run reads is built on what is not there. (Files that look unchanged are
+//! not read; what they have lost, `validate` tells.)
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -80,6 +80,7 @@ impl<'a> ChunkIndex<'a> {
 
     /// Asks for a chunk.
     pub fn claim(&self, id: &ChunkId) -> Result<Claim> {
+        self.check()?;
         let mut shard = self.shard(id)?;
         match shard.get(id) {
             Some(Slot::Placed(place)) => return Ok(Claim::Known(*place)),
@@ -161,13 +162,21 @@ impl<'a> ChunkIndex<'a> {
                 Some(Slot::Claimed) => {}
                 None => return self.find_sound(id),
             }
+            self.check()?;
             let mut failed = self.failed.lock();
-            if *failed {
-                let message = "another part of the run has failed";
-                return Err(Error::new(ErrorKind::Interrupted, message));
-            }
             // The limit covers a placing between the look and the wait.
             self.placed.wait_for(&mut failed, Duration::from_millis(5));
+        }
+    }
+
+    /// Fails once the run has failed.
+    pub fn check(&self) -> Result<()> {
+        match *self.failed.lock() {
+            true => {
+                let message = "another part of the run has failed";
+                Err(Error::new(ErrorKind::Interrupted, message))
+            }
+            false => Ok(()),
         }
     }
 

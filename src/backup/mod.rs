@@ -13,6 +13,7 @@
 
 mod commit;
 mod index;
+mod layout;
 mod overlap;
 mod scan;
 mod worker;
@@ -34,7 +35,7 @@ use crate::entry::Metadata;
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
 use crate::sys::{self, Time, c, quoted};
-use crate::volume::{Status, Stored, Volumes, Writer as BlockWriter};
+use crate::volume::{Status, Stored, Volume, Volumes, Writer as BlockWriter};
 
 use commit::Committer;
 use index::ChunkIndex;
@@ -62,8 +63,6 @@ pub struct Options {
     pub force_read: bool,
     /// Tags of the run.
     pub tags: Vec<String>,
-    /// Mount points of this program that the source must not reach into.
-    pub mounts: Vec<PathBuf>,
 }
 
 /// What a finished run has to say.
@@ -85,9 +84,11 @@ pub struct Summary {
 pub const PROBLEMS_MAX: usize = 10_000;
 /// Changes that wait for the committer at most.
 const QUEUE_CHANGES_MAX: usize = 1024;
-/// Units that wait for a worker at most. A unit is at most a frame's bytes, and holds the directories
-/// of its files open.
+/// Units that wait for a worker at most. A unit is at most a frame's bytes, and holds the
+/// directories of its files open.
 const QUEUE_ITEMS_MAX: usize = 16;
+/// Closed blocks that wait to be made durable at most: each holds a file open.
+const WAITING_BLOCKS_MAX: usize = 128;
 /// Closed blocks that wait to be made durable at most, in bytes.
 const WAITING_BYTES_MAX: u64 = 256 << 20;
 
@@ -146,6 +147,8 @@ enum Change {
     Same { old: EntryRow, version: VersionId, linked: bool },
     /// An entry of the run before that is not there any more.
     Gone { row: EntryRow, path: Vec<u8> },
+    /// A directory that cannot be listed any more: what was in it is not in the snapshot.
+    Emptied { dir: DirId, path: Vec<u8> },
     /// A file that could not be read; it is not in the snapshot.
     Failed { place: EntryPlace, version: Option<VersionId>, problem: Problem },
     /// Trouble that leaves no hole.
@@ -190,7 +193,7 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
         }
         log::warn!("volume {} is not there: {reason}", quoted(&config.path));
     }
-    let bytes_adopted = adopt(&mut writer, &volumes)?;
+    let adopted = adopt_all(&mut writer, &volumes)?;
     let name = options.name.clone().unwrap_or_else(|| source.as_os_str().as_bytes().to_vec());
     let basis = Reader::open(catalog)?.latest(Some(&name))?;
     if let Some(basis) = &basis {
@@ -199,16 +202,15 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
         Progress::add(&progress.entries_total, total);
         Progress::add(&progress.bytes_total, basis.counts.bytes);
     }
-    let index_lens = volumes.present().iter().map(|it| writer.index_len(it.config.number));
-    let index_lens = index_lens.collect::<Result<Vec<u64>>>()?;
     let blocks = BlockWriter::new(
         &volumes,
         settings.hash,
         settings.block_bytes,
         writer.next_block()?,
-        index_lens,
+        adopted.index_lens,
     );
-    let target = Target { catalog, source: &source, name: &name, basis, own, started };
+    let problems = adopted.problems;
+    let target = Target { catalog, source: &source, name: &name, basis, own, started, problems };
     let result = run_into(&mut writer, target, &settings, &volumes, &blocks, options, progress);
     for number in blocks.sealed() {
         set_sealed(&volumes, number);
@@ -216,7 +218,7 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
     match result {
         Ok(mut summary) => {
             log::info!("run {} is complete", summary.run);
-            summary.bytes_adopted = bytes_adopted;
+            summary.bytes_adopted = adopted.bytes;
             Ok(summary)
         }
         Err(e) => {
@@ -239,23 +241,27 @@ struct Target<'a> {
     basis: Option<Run>,
     own: HashSet<(u64, u64)>,
     started: Time,
+    /// What was met before the run began.
+    problems: Vec<Problem>,
 }
 
 /// The run itself: one transaction of the catalog.
 fn run_into(
     writer: &mut CatalogWriter,
-    target: Target<'_>,
+    mut target: Target<'_>,
     settings: &Settings,
     volumes: &Volumes,
     blocks: &BlockWriter<'_>,
     options: &Options,
     progress: &Progress,
 ) -> Result<Summary> {
+    let problems = std::mem::take(&mut target.problems);
     let Target { catalog, source, name, started, .. } = target;
     let run = writer.begin_run(name, source, started)?;
     let chunks = ChunkIndex::new(run, volumes, options.max_write_workers);
     let dir = catalog.parent().unwrap_or(Path::new("/"));
     let mut committer = Committer::new(&chunks, blocks, volumes, settings, progress, dir)?;
+    committer.note_all(problems);
     let mut scanner = Scanner::new(target, options, &chunks, progress)?;
     let parts = Parts { settings, chunks: &chunks, blocks, progress };
     progress.set_phase("backing up");
@@ -273,38 +279,62 @@ fn default_workers() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).saturating_mul(2).min(8)
 }
 
-/// Takes over what a run that did not end has stored, and clears what it left half written.
-fn adopt(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<u64> {
-    let mut bytes = 0;
+/// What an earlier run has left on the volumes.
+#[derive(Default)]
+struct Adopted {
+    bytes: u64,
+    /// The valid length of each present volume's index; `None` for one that cannot be used.
+    index_lens: Vec<Option<u64>>,
+    problems: Vec<Problem>,
+}
+
+/// Takes over what a run that did not end has stored, and clears what it left half written. A
+/// volume whose index is damaged takes no blocks in this run; the others do.
+fn adopt_all(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<Adopted> {
+    let mut adopted = Adopted::default();
     for volume in volumes.present() {
         volume.clear_pending()?;
-        let number = volume.config.number;
-        let known = writer.index_len(number)?;
+        let known = writer.index_len(volume.config.number)?;
         // A run that was killed may have written records that are not synced; the catalog must not
         // know more than the disk.
-        volume.settle_index(known)?;
-        let mut records = volume.index_from(known)?;
-        let mut next = writer.next_block()?;
-        let mut stored = Vec::new();
-        loop {
-            let record_at = records.offset();
-            let Some(index) = records.next_record()? else { break };
-            if let Some(it) = Stored::adopt(volume, next, index, record_at)? {
-                bytes += it.index().stored_len();
-                next += 1;
-                stored.push(it);
+        let len = match volume.settle_index(known) {
+            Ok(()) => Some(adopt(writer, volume, known, &mut adopted.bytes)?),
+            Err(e) => {
+                let path = volume.config.path.as_os_str().as_bytes();
+                let error = e.context("it takes no blocks in this run");
+                adopted.problems.push(Problem::new(path, &error));
+                None
             }
-            // Chunk lists are long: hand over a block at a time's worth of memory.
-            if stored.len() >= 8 {
-                writer.adopt(&std::mem::take(&mut stored), number, records.offset())?;
-            }
+        };
+        adopted.index_lens.push(len);
+    }
+    if adopted.bytes > 0 {
+        log::info!("took over {} bytes from a run that did not end", adopted.bytes);
+    }
+    Ok(adopted)
+}
+
+/// Takes over the blocks whose records follow byte `known` of a volume's index; gives its length.
+fn adopt(writer: &mut CatalogWriter, volume: &Volume, known: u64, bytes: &mut u64) -> Result<u64> {
+    let number = volume.config.number;
+    let mut records = volume.index_from(known)?;
+    let mut next = writer.next_block()?;
+    let mut stored = Vec::new();
+    loop {
+        let record_at = records.offset();
+        let Some(index) = records.next_record()? else { break };
+        if let Some(it) = Stored::adopt(volume, next, index, record_at)? {
+            *bytes += it.index().stored_len();
+            next += 1;
+            stored.push(it);
         }
-        writer.adopt(&stored, number, records.offset())?;
+        // Chunk lists are long: hand over a few blocks' worth of memory at a time.
+        if stored.len() >= 8 {
+            writer.adopt(&std::mem::take(&mut stored), number, records.offset())?;
+        }
     }
-    if bytes > 0 {
-        log::info!("took over {bytes} bytes of blocks from a run that did not end");
-    }
-    Ok(bytes)
+    writer.adopt(&stored, number, records.offset())?;
+    Ok(records.offset())
 }
 
 fn set_sealed(volumes: &Volumes, number: i64) {
@@ -356,6 +386,7 @@ fn run_together(
         drop(unit_in);
         threads.push(scope.spawn(move || {
             scanner.run(&mut |item| {
+                parts.chunks.check()?;
                 let sent = match item {
                     Item::Unit(unit) => unit_out.send(unit).is_ok(),
                     Item::Change(change) => change_out.send(change).is_ok(),
@@ -387,11 +418,23 @@ fn commit_all(committer: &mut Committer<'_, '_>, changes: &Receiver<Box<Change>>
     changes.iter().try_for_each(|change| committer.take(*change))
 }
 
+struct GiveUpOnPanic<'a, 'c>(&'a ChunkIndex<'c>);
+
+impl Drop for GiveUpOnPanic<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.give_up();
+        }
+    }
+}
+
 fn work(
     parts: &Parts<'_, '_>,
     units: &Receiver<Unit>,
     changes: &Sender<Box<Change>>,
 ) -> Result<()> {
+    // A worker that panics must not leave others waiting for its chunks.
+    let _guard = GiveUpOnPanic(parts.chunks);
     let mut worker = Worker::new(parts.settings, parts.chunks, parts.blocks, parts.progress)?;
     let result = units.iter().try_for_each(|unit| {
         worker.work(unit, &mut |change| changes.send(Box::new(change)).map_err(|_| hung_up()))

@@ -29,7 +29,9 @@ pub fn check(
             return Err(Error::usage(message));
         }
     }
-    for mount in &options.mounts {
+    let mounts = sys::mount_points().map_err(|e| Error::io("listing mounts", e))?;
+    let mounts = mounts.into_iter().filter(|it| it.fs_type == sys::OWN_FS_TYPE);
+    for mount in &mounts.map(|it| it.path).collect::<Vec<PathBuf>>() {
         if source.starts_with(mount) {
             let message =
                 format!("{} lies in the mounted catalog {}", quoted(source), quoted(mount));

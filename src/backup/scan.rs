@@ -29,8 +29,8 @@ use crate::sys::{self, Stat, Time, at, quoted};
 pub const OWN_BLOCK_BYTES_MIN: u64 = 8 << 20;
 /// Files that travel together at most.
 const PACK_FILES_MAX: usize = 256;
-/// Directories that the files of a pack lie in at most: each is held open until the pack is done, and
-/// many a process may have no more than 1,024 files open.
+/// Directories that the files of a pack lie in at most: each is held open until the pack is done,
+/// and many a process may have no more than 1,024 files open.
 const PACK_DIRS_MAX: usize = 32;
 /// Unchanged entries that are told of together at most.
 const UNCHANGED_MAX: u64 = 1024;
@@ -232,9 +232,13 @@ impl<'a, 'c> Scanner<'a, 'c> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => gone(place, sink),
             Err(e) if is_out_of_files(&e) => Err(out_of_files(e)),
             Err(e) => {
-                // It is there with its metadata, but what is in it is not known.
+                // It is there with its metadata, but what is in it is not known: left out, as
+                // everything that cannot be read.
                 let problem = Problem::new(&*place.path, &Error::io("listing it", e));
                 tell(sink, Change::Noted(problem))?;
+                if let Some(dir) = place.old.as_ref().and_then(|old| old.child) {
+                    tell(sink, Change::Emptied { dir, path: place.path.clone() })?;
+                }
                 self.put_dir(place, parent, stat, sink).map(|_| ())
             }
         }
@@ -319,6 +323,10 @@ impl<'a, 'c> Scanner<'a, 'c> {
         sink: Sink<'_>,
     ) -> Result<()> {
         let key = (stat.dev, stat.ino);
+        // A number may have been given to another file since: then nothing agrees but the number.
+        if self.links.get(&key).is_some_and(|linked| linked.meta != meta) {
+            self.links.remove(&key);
+        }
         if stat.nlink > 1
             && let Some(linked) = self.links.get_mut(&key)
         {

@@ -9,11 +9,10 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
 
 use super::index::{ChunkIndex, Claim};
+use super::layout::{Layout, Part, Range};
 use super::{Change, EntryPlace, FileJob, Unit, is_out_of_files, out_of_files};
-use crate::catalog::extent::push;
 use crate::catalog::{Content, Extent, Settings};
 use crate::chunk::file_hash::FileHash;
 use crate::chunk::frame::{Encoder, FRAME_PLAIN_BYTES_MAX};
@@ -34,46 +33,6 @@ const CHUNK_IN_MEMORY_MAX: u64 = 16 << 20;
 const READ_TRIES: u32 = 2;
 
 type Sink<'a> = &'a mut dyn FnMut(Change) -> Result<()>;
-
-/// A part of a file whose place may not be known yet.
-enum Part {
-    /// Placed, or a hole.
-    At(Extent),
-    /// In the frame being filled.
-    InFrame { offset: u64, len: u64 },
-}
-
-/// What has been read of a file.
-#[derive(Default)]
-struct Layout {
-    extents: Vec<Extent>,
-    /// What follows the extents and waits for the frame being filled.
-    waiting: Vec<Part>,
-    size: u64,
-}
-
-impl Layout {
-    fn add(&mut self, part: Part) {
-        match part {
-            Part::At(extent) if self.waiting.is_empty() => push(&mut self.extents, extent),
-            part => self.waiting.push(part),
-        }
-    }
-
-    /// The frame has been appended at `frame`.
-    fn resolve(&mut self, frame: Place) {
-        for part in self.waiting.drain(..) {
-            let extent = match part {
-                Part::At(extent) => extent,
-                Part::InFrame { offset, len } => {
-                    let offset = frame.offset + offset;
-                    Extent::Data { block: frame.block, offset, len }
-                }
-            };
-            push(&mut self.extents, extent);
-        }
-    }
-}
 
 /// Where the chunks of a file go.
 enum Target {
@@ -455,7 +414,8 @@ impl<'a, 'c> Worker<'a, 'c> {
     }
 
     /// Reads with chunks that are too long for memory: first to know a chunk's name, then, if it is
-    /// new, to store it.
+    /// new, to store it. The file's hash is of the bytes that count: those that the chunk's name
+    /// stands for if it is known, those that were stored if not.
     fn read_long_chunks(
         &mut self,
         reader: &mut Range<'_>,
@@ -466,9 +426,10 @@ impl<'a, 'c> Worker<'a, 'c> {
         let mut buffer = vec![0; FRAME_PLAIN_BYTES_MAX as usize];
         loop {
             let start = reader.at;
-            let longest = start.saturating_add(self.chunking.chunk_bytes_max()).min(reader.end);
-            let mut part = Range { file: reader.file, at: start, end: longest };
+            let end = start.saturating_add(self.chunking.chunk_bytes_max()).min(reader.end);
+            let mut part = Range { file: reader.file, at: start, end };
             let mut hasher = self.hash.hasher();
+            let mut hash_if_known = hash.clone();
             loop {
                 let n = part.read_full(&mut buffer).map_err(|e| Stop::File("reading it", e))?;
                 let bytes = buffer.get(..n).unwrap_or_default();
@@ -476,7 +437,7 @@ impl<'a, 'c> Worker<'a, 'c> {
                     break;
                 }
                 hasher.update(bytes);
-                hash.add_bytes(bytes);
+                hash_if_known.add_bytes(bytes);
                 self.count(n as u64);
                 self.progress.check()?;
             }
@@ -484,96 +445,90 @@ impl<'a, 'c> Worker<'a, 'c> {
             if len == 0 {
                 return Ok(());
             }
+            if let Some(place) = self.find_long_chunk(&id, content, target)? {
+                *hash = hash_if_known;
+                content.add_at(place, len);
+                reader.at = part.at;
+                continue;
+            }
+            let mut part = Range { file: reader.file, at: start, end: part.at };
+            self.store_long_chunk(&mut part, &mut buffer, id, content, hash, target)?;
             reader.at = part.at;
-            content.size += len;
-            let extent = self.store_long_chunk(reader.file, start, len, id, content, target)?;
-            content.add(Part::At(extent));
         }
     }
 
-    fn store_long_chunk(
+    /// Where a long chunk lies; `None` if it is this worker's to store.
+    fn find_long_chunk(
         &mut self,
-        file: &File,
-        start: u64,
-        len: u64,
-        id: ChunkId,
+        id: &ChunkId,
         content: &mut Layout,
         target: &mut Target,
-    ) -> std::result::Result<Extent, Stop> {
-        let at = |place: Place| Extent::Data { block: place.block, offset: place.offset, len };
+    ) -> Result<Option<Place>> {
         loop {
-            match self.chunks.claim(&id)? {
-                Claim::Known(place) => return Ok(at(place)),
-                Claim::New => break,
+            match self.chunks.claim(id)? {
+                Claim::Known(place) => return Ok(Some(place)),
+                Claim::New => return Ok(None),
                 Claim::Busy => {
                     self.flush(Some(content), target)?;
-                    if let Some(place) = self.chunks.wait(&id)? {
-                        return Ok(at(place));
+                    if let Some(place) = self.chunks.wait(id)? {
+                        return Ok(Some(place));
                     }
                 }
             }
         }
+    }
+
+    /// Stores what is left of `part` as one chunk, which was claimed as `id`. If the file has
+    /// become shorter or unreadable meanwhile, the chunk ends there: a block cannot end within one.
+    fn store_long_chunk(
+        &mut self,
+        part: &mut Range<'_>,
+        buffer: &mut [u8],
+        id: ChunkId,
+        content: &mut Layout,
+        hash: &mut FileHash,
+        target: &mut Target,
+    ) -> std::result::Result<(), Stop> {
         if let Target::Own(block) = target {
-            self.blocks.make_room_for_chunk(block, len)?;
+            self.blocks.make_room_for_chunk(block, part.end - part.at)?;
         }
-        let mut part = Range { file, at: start, end: start + len };
-        let mut buffer = vec![0; FRAME_PLAIN_BYTES_MAX as usize];
         let mut hasher = self.hash.hasher();
-        let mut first = None;
+        let (mut first, mut failure, mut len) = (None, None, 0u64);
         while part.at < part.end {
-            let n = part.read_full(&mut buffer).map_err(|e| Stop::File("reading it", e))?;
+            let n = match part.read_full(buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(e) => {
+                    failure = Some(e);
+                    break;
+                }
+            };
             let bytes = buffer.get(..n).unwrap_or_default();
             hasher.update(bytes);
+            hash.add_bytes(bytes);
             self.batch.clear();
-            if n == 0 {
-                // The block cannot end within a chunk, and the file has lost its end meanwhile.
-                let message = "a file shrank while a chunk of it was being stored";
-                return Err(Stop::Run(Error::new(ErrorKind::Io, message)));
-            }
             let (frame, stored) = self.encoder.encode(bytes)?;
             self.batch.push(frame, stored);
-            if part.at == part.end {
-                let len = u32::try_from(len).unwrap_or(u32::MAX);
-                let id = std::mem::replace(&mut hasher, self.hash.hasher()).finish();
-                self.batch.chunks.push(ChunkRef { id, len });
-            }
             let place = self.append_batch(target)?;
             first.get_or_insert(place);
+            len += n as u64;
+            self.progress.check()?;
         }
-        let place = first.ok_or_else(|| Error::usage("an empty chunk"))?;
-        // What was written counts: if the file changed between the readings, its name is another.
+        self.batch.clear();
         self.chunks.release(&id)?;
-        self.chunks.place(place, &self.batch.chunks)?;
-        Ok(at(place))
-    }
-}
-
-/// Reads a range of a file without moving its position.
-struct Range<'a> {
-    file: &'a File,
-    at: u64,
-    end: u64,
-}
-
-impl Range<'_> {
-    fn read_full(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        while let Some(rest) = buffer.get_mut(filled..).filter(|it| !it.is_empty()) {
-            match self.read(rest)? {
-                0 => break,
-                n => filled += n,
-            }
+        if let Some(place) = first {
+            // What was written counts: if the file changed between the readings, its name is
+            // another one.
+            let id = hasher.finish();
+            let chunk = ChunkRef { id, len: u32::try_from(len).unwrap_or(u32::MAX) };
+            self.batch.chunks.push(chunk);
+            self.append_batch(target)?;
+            self.chunks.place(place, &self.batch.chunks)?;
+            content.add_at(place, len);
         }
-        Ok(filled)
-    }
-}
-
-impl Read for Range<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(out.len());
-        let out = out.get_mut(..left).unwrap_or_default();
-        let n = self.file.read_at(out, self.at)?;
-        self.at += n as u64;
-        Ok(n)
+        match failure {
+            Some(e) => Err(Stop::File("reading it", e)),
+            None => Ok(()),
+        }
     }
 }

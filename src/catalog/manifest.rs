@@ -41,6 +41,7 @@ pub struct Spool {
 const OP_PUT: u64 = 1;
 const OP_DELETE: u64 = 2;
 const OP_LINK: u64 = 3;
+const OP_EMPTY: u64 = 4;
 
 impl Spool {
     /// An empty spool, whose file lies in `dir` and is gone when the process ends.
@@ -93,6 +94,14 @@ impl Spool {
     pub fn delete(&mut self, path: &[u8]) -> Result<()> {
         self.record.clear();
         wire::put_u64(&mut self.record, OP_DELETE);
+        wire::put_bytes(&mut self.record, path);
+        self.write()
+    }
+
+    /// Notes a directory that stays while everything below it is gone.
+    pub fn empty(&mut self, path: &[u8]) -> Result<()> {
+        self.record.clear();
+        wire::put_u64(&mut self.record, OP_EMPTY);
         wire::put_bytes(&mut self.record, path);
         self.write()
     }
@@ -191,6 +200,10 @@ fn record_to_json(
     match reader.u64()? {
         OP_DELETE => {
             map.insert("op".into(), "delete".into());
+            put_name(&mut map, "path", reader.bytes()?);
+        }
+        OP_EMPTY => {
+            map.insert("op".into(), "empty".into());
             put_name(&mut map, "path", reader.bytes()?);
         }
         OP_LINK => {

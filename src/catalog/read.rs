@@ -127,11 +127,6 @@ impl Reader {
         }
     }
 
-    /// The newest run of every source, newest first.
-    pub fn latest_of_each_source(&self) -> Result<Vec<Run>> {
-        self.runs_where("run IN (SELECT max(run) FROM runs GROUP BY source) ORDER BY run DESC", [])
-    }
-
     fn runs_where(&self, condition: &str, params: impl rusqlite::Params) -> Result<Vec<Run>> {
         let query = format!(
             "SELECT run, uuid, name, path, started_s, started_n, finished_s, finished_n, added, \
@@ -343,7 +338,10 @@ pub(super) fn entry_from(row: &Row<'_>) -> Result<EntryRow> {
     let kind: u8 = row.get(6).map_err(sql)?;
     let kind = Kind::from_number(kind).ok_or_else(|| bad("kind"))?;
     let child: Option<DirId> = row.get(5).map_err(sql)?;
-    if child.is_some() != (kind == Kind::Dir) || child.is_some_and(|child| child <= dir) {
+    // Only a directory can be the root of a source, whose name is no component of a path.
+    let is_dir = kind == Kind::Dir;
+    if child.is_some() != is_dir || child.is_some_and(|child| child <= dir) || (dir == 0 && !is_dir)
+    {
         return Err(bad("directory number"));
     }
     let time = |secs: usize| -> Result<Time> {

@@ -274,7 +274,8 @@ impl RunWriter<'_> {
     pub fn hash_and_blocks(&self, version: VersionId) -> Result<(Option<Digest>, Vec<u64>)> {
         let query = "SELECT hash, extents FROM versions WHERE version = ?1";
         let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
-        let found: Option<(Option<Vec<u8>>, Option<Vec<u8>>)> = statement
+        type Columns = (Option<Vec<u8>>, Option<Vec<u8>>);
+        let found: Option<Columns> = statement
             .query_row([version], |row| Ok((row.get(0)?, row.get(1)?)))
             .optional()
             .map_err(sql)?;

@@ -9,6 +9,7 @@
 use super::{Digest, HashAlgo, Hasher};
 
 /// A file's hash being computed.
+#[derive(Clone)]
 pub struct FileHash {
     algo: HashAlgo,
     only_chunk: Option<Digest>,

@@ -61,6 +61,7 @@ impl FromStr for HashAlgo {
 }
 
 /// A hash being computed.
+#[derive(Clone)]
 pub enum Hasher {
     /// BLAKE3 (boxed: its state is two KiB).
     Blake3(Box<blake3::Hasher>),

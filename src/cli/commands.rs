@@ -1,7 +1,7 @@
 //! One function a command: arguments in, calls of the other rooms, output and exit code out.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -37,7 +37,7 @@ pub fn init(catalog: &Path, args: &args::Init) -> Result<u8> {
         sys::make_private_dirs(dir).map_err(|e| Error::io(quoted(dir).to_string(), e))?;
     }
     Writer::create(catalog, &settings)?;
-    println!("made catalog {}", quoted(catalog));
+    show::say(format_args!("made catalog {}", quoted(catalog)));
     Ok(exit::DONE)
 }
 
@@ -48,20 +48,17 @@ pub fn add_volume(catalog: &Path, args: &args::AddVolume) -> Result<u8> {
     sys::make_private_dirs(&args.path).map_err(failed)?;
     let path = args.path.canonicalize().map_err(failed)?;
     let config = writer.add_volume(&path, reserve)?;
-    println!("added volume {} at {}, reserve {reserve}%", config.uuid, quoted(&path));
+    show::say(format_args!(
+        "added volume {} at {}, reserve {reserve}%",
+        config.uuid,
+        quoted(&path)
+    ));
     Ok(exit::DONE)
-}
-
-/// Mount points of this program, which no source may reach into.
-fn own_mounts() -> Vec<PathBuf> {
-    let mounts = sys::mount_points().unwrap_or_default();
-    let own = mounts.into_iter().filter(|it| it.fs_type == b"fuse.raidtape");
-    own.map(|it| it.path).collect()
 }
 
 pub fn backup(catalog: &Path, args: &args::Backup) -> Result<u8> {
     let progress = Progress::default();
-    let options = args.args.options(&own_mounts());
+    let options = args.args.options();
     let summary = bar::with_bar(&progress, || crate::backup::run(catalog, &options, &progress))?;
     let counts = &summary.counts;
     show::print_problems(&summary.problems, counts.problems);
@@ -72,24 +69,26 @@ pub fn backup(catalog: &Path, args: &args::Backup) -> Result<u8> {
         map.extend(show::counts_json(counts));
         map.insert("bytes_adopted".into(), summary.bytes_adopted.into());
         map.insert("problem_list".into(), show::problems_json(&summary.problems));
-        println!("{}", Value::Object(map));
+        show::say(format_args!("{}", Value::Object(map)));
     } else {
-        println!("run {} of {}", summary.run, Quoted(&summary.source));
-        println!("  entries: {}", show::tally(&counts.entries));
-        println!("  directories: {}", show::tally(&counts.dirs));
-        println!(
+        show::say(format_args!("run {} of {}", summary.run, Quoted(&summary.source)));
+        show::say(format_args!("  entries: {}", show::tally(&counts.entries)));
+        show::say(format_args!("  directories: {}", show::tally(&counts.dirs)));
+        show::say(format_args!(
             "  {} files, {}; read {}, stored {} new",
             counts.files,
             show::bytes(counts.bytes),
             show::bytes(counts.bytes_read),
             show::bytes(counts.bytes_stored)
-        );
+        ));
         if summary.bytes_adopted > 0 {
             let adopted = show::bytes(summary.bytes_adopted);
-            println!("  took over {adopted} that a run which did not end had stored");
+            show::say(format_args!(
+                "  took over {adopted} that a run which did not end had stored"
+            ));
         }
         if counts.problems > 0 {
-            println!("  {} problems, named above", counts.problems);
+            show::say(format_args!("  {} problems, named above", counts.problems));
         }
     }
     Ok(exit::of_problems(&summary.problems, counts.problems))
@@ -176,20 +175,20 @@ pub fn revert_to_run(catalog: &Path, args: &args::RevertToRun) -> Result<u8> {
 fn print_restored(summary: &Summary, run: RunId) -> u8 {
     let count = summary.problems.len() as u64;
     show::print_problems(&summary.problems, count);
-    println!(
+    show::say(format_args!(
         "restored {} entries, {} directories, {} from run {run}",
         summary.entries,
         summary.dirs,
         show::bytes(summary.bytes)
-    );
+    ));
     if summary.owners_skipped > 0 {
-        println!(
+        show::say(format_args!(
             "the owner of {} entries could not be set: only root may do that",
             summary.owners_skipped
-        );
+        ));
     }
     if count > 0 {
-        println!("{count} problems, named above");
+        show::say(format_args!("{count} problems, named above"));
     }
     exit::of_problems(&summary.problems, count)
 }

@@ -45,6 +45,12 @@ fn failed(e: io::Error) -> Error {
     Error::io("writing to standard output", e)
 }
 
+/// Says a line on standard output. What a command came to does not depend on whether anybody still
+/// listens.
+pub fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
 /// Inserts a name that may be any bytes.
 pub fn put_name(map: &mut Map<String, Value>, key: &str, name: &[u8]) {
     match std::str::from_utf8(name) {

@@ -38,9 +38,6 @@ use fuse::Mounted;
 use ingest::Ingest;
 use tree::Tree;
 
-/// The type under which the kernel lists our mounts.
-pub const FS_TYPE: &[u8] = b"fuse.raidtape";
-
 /// What to mount and how.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -87,8 +84,7 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let snapshots = Arc::new(Snapshots::open(&options.catalog, options.cache_bytes)?);
     let ingest_dir = ingest_dir(&options.catalog);
     let ingest = Ingest::new(&ingest_dir)?;
-    let mounts = vec![mountpoint.clone()];
-    let queue = Arc::new(Queue::new(&options.catalog, mounts, options.exit_code));
+    let queue = Arc::new(Queue::new(&options.catalog, options.exit_code));
     let control = Control::new(queue.clone(), snapshots.clone(), &ingest_dir, &mountpoint);
     let (ends_out, ends_in) = mpsc::channel();
     let on_end = {
@@ -169,7 +165,7 @@ fn check_mountpoint(options: &Options) -> Result<PathBuf> {
         return Err(Error::usage(format!("mount point {} is not a directory", quoted(given))));
     }
     let mounts = sys::mount_points().map_err(|e| Error::io("listing mounts", e))?;
-    if mounts.iter().any(|it| it.path == mountpoint && it.fs_type == FS_TYPE) {
+    if mounts.iter().any(|it| it.path == mountpoint && it.fs_type == sys::OWN_FS_TYPE) {
         let message = format!("a catalog is mounted on {} already", quoted(given));
         return Err(Error::usage(message));
     }
@@ -224,5 +220,5 @@ pub fn is_mounted(mountpoint: &Path) -> Result<bool> {
     let mounts = sys::mount_points().map_err(|e| Error::io("listing mounts", e))?;
     let bytes = mountpoint.as_os_str().as_bytes();
     let same = |it: &sys::MountPoint| it.path.as_os_str().as_bytes() == bytes;
-    Ok(mounts.iter().any(|it| same(it) && it.fs_type == FS_TYPE))
+    Ok(mounts.iter().any(|it| same(it) && it.fs_type == sys::OWN_FS_TYPE))
 }

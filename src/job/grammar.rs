@@ -50,8 +50,8 @@ pub struct BackupArgs {
 }
 
 impl BackupArgs {
-    /// What the backup has to do. `mounts` are mount points that the source must not reach into.
-    pub fn options(&self, mounts: &[PathBuf]) -> backup::Options {
+    /// What the backup has to do.
+    pub fn options(&self) -> backup::Options {
         backup::Options {
             source: self.source.clone(),
             name: self.name.as_ref().map(|it| it.as_bytes().to_vec()),
@@ -62,7 +62,6 @@ impl BackupArgs {
             one_file_system: self.one_file_system,
             force_read: self.force_read,
             tags: self.tags.clone(),
-            mounts: mounts.to_vec(),
         }
     }
 }

@@ -221,8 +221,6 @@ pub struct Tallies {
 /// The jobs of a mount.
 pub struct Queue {
     catalog: PathBuf,
-    /// Mount points that no source may reach into.
-    mounts: Vec<PathBuf>,
     /// The exit code table of the command line, so that there is one.
     exit_code: fn(&Outcome) -> u8,
     jobs: Mutex<Jobs>,
@@ -238,9 +236,9 @@ struct Jobs {
 
 impl Queue {
     /// A queue that works on the catalog at `catalog`.
-    pub fn new(catalog: &Path, mounts: Vec<PathBuf>, exit_code: fn(&Outcome) -> u8) -> Queue {
+    pub fn new(catalog: &Path, exit_code: fn(&Outcome) -> u8) -> Queue {
         let catalog = catalog.to_path_buf();
-        Queue { catalog, mounts, exit_code, jobs: Mutex::default(), came: Condvar::new() }
+        Queue { catalog, exit_code, jobs: Mutex::default(), came: Condvar::new() }
     }
 
     /// Takes a job, or refuses it: malformed ([`ErrorKind::Usage`]) or too many
@@ -314,7 +312,7 @@ impl Queue {
                 continue;
             }
             let Request::Backup(args) = &job.request;
-            let options = args.options(&self.mounts);
+            let options = args.options();
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 backup::run(&self.catalog, &options, &job.progress)
             }));

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crossbeam_channel::bounded;
 
 use crate::catalog::{EntryRow, Run};
-use crate::entry::Kind;
+use crate::entry::{Kind, check_name};
 use crate::error::{Error, Problem, Result};
 use crate::progress::Progress;
 use crate::snapshot::{Found, Snapshots};
@@ -52,6 +52,7 @@ pub fn restore_file(
         let path = crate::error::Quoted(&found.path);
         return Err(Error::usage(format!("'{path}' is a directory: use restore-folder")));
     }
+    check_name(&found.entry.name)?;
     let into_dir = dest.is_dir();
     let (parent, name) = match (into_dir, dest.parent(), dest.file_name()) {
         (true, ..) => (dest, OsStr::from_bytes(&found.entry.name)),

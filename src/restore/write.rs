@@ -1,7 +1,7 @@
 //! Writing entries out below one directory.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -83,9 +83,9 @@ impl<'a> Shared<'a> {
     /// Restores one entry that is not a directory, in this thread.
     pub fn restore_leaf(&self, dir: &Arc<TargetDir<'a>>, entry: &EntryRow, path: &[u8]) {
         match self.make_leaf(dir, entry, path) {
-            Ok(Some(file)) => {
+            Ok(Some((file, temp))) => {
                 let (dir, entry) = (dir.clone(), entry.clone());
-                self.fill(&Job { dir, file, entry, path: path.to_vec() });
+                self.fill(&Job { dir, file, temp, entry, path: path.to_vec() });
             }
             Ok(None) => {}
             Err(e) => self.problem(path, &e),
@@ -93,28 +93,32 @@ impl<'a> Shared<'a> {
     }
 
     /// Makes an entry that is not a directory. A regular file is made empty and handed back, to be
-    /// filled; everything else is complete.
+    /// filled, with the temporary name that it has where its own is taken; everything else is
+    /// complete.
     fn make_leaf(
         &self,
         dir: &TargetDir<'_>,
         entry: &EntryRow,
         path: &[u8],
-    ) -> Result<Option<File>> {
+    ) -> Result<Option<(File, Option<OsString>)>> {
         let name = OsStr::from_bytes(&entry.name);
         let meta = &entry.meta;
+        let failed = |e| Error::io("creating it", e);
         if meta.kind == Kind::File {
-            let file = make_anew(dir, name, || at::create_file(&dir.fd, name));
-            return file.map(Some).map_err(|e| Error::io("creating it", e));
+            let made = make_beside(name, |name| at::create_file(&dir.fd, name));
+            return made.map(Some).map_err(failed);
         }
         let map = self.snapshots.file(entry.version)?;
         let extra = &map.content.extra;
-        let made = make_anew(dir, name, || match (&extra.target, meta.kind) {
+        let made = make_beside(name, |name| match (&extra.target, meta.kind) {
             (Some(target), Kind::Symlink) => at::symlink(OsStr::from_bytes(target), &dir.fd, name),
             (None, Kind::Symlink) => Err(io::Error::other("the link has no target")),
             _ => at::mknod(&dir.fd, name, meta.kind.type_bits() | 0o600, meta.rdev),
         });
-        made.map_err(|e| Error::io("creating it", e))?;
-        self.note_applied(path, entry::apply(dir.fd.as_fd(), name, meta, extra));
+        let ((), temp) = made.map_err(failed)?;
+        let made_as = temp.as_deref().unwrap_or(name);
+        self.note_applied(path, entry::apply(dir.fd.as_fd(), made_as, meta, extra));
+        put_in_place(dir, temp.as_deref(), name).map_err(failed)?;
         self.entries.fetch_add(1, Ordering::Relaxed);
         Progress::add(&self.progress.entries, 1);
         Ok(None)
@@ -123,19 +127,27 @@ impl<'a> Shared<'a> {
     /// Fills a file with its content and sets its metadata; removes it again if that fails, and
     /// says whether it is there.
     pub fn fill(&self, job: &Job<'_>) -> bool {
+        let name = OsStr::from_bytes(&job.entry.name);
         let result = self.progress.check().and_then(|()| self.fill_checked(job));
+        let result = result.and_then(|extra| {
+            let applied = entry::apply_fd(job.file.as_fd(), &job.entry.meta, &extra);
+            self.note_applied(&job.path, applied);
+            put_in_place(&job.dir, job.temp.as_deref(), name)
+                .map_err(|e| Error::io("giving it its name", e))
+        });
         match result {
-            Ok(extra) => {
-                let applied = entry::apply_fd(job.file.as_fd(), &job.entry.meta, &extra);
-                self.note_applied(&job.path, applied);
+            Ok(()) => {
                 self.entries.fetch_add(1, Ordering::Relaxed);
                 self.bytes.fetch_add(job.entry.meta.size, Ordering::Relaxed);
                 Progress::add(&self.progress.entries, 1);
                 true
             }
             Err(e) => {
-                let name = OsStr::from_bytes(&job.entry.name);
-                if let Err(e) = at::unlink(&job.dir.fd, name) {
+                // What had the name before is still there, if anything had.
+                let made_as = job.temp.as_deref().unwrap_or(name);
+                if let Err(e) = at::unlink(&job.dir.fd, made_as)
+                    && e.kind() != io::ErrorKind::NotFound
+                {
                     log::warn!("{}: could not be removed: {e}", crate::error::Quoted(&job.path));
                 }
                 self.problem(&job.path, &e);
@@ -199,18 +211,30 @@ impl<'a> Shared<'a> {
     }
 }
 
-/// Makes something under a name; what has the name already, unless it is a directory, goes.
-fn make_anew<T>(
-    dir: &TargetDir<'_>,
+/// Makes something under its name, or, where that is taken, under a temporary one beside it, which
+/// is given back: what has the name stays until the new thing is complete.
+fn make_beside<T>(
     name: &OsStr,
-    make: impl Fn() -> io::Result<T>,
-) -> io::Result<T> {
-    match make() {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            at::unlink(&dir.fd, name)?;
-            make()
-        }
-        other => other,
+    make: impl Fn(&OsStr) -> io::Result<T>,
+) -> io::Result<(T, Option<OsString>)> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    match make(name) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        other => return other.map(|it| (it, None)),
+    }
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let temp = OsString::from(format!(".raidtape-{}-{number}", std::process::id()));
+    make(&temp).map(|it| (it, Some(temp)))
+}
+
+/// Gives what was made beside its name that name. A directory that has it is not replaced.
+fn put_in_place(dir: &TargetDir<'_>, temp: Option<&OsStr>, name: &OsStr) -> io::Result<()> {
+    let Some(temp) = temp else { return Ok(()) };
+    let renamed = at::rename(&dir.fd, temp, &dir.fd, name, 0);
+    // Two names of one file are not renamed over each other; the temporary one goes in any case.
+    match at::unlink(&dir.fd, temp) {
+        Err(e) if renamed.is_ok() && e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => renamed,
     }
 }
 
@@ -218,6 +242,8 @@ fn make_anew<T>(
 pub struct Job<'a> {
     dir: Arc<TargetDir<'a>>,
     file: File,
+    /// The name it has until it is complete, where its own is taken.
+    temp: Option<OsString>,
     entry: EntryRow,
     path: Vec<u8>,
 }
@@ -398,15 +424,15 @@ impl<'a> Tree<'a> {
                 self.expect_links(version, nlink, names);
                 Ok(())
             }
-            Ok(Some(file)) if nlink > 1 => {
+            Ok(Some((file, temp))) if nlink > 1 => {
                 // Before any other name is linked to it, it has to be known to be good.
-                if self.shared.fill(&Job { dir: dir.clone(), file, entry, path }) {
+                if self.shared.fill(&Job { dir: dir.clone(), file, temp, entry, path }) {
                     self.expect_links(version, nlink, names);
                 }
                 Ok(())
             }
-            Ok(Some(file)) => {
-                let job = Job { dir: dir.clone(), file, entry, path };
+            Ok(Some((file, temp))) => {
+                let job = Job { dir: dir.clone(), file, temp, entry, path };
                 let gone = |_| Error::new(ErrorKind::Io, "the threads that write have ended");
                 self.jobs.send(job).map_err(gone)
             }
@@ -429,5 +455,6 @@ fn make_link(base: &OwnedFd, path: &[Vec<u8>], dir: &TargetDir<'_>, name: &[u8])
     }
     let (last, name) = (OsStr::from_bytes(last), OsStr::from_bytes(name));
     at::stat(&at_dir, last)?;
-    make_anew(dir, name, || at::link(&at_dir, last, &dir.fd, name))
+    let ((), temp) = make_beside(name, |name| at::link(&at_dir, last, &dir.fd, name))?;
+    put_in_place(dir, temp.as_deref(), name)
 }

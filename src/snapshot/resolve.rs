@@ -21,7 +21,7 @@ pub fn resolve(snapshots: &Snapshots, path: &[u8], run: Option<RunId>) -> Result
     snapshots.with_reader(|reader| {
         let runs = match run {
             Some(run) => vec![reader.run(run)?],
-            None => reader.latest_of_each_source()?,
+            None => reader.runs()?.into_iter().rev().collect(),
         };
         for run in &runs {
             if let Some(found) = find(reader, run, path)? {
@@ -32,7 +32,7 @@ pub fn resolve(snapshots: &Snapshots, path: &[u8], run: Option<RunId>) -> Result
             [] => Error::new(ErrorKind::NotFound, "there is no run yet"),
             [run] => not_in_run(path, run),
             _ => {
-                let message = format!("no source's newest run has '{}'", Quoted(path));
+                let message = format!("no run has '{}'", Quoted(path));
                 Error::new(ErrorKind::NotFound, message)
             }
         })

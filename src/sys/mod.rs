@@ -177,7 +177,7 @@ pub fn rename_durable(from: &Path, to: &Path) -> Result<()> {
 /// Options for files that are nobody else's business: a store holds everybody's data.
 pub fn private_file() -> std::fs::OpenOptions {
     let mut options = File::options();
-    options.mode(0o600);
+    options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
     options
 }
 
@@ -350,6 +350,9 @@ pub struct MountPoint {
     /// Its type, as in `fuse.raidtape`.
     pub fs_type: Vec<u8>,
 }
+
+/// The type under which the kernel lists the mounts of this program.
+pub const OWN_FS_TYPE: &[u8] = b"fuse.raidtape";
 
 /// All mounts that this process sees.
 pub fn mount_points() -> io::Result<Vec<MountPoint>> {

@@ -17,6 +17,10 @@ use crate::chunk::frame::Frame;
 use crate::chunk::{ChunkRef, HashAlgo, Hasher};
 use crate::error::{Error, ErrorKind, Result};
 
+/// What is left free beyond the reserve, in bytes: a block also needs its directories, its index
+/// record and its meta, and without those it would not count.
+const ROOM_BYTES: u64 = 4 << 20;
+
 /// Encoded frames and the chunks that end in them, to be appended together.
 #[derive(Default)]
 pub struct Batch {
@@ -127,20 +131,24 @@ pub struct Writer<'a> {
     closed_bytes: AtomicU64,
     /// For each present volume: whether it takes blocks, and the valid length of its index.
     full: Mutex<Vec<bool>>,
-    index_len: Mutex<Vec<u64>>,
+    index_len: Mutex<Vec<Option<u64>>>,
 }
 
 impl<'a> Writer<'a> {
     /// A writer that numbers its blocks from `next_number`. `index_len` holds the valid length of
-    /// each present volume's index, in the order of [`Volumes::present`].
+    /// each present volume's index, in the order of [`Volumes::present`]; a volume without one
+    /// takes no blocks.
     pub fn new(
         volumes: &'a Volumes,
         hash: HashAlgo,
         block_bytes: u64,
         next_number: u64,
-        index_len: Vec<u64>,
+        index_len: Vec<Option<u64>>,
     ) -> Writer<'a> {
-        let full = volumes.present().iter().map(|it| it.config.status != Status::Active).collect();
+        let usable = volumes.present().iter().zip(&index_len);
+        let full = usable
+            .map(|(it, index)| it.config.status != Status::Active || index.is_none())
+            .collect();
         Writer {
             volumes,
             hash,
@@ -167,7 +175,7 @@ impl<'a> Writer<'a> {
         self.make_room(own, batch.stored.len() as u64, plain)?;
         loop {
             let Some(block) = own.as_mut() else {
-                *own = Some(self.open_block()?);
+                *own = Some(self.open_block(batch.stored.len() as u64)?);
                 continue;
             };
             match block.append(batch) {
@@ -183,9 +191,13 @@ impl<'a> Writer<'a> {
     }
 
     /// Makes sure that a chunk of `len` plain bytes, which will come in several batches, can go
-    /// into one block: closes the own block if it has too little room left.
+    /// into one block: goes on to another one if the own block has too little room left.
     pub fn make_room_for_chunk(&self, own: &mut Option<OpenBlock>, len: u64) -> Result<()> {
-        self.make_room(own, len, len)
+        self.make_room(own, len, len)?;
+        if own.is_none() {
+            *own = Some(self.open_block(len)?);
+        }
+        Ok(())
     }
 
     fn make_room(&self, own: &mut Option<OpenBlock>, stored: u64, plain: u64) -> Result<()> {
@@ -234,6 +246,11 @@ impl<'a> Writer<'a> {
         self.closed_bytes.load(Ordering::Relaxed)
     }
 
+    /// Number of those blocks.
+    pub fn waiting_blocks(&self) -> usize {
+        self.closed.lock().len()
+    }
+
     /// Makes all closed blocks durable, and with `last` the shared block too.
     pub fn barrier(&self, last: bool) -> Result<Vec<Stored>> {
         if last {
@@ -260,7 +277,7 @@ impl<'a> Writer<'a> {
     fn publish(&self, volume: &Volume, blocks: Vec<Closed>) -> Result<Vec<Stored>> {
         let at = self.volumes.present().iter().position(|it| std::ptr::eq(it, volume));
         let mut lens = self.index_len.lock();
-        let Some(index_len) = at.and_then(|at| lens.get_mut(at)) else {
+        let Some(Some(index_len)) = at.and_then(|at| lens.get_mut(at)) else {
             return Err(Error::usage("a volume that this writer does not know"));
         };
         let mut pending = Vec::with_capacity(blocks.len());
@@ -273,30 +290,44 @@ impl<'a> Writer<'a> {
             let volume = volume.config.number;
             stored.push(Stored { block: it.number, index: it.index, volume, record_at });
         }
-        volume.store.publish(pending)?;
-        *index_len = volume.append_index(*index_len, &records)?;
-        Ok(stored)
+        let published = volume.store.publish(pending);
+        let appended = published.and_then(|()| volume.append_index(*index_len, &records));
+        match (appended, at) {
+            (Ok(len), _) => {
+                *index_len = len;
+                Ok(stored)
+            }
+            (Err(e), Some(at)) if e.kind() == ErrorKind::NoSpace => {
+                // The next run goes on with another volume.
+                self.mark_full(at)?;
+                Err(e)
+            }
+            (Err(e), _) => Err(e),
+        }
     }
 
     /// The valid length of each present volume's index, in the order of [`Volumes::present`].
-    pub fn index_lens(&self) -> Vec<u64> {
+    pub fn index_lens(&self) -> Vec<Option<u64>> {
         self.index_len.lock().clone()
     }
 
     /// The numbers of the volumes that this writer found full.
     pub fn sealed(&self) -> Vec<i64> {
-        let full = self.full.lock();
-        let found = self.volumes.present().iter().zip(full.iter());
-        let found = found.filter(|(it, full)| **full && it.config.status == Status::Active);
+        let (full, lens) = (self.full.lock(), self.index_len.lock());
+        let found = self.volumes.present().iter().zip(full.iter().zip(lens.iter()));
+        let found = found.filter(|(it, (full, index))| {
+            **full && index.is_some() && it.config.status == Status::Active
+        });
         found.map(|(it, _)| it.config.number).collect()
     }
 
-    fn open_block(&self) -> Result<OpenBlock> {
+    /// Opens a block in the first active volume that has room for `len` bytes.
+    fn open_block(&self, len: u64) -> Result<OpenBlock> {
         loop {
             let Some(at) = self.full.lock().iter().position(|full| !full) else {
                 return Err(Error::new(ErrorKind::NoSpace, self.no_room_message()));
             };
-            if !self.has_room(at, 0)? {
+            if !self.has_room(at, len)? {
                 self.mark_full(at)?;
                 continue;
             }
@@ -355,7 +386,7 @@ impl<'a> Writer<'a> {
         let space = volume.store.space()?;
         let percent = u64::from(volume.config.reserve_percent);
         let reserve = space.total_bytes / 100 * percent;
-        Ok(space.free_bytes > reserve.saturating_add(len))
+        Ok(space.free_bytes > reserve.saturating_add(len).saturating_add(ROOM_BYTES))
     }
 
     fn mark_full(&self, at: usize) -> Result<()> {
