@@ -399,6 +399,7 @@ fn write_metas_of<'d>(
     failed: &mut dyn FnMut(Error),
 ) -> Result<()> {
     let mut documents = volume.documents();
+    let mut written = HashSet::new();
     for it in due {
         let index = match volume.index_record(it.record_at) {
             Ok(index) => index,
@@ -408,8 +409,11 @@ fn write_metas_of<'d>(
                 continue;
             }
         };
+        if !written.insert(index.id) {
+            continue;
+        }
         let name = meta::document_name(&index.id);
-        documents.add(&name, |out| run.write_meta(it.block, &index, settings.hash, names, out))?;
+        documents.add(&name, |out| run.write_meta(&index, settings.hash, names, out))?;
     }
     documents.finish()
 }

@@ -515,16 +515,18 @@ impl<'a, 'c> Worker<'a, 'c> {
             self.progress.check()?;
         }
         self.batch.clear();
-        self.chunks.release(&id)?;
+        // What was written counts: if the file changed between the readings, its name is another
+        // one. Placed before the claim is taken back, so that nobody who waits stores it again.
+        let stored = hasher.finish();
         if let Some(place) = first {
-            // What was written counts: if the file changed between the readings, its name is
-            // another one.
-            let id = hasher.finish();
-            let chunk = ChunkRef { id, len: u32::try_from(len).unwrap_or(u32::MAX) };
-            self.batch.chunks.push(chunk);
+            let len_in_block = u32::try_from(len).unwrap_or(u32::MAX);
+            self.batch.chunks.push(ChunkRef { id: stored, len: len_in_block });
             self.append_batch(target)?;
             self.chunks.place(place, &self.batch.chunks)?;
             content.add_at(place, len);
+        }
+        if first.is_none() || stored != id {
+            self.chunks.release(&id)?;
         }
         match failure {
             Some(e) => Err(Stop::File("reading it", e)),

@@ -113,7 +113,6 @@ impl RunWriter<'_> {
     /// Writes the meta of a block.
     pub fn write_meta(
         &self,
-        number: u64,
         index: &BlockIndex,
         hash: HashAlgo,
         names: &mut DirNames,
@@ -121,15 +120,18 @@ impl RunWriter<'_> {
     ) -> Result<()> {
         let failed = |e| Error::io("writing a meta", e);
         write_head(index, hash, out).map_err(failed)?;
-        let query = "SELECT u.version, v.extents, v.hash FROM uses u \
-                     JOIN versions v ON v.version = u.version WHERE u.block = ?1";
+        // A block that was lost and stored again has two numbers and one name.
+        let query = "SELECT u.version, v.extents, v.hash, u.block FROM uses u \
+                     JOIN versions v ON v.version = u.version \
+                     WHERE u.block IN (SELECT number FROM blocks WHERE id = ?1)";
         let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
-        let mut rows = statement.query([number]).map_err(sql)?;
+        let mut rows = statement.query([&index.id.0[..]]).map_err(sql)?;
         let mut separator = "\n";
         while let Some(row) = rows.next().map_err(sql)? {
             let version: VersionId = row.get(0).map_err(sql)?;
             let extents: Vec<u8> = row.get(1).map_err(sql)?;
             let file_hash: Vec<u8> = row.get(2).map_err(sql)?;
+            let number: u64 = row.get(3).map_err(sql)?;
             let file_hash = Digest::from_slice(&file_hash)?;
             let pieces = pieces_in(&extent::decode(&extents)?, number);
             self.each_name(version, &mut |entry| {
