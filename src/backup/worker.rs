@@ -315,29 +315,14 @@ impl<'a, 'c> Worker<'a, 'c> {
     ) -> Result<()> {
         let len = bytes.len() as u64;
         self.count(len);
-        content.size += len;
         if let Some(offset) = self.frame.offsets.get(&id) {
+            content.size += len;
             content.add(Part::InFrame { offset: *offset, len });
             return Ok(());
         }
-        loop {
-            match self.chunks.claim(&id)? {
-                Claim::Known(place) => {
-                    let (block, offset) = (place.block, place.offset);
-                    content.add(Part::At(Extent::Data { block, offset, len }));
-                    return Ok(());
-                }
-                Claim::New => break,
-                Claim::Busy => {
-                    // Nobody may wait for us while we wait.
-                    self.flush(Some(content), target)?;
-                    if let Some(place) = self.chunks.wait(&id)? {
-                        let (block, offset) = (place.block, place.offset);
-                        content.add(Part::At(Extent::Data { block, offset, len }));
-                        return Ok(());
-                    }
-                }
-            }
+        if let Some(place) = self.find_chunk(&id, content, target)? {
+            content.add_at(place, len);
+            return Ok(());
         }
         let frame_bytes = match target {
             Target::Own(_) => LARGE_FRAME_BYTES,
@@ -347,6 +332,7 @@ impl<'a, 'c> Worker<'a, 'c> {
             self.flush(Some(content), target)?;
         }
         let offset = self.frame.plain.len() as u64;
+        content.size += len;
         content.add(Part::InFrame { offset, len });
         self.frame.plain.extend_from_slice(bytes);
         self.frame.offsets.insert(id, offset);
@@ -445,7 +431,7 @@ impl<'a, 'c> Worker<'a, 'c> {
             if len == 0 {
                 return Ok(());
             }
-            if let Some(place) = self.find_long_chunk(&id, content, target)? {
+            if let Some(place) = self.find_chunk(&id, content, target)? {
                 *hash = hash_if_known;
                 content.add_at(place, len);
                 reader.at = part.at;
@@ -457,8 +443,8 @@ impl<'a, 'c> Worker<'a, 'c> {
         }
     }
 
-    /// Where a long chunk lies; `None` if it is this worker's to store.
-    fn find_long_chunk(
+    /// Where a chunk lies; `None` if it is this worker's to store.
+    fn find_chunk(
         &mut self,
         id: &ChunkId,
         content: &mut Layout,
@@ -469,6 +455,7 @@ impl<'a, 'c> Worker<'a, 'c> {
                 Claim::Known(place) => return Ok(Some(place)),
                 Claim::New => return Ok(None),
                 Claim::Busy => {
+                    // Nobody may wait for us while we wait.
                     self.flush(Some(content), target)?;
                     if let Some(place) = self.chunks.wait(id)? {
                         return Ok(Some(place));

@@ -331,11 +331,6 @@ pub fn device_number(major: u32, minor: u32) -> u64 {
     rustix::fs::makedev(major, minor)
 }
 
-/// Makes `dest` share the blocks of `source` (same file system, and one that can).
-pub fn clone_file(dest: impl AsFd, source: impl AsFd) -> io::Result<()> {
-    Ok(rustix::fs::ioctl_ficlone(dest, source)?)
-}
-
 /// Whether `fd` is still the file that `stat` describes.
 pub fn is_same_file(fd: BorrowedFd<'_>, stat: &Stat) -> io::Result<bool> {
     let now = fstat(fd)?;
