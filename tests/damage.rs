@@ -43,9 +43,9 @@ impl Store {
     }
 
     fn meta(&self, block: &Path) -> Value {
-        let name = format!("meta/{}.meta.json", block.file_name().unwrap().to_str().unwrap());
-        let text = fs::read_to_string(self.sandbox.path("volume").join(name)).unwrap();
-        serde_json::from_str(&text).unwrap()
+        let name = format!("meta/{}.meta.json.zst", block.file_name().unwrap().to_str().unwrap());
+        let file = fs::File::open(self.sandbox.path("volume").join(name)).unwrap();
+        serde_json::from_reader(zstd::Decoder::new(file).unwrap()).unwrap()
     }
 
     /// What the loss of stored bytes from `start` to `end` of a block means, by its meta alone for

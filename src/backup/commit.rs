@@ -415,7 +415,8 @@ fn write_metas_of<'d>(
         let name = meta::document_name(&index.id);
         documents.add(&name, |out| run.write_meta(&index, settings.hash, names, out))?;
     }
-    documents.finish()
+    documents.finish()?;
+    written.iter().try_for_each(|id| volume.remove_document(&meta::former_name(id)))
 }
 
 /// Writes the run's manifest to every volume that is there: each alone is enough to know the run.

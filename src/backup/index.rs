@@ -10,6 +10,7 @@
 //! not read; what they have lost, `validate` tells.)
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -43,6 +44,8 @@ pub struct ChunkIndex<'a> {
     /// Blocks that have been looked at, and whether they can be built on.
     sound: Mutex<HashMap<u64, bool>>,
     shards: Vec<Mutex<HashMap<ChunkId, Slot>>>,
+    /// Whether the catalog has any chunk: a first backup need not ask it for each.
+    any_stored: AtomicBool,
     /// Set when the run has failed and nobody must wait any more.
     failed: Mutex<bool>,
     placed: Condvar,
@@ -55,8 +58,10 @@ impl<'a> ChunkIndex<'a> {
         run: RunWriter<'a>,
         volumes: &'a Volumes,
         writers_max: Option<usize>,
-    ) -> ChunkIndex<'a> {
-        ChunkIndex {
+    ) -> Result<ChunkIndex<'a>> {
+        let any_stored = AtomicBool::new(run.has_chunks()?);
+        Ok(ChunkIndex {
+            any_stored,
             run: Mutex::new(run),
             volumes,
             sound: Mutex::default(),
@@ -64,7 +69,7 @@ impl<'a> ChunkIndex<'a> {
             failed: Mutex::new(false),
             placed: Condvar::new(),
             write_permits: writers_max.map(Permits::new),
-        }
+        })
     }
 
     /// The run's transaction.
@@ -96,6 +101,9 @@ impl<'a> ChunkIndex<'a> {
 
     /// Where the catalog has a chunk, if its block is there.
     fn find_sound(&self, id: &ChunkId) -> Result<Option<Place>> {
+        if !self.any_stored.load(Ordering::Acquire) {
+            return Ok(None);
+        }
         let found = self.run.lock().find_chunk(id)?;
         let Some((place, _)) = found else { return Ok(None) };
         Ok(self.is_sound(place.block)?.then_some(place))
@@ -190,6 +198,7 @@ impl<'a> ChunkIndex<'a> {
     pub fn store(&self, stored: &[Stored]) -> Result<()> {
         for block in stored {
             self.run.lock().put_block(block)?;
+            self.any_stored.store(true, Ordering::Release);
             for chunk in &block.index().chunks {
                 self.shard(&chunk.id)?.remove(&chunk.id);
             }

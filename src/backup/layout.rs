@@ -92,6 +92,9 @@ impl Read for Range<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(out.len());
         let out = out.get_mut(..left).unwrap_or_default();
+        if out.is_empty() {
+            return Ok(0);
+        }
         let n = self.file.read_at(out, self.at)?;
         self.at += n as u64;
         Ok(n)

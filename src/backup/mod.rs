@@ -82,8 +82,11 @@ pub struct Summary {
 
 /// Problems that a run keeps with their texts; more are only counted.
 pub const PROBLEMS_MAX: usize = 10_000;
-/// Changes that wait for the committer at most.
-const QUEUE_CHANGES_MAX: usize = 1024;
+/// Batches of changes that wait for the committer at most: what a unit has made of its files, or
+/// [`BATCH_CHANGES_MAX`] changes of the scanner's.
+const QUEUE_BATCHES_MAX: usize = 16;
+/// Changes that the scanner hands over together: each hand-over may wake a thread.
+const BATCH_CHANGES_MAX: usize = 128;
 /// Units that wait for a worker at most. A unit is at most a frame's bytes, and holds the
 /// directories of its files open.
 const QUEUE_ITEMS_MAX: usize = 16;
@@ -169,7 +172,7 @@ fn out_of_files(error: std::io::Error) -> Error {
 /// What the scanner gives out.
 enum Item {
     Unit(Unit),
-    Change(Box<Change>),
+    Change(Change),
 }
 
 /// Backs up `options.source` into the catalog at `catalog`.
@@ -258,7 +261,7 @@ fn run_into(
     let problems = std::mem::take(&mut target.problems);
     let Target { catalog, source, name, started, .. } = target;
     let run = writer.begin_run(name, source, started)?;
-    let chunks = ChunkIndex::new(run, volumes, options.max_write_workers);
+    let chunks = ChunkIndex::new(run, volumes, options.max_write_workers)?;
     let dir = catalog.parent().unwrap_or(Path::new("/"));
     let mut committer = Committer::new(&chunks, blocks, volumes, settings, progress, dir)?;
     committer.note_all(problems);
@@ -275,8 +278,10 @@ fn run_into(
     committer.finish(options, name, started)
 }
 
+/// One more than there are cores, for while one waits for a disk. Files are read ahead of their
+/// turn, so more would only drive each other's tables out of the processor's caches.
 fn default_workers() -> usize {
-    std::thread::available_parallelism().map_or(2, usize::from).saturating_mul(2).min(8)
+    (std::thread::available_parallelism().map_or(2, usize::from) + 1).min(8)
 }
 
 /// What an earlier run has left on the volumes.
@@ -351,7 +356,7 @@ fn run_alone(
 ) -> Result<()> {
     let mut worker = Worker::new(parts.settings, parts.chunks, parts.blocks, parts.progress)?;
     scanner.run(&mut |item| match item {
-        Item::Change(change) => committer.take(*change),
+        Item::Change(change) => committer.take(change),
         Item::Unit(unit) => worker.work(unit, &mut |change| committer.take(change)),
     })
 }
@@ -376,7 +381,7 @@ fn run_together(
     workers: usize,
 ) -> Result<()> {
     let (unit_out, unit_in) = bounded::<Unit>(QUEUE_ITEMS_MAX);
-    let (change_out, change_in) = bounded::<Box<Change>>(QUEUE_CHANGES_MAX);
+    let (change_out, change_in) = bounded::<Vec<Change>>(QUEUE_BATCHES_MAX);
     std::thread::scope(|scope| {
         let mut threads = Vec::new();
         for _ in 0..workers {
@@ -385,14 +390,21 @@ fn run_together(
         }
         drop(unit_in);
         threads.push(scope.spawn(move || {
+            let mut batch = Vec::new();
             scanner.run(&mut |item| {
                 parts.chunks.check()?;
-                let sent = match item {
-                    Item::Unit(unit) => unit_out.send(unit).is_ok(),
-                    Item::Change(change) => change_out.send(change).is_ok(),
-                };
-                if sent { Ok(()) } else { Err(hung_up()) }
-            })
+                match item {
+                    Item::Unit(unit) => unit_out.send(unit).map_err(|_| hung_up()),
+                    Item::Change(change) => {
+                        batch.push(change);
+                        match batch.len() < BATCH_CHANGES_MAX {
+                            true => Ok(()),
+                            false => send(&change_out, &mut batch),
+                        }
+                    }
+                }
+            })?;
+            send(&change_out, &mut batch)
         }));
         let mut result = commit_all(committer, &change_in);
         if result.is_err() {
@@ -414,8 +426,12 @@ fn run_together(
     })
 }
 
-fn commit_all(committer: &mut Committer<'_, '_>, changes: &Receiver<Box<Change>>) -> Result<()> {
-    changes.iter().try_for_each(|change| committer.take(*change))
+fn commit_all(committer: &mut Committer<'_, '_>, changes: &Receiver<Vec<Change>>) -> Result<()> {
+    changes.iter().flatten().try_for_each(|change| committer.take(change))
+}
+
+fn send(changes: &Sender<Vec<Change>>, batch: &mut Vec<Change>) -> Result<()> {
+    changes.send(std::mem::take(batch)).map_err(|_| hung_up())
 }
 
 struct GiveUpOnPanic<'a, 'c>(&'a ChunkIndex<'c>);
@@ -431,13 +447,18 @@ impl Drop for GiveUpOnPanic<'_, '_> {
 fn work(
     parts: &Parts<'_, '_>,
     units: &Receiver<Unit>,
-    changes: &Sender<Box<Change>>,
+    changes: &Sender<Vec<Change>>,
 ) -> Result<()> {
     // A worker that panics must not leave others waiting for its chunks.
     let _guard = GiveUpOnPanic(parts.chunks);
     let mut worker = Worker::new(parts.settings, parts.chunks, parts.blocks, parts.progress)?;
     let result = units.iter().try_for_each(|unit| {
-        worker.work(unit, &mut |change| changes.send(Box::new(change)).map_err(|_| hung_up()))
+        let mut batch = Vec::new();
+        worker.work(unit, &mut |change| {
+            batch.push(change);
+            Ok(())
+        })?;
+        send(changes, &mut batch)
     });
     if result.is_err() {
         // Others may wait for chunks of this worker, which will not come.

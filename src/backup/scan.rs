@@ -495,7 +495,7 @@ fn list_names(fd: &Arc<OwnedFd>) -> std::io::Result<Vec<OsString>> {
 }
 
 fn tell(sink: Sink<'_>, change: Change) -> Result<()> {
-    sink(Item::Change(Box::new(change)))
+    sink(Item::Change(change))
 }
 
 fn gone(place: EntryPlace, sink: Sink<'_>) -> Result<()> {

@@ -5,7 +5,7 @@
 //! block byte for byte. A chunk that is known is never compressed. Size, hash and extents always
 //! describe the bytes that were read, whatever happens to the file meanwhile.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -31,6 +31,9 @@ const LARGE_FRAME_BYTES: usize = 256 << 10;
 const CHUNK_IN_MEMORY_MAX: u64 = 16 << 20;
 /// How often a file that changes while it is read is read again before it is taken as it is.
 const READ_TRIES: u32 = 2;
+
+/// Files of a pack that are open, and being read by the kernel, before their turn comes.
+const AHEAD_FILES_MAX: usize = 32;
 
 type Sink<'a> = &'a mut dyn FnMut(Change) -> Result<()>;
 
@@ -68,6 +71,20 @@ impl From<Error> for Stop {
     fn from(error: Error) -> Stop {
         Stop::Run(error)
     }
+}
+
+fn open(job: &FileJob) -> io::Result<File> {
+    at::open_read(&job.parent, &job.place.name)
+}
+
+/// Opens a file and has the kernel start reading it, so that the disk has many requests at a time
+/// and nobody waits for each. What cannot be opened now is tried, and told of, when its turn comes.
+fn open_ahead(job: FileJob) -> (FileJob, Option<File>) {
+    let file = open(&job).ok();
+    if let Some(file) = &file {
+        sys::advise_will_need(file);
+    }
+    (job, file)
 }
 
 /// One worker, with its buffers.
@@ -119,15 +136,20 @@ impl<'a, 'c> Worker<'a, 'c> {
     pub fn work(&mut self, unit: Unit, sink: Sink<'_>) -> Result<()> {
         match unit {
             Unit::Pack(files) => {
-                for file in files {
+                let mut ahead = VecDeque::with_capacity(AHEAD_FILES_MAX);
+                let mut files = files.into_iter();
+                loop {
+                    let room = AHEAD_FILES_MAX - ahead.len();
+                    ahead.extend(files.by_ref().take(room).map(open_ahead));
+                    let Some((job, file)) = ahead.pop_front() else { break };
                     self.progress.check()?;
-                    self.file(file, &mut Target::Shared, sink)?;
+                    self.file(job, file, &mut Target::Shared, sink)?;
                 }
                 self.flush(None, &mut Target::Shared)?;
             }
             Unit::Large(file) => {
                 let mut target = Target::Own(Box::new(None));
-                self.file(*file, &mut target, sink)?;
+                self.file(*file, None, &mut target, sink)?;
                 self.flush(None, &mut target)?;
                 if let Target::Own(block) = &mut target {
                     self.blocks.close(block)?;
@@ -140,8 +162,14 @@ impl<'a, 'c> Worker<'a, 'c> {
         Ok(())
     }
 
-    fn file(&mut self, job: FileJob, target: &mut Target, sink: Sink<'_>) -> Result<()> {
-        match self.read_file(&job, target) {
+    fn file(
+        &mut self,
+        job: FileJob,
+        opened: Option<File>,
+        target: &mut Target,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        match self.read_file(&job, opened, target) {
             Ok((meta, hash, content, extra, changed)) => {
                 let linked = job.meta.nlink > 1;
                 let FileJob { place, version, .. } = job;
@@ -182,19 +210,23 @@ impl<'a, 'c> Worker<'a, 'c> {
         sink(Change::Put { place, meta, version, child: None, content, linked })
     }
 
-    /// Reads a file, again if it changes meanwhile.
+    /// Reads a file, which may have been opened already; again if it changes meanwhile.
     fn read_file(
         &mut self,
         job: &FileJob,
+        mut opened: Option<File>,
         target: &mut Target,
     ) -> std::result::Result<(Metadata, Digest, Layout, entry::Extra, bool), Stop> {
         let mut tries = 0;
         loop {
             tries += 1;
-            let file = at::open_read(&job.parent, &job.place.name).map_err(|e| match e.kind() {
-                io::ErrorKind::NotFound => Stop::Gone,
-                _ => Stop::File("opening it", e),
-            })?;
+            let file = match opened.take() {
+                Some(file) => file,
+                None => open(job).map_err(|e| match e.kind() {
+                    io::ErrorKind::NotFound => Stop::Gone,
+                    _ => Stop::File("opening it", e),
+                })?,
+            };
             let stat = sys::fstat(&file).map_err(|e| Stop::File("looking at it", e))?;
             let meta = Metadata::from_stat(&stat).filter(|_| stat.is_file());
             let Some(mut meta) = meta else {
@@ -208,7 +240,7 @@ impl<'a, 'c> Worker<'a, 'c> {
             }
             let sparse = stat.blocks.saturating_mul(512) < stat.size;
             let (hash, content) = self.read_content(&file, meta.size, sparse, target)?;
-            let extra = entry::capture(job.parent.as_fd(), &job.place.name, meta.kind);
+            let extra = entry::capture_file(file.as_fd());
             let after = sys::fstat(&file).map_err(|e| Stop::File("looking at it", e))?;
             let is_same = Metadata::from_stat(&after).is_some_and(|it| it == meta)
                 // procfs says 0 and gives more.
@@ -236,7 +268,10 @@ impl<'a, 'c> Worker<'a, 'c> {
         }
         if !sparse {
             let mut hash = FileHash::of_content(self.hash);
-            self.read_data(file, 0, None, &mut content, &mut hash, target)?;
+            // Without the read that finds the end: if the file has grown, its length tells. What
+            // has no length, as in procfs, is read to where it ends.
+            let end = (size > 0).then_some(size);
+            self.read_data(file, 0, end, &mut content, &mut hash, target)?;
             return Ok((hash.finish(), content));
         }
         // Holes are a part of what is kept, so they are a part of the hash: see FORMAT.md.
@@ -277,27 +312,29 @@ impl<'a, 'c> Worker<'a, 'c> {
                 Target::Shared => self.read_whole_chunks(&mut reader, content, hash, target),
             };
         }
-        self.splitter.restart();
-        loop {
-            // The splitter's buffer is lent out with the chunk, so it is put aside meanwhile.
-            let mut splitter = std::mem::replace(&mut self.splitter, Splitter::new(self.chunking));
-            let result = match splitter.next(&mut reader) {
-                Ok(None) => Ok(false),
-                Ok(Some(piece)) => {
-                    let id = self.hash.hash(piece.bytes);
-                    hash.add(piece.bytes, &id, piece.is_last);
-                    self.add_chunk(piece.bytes, id, content, target)
-                        .map(|()| true)
-                        .map_err(Stop::Run)
-                }
-                Err(e) => Err(Stop::File("reading it", e)),
-            };
-            self.splitter = splitter;
-            if !result? {
-                return Ok(());
-            }
+        // The splitter's buffer is lent out with each chunk, so it is put aside meanwhile.
+        let mut splitter = std::mem::replace(&mut self.splitter, Splitter::new(self.chunking));
+        splitter.restart();
+        let result = self.read_chunks(&mut splitter, &mut reader, content, hash, target);
+        self.splitter = splitter;
+        result
+    }
+
+    fn read_chunks(
+        &mut self,
+        splitter: &mut Splitter,
+        reader: &mut Range<'_>,
+        content: &mut Layout,
+        hash: &mut FileHash,
+        target: &mut Target,
+    ) -> std::result::Result<(), Stop> {
+        while let Some(piece) = splitter.next(reader).map_err(|e| Stop::File("reading it", e))? {
+            let id = self.hash.hash(piece.bytes);
+            hash.add(piece.bytes, &id, piece.is_last);
+            self.add_chunk(piece.bytes, id, content, target)?;
             self.progress.check()?;
         }
+        Ok(())
     }
 
     fn count(&self, len: u64) {

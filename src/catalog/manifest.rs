@@ -8,11 +8,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use serde_json::{Map, Value, json};
-
 use super::extent;
+use super::json::Object;
 use super::run::{RunId, VersionId};
 use super::{Content, Extent};
 use crate::chunk::{Digest, HashAlgo};
@@ -24,8 +21,9 @@ use crate::wire::{self, Reader};
 
 /// Version of the manifest format.
 const VERSION: u32 = 1;
-/// Level for manifests: they are written once and small.
-const ZSTD_LEVEL: i32 = 6;
+/// Level for manifests and metas. Half of one is hashes in hex, which only entropy coding makes smaller: the
+/// lowest level does that best (2.01 MB of 12.0 for 30,000 files, level 6 gives 2.14).
+pub(super) const ZSTD_LEVEL: i32 = 1;
 
 /// Name of a run's manifest, relative to the volume.
 pub fn document_name(run: RunId) -> String {
@@ -126,24 +124,23 @@ impl Spool {
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
         let mut spool = BufReader::with_capacity(1 << 16, file);
         let mut out = zstd::Encoder::new(out, ZSTD_LEVEL).map_err(failed)?;
-        let mut line = |value: &Value| -> Result<()> {
-            serde_json::to_writer(&mut out, value)
-                .map_err(|e| Error::io("writing a manifest", e.into()))?;
-            out.write_all(b"\n").map_err(failed)
-        };
-        line(&header.to_json())?;
-        let mut count = 0u64;
-        let mut record = Vec::new();
+        let mut line = Vec::new();
+        header.put(&mut line)?;
+        let (mut count, mut record) = (0u64, Vec::new());
         while !spool.fill_buf().map_err(failed)?.is_empty() {
             let mut len = [0; 4];
             spool.read_exact(&mut len).map_err(failed)?;
             record.clear();
             let len = u64::from(u32::from_le_bytes(len));
             spool.by_ref().take(len).read_to_end(&mut record).map_err(failed)?;
-            line(&record_to_json(&record, block_name)?)?;
+            line.push(b'\n');
+            out.write_all(&line).map_err(failed)?;
+            line.clear();
+            put_change(&mut line, &record, block_name)?;
             count += 1;
         }
-        line(&json!({ "op": "end", "changes": count }))?;
+        writeln!(line, "\n{{\"op\":\"end\",\"changes\":{count}}}").map_err(failed)?;
+        out.write_all(&line).map_err(failed)?;
         out.finish().map_err(failed)?.flush().map_err(failed)
     }
 }
@@ -165,118 +162,129 @@ pub struct Header<'a> {
 }
 
 impl Header<'_> {
-    fn to_json(&self) -> Value {
-        let mut map = Map::new();
-        map.insert("op".into(), "run".into());
-        map.insert("format".into(), VERSION.into());
-        map.insert("run".into(), self.run.into());
-        map.insert("uuid".into(), self.uuid.into());
-        put_name(&mut map, "source", self.source);
-        map.insert("started".into(), time_to_json(self.started));
-        map.insert("hash_algo".into(), self.hash.as_str().into());
-        map.insert("tags".into(), json!(self.tags));
-        Value::Object(map)
+    fn put(&self, out: &mut Vec<u8>) -> Result<()> {
+        let mut line = Object::begin(out);
+        line.plain("op", "run");
+        line.number("format", VERSION);
+        line.number("run", self.run);
+        line.plain("uuid", self.uuid);
+        line.name("source", self.source);
+        line.time("started", self.started);
+        line.plain("hash_algo", self.hash.as_str());
+        serde_json::to_writer(line.key("tags"), self.tags)
+            .map_err(|e| Error::io("writing a manifest", e.into()))?;
+        line.end();
+        Ok(())
     }
 }
 
-/// Names are bytes and JSON is Unicode: a name that is not UTF-8 gets the key `KEY_b64` and base64.
-pub(super) fn put_name(map: &mut Map<String, Value>, key: &str, name: &[u8]) {
-    match std::str::from_utf8(name) {
-        Ok(text) => map.insert(key.to_owned(), text.into()),
-        Err(_) => map.insert(format!("{key}_b64"), BASE64.encode(name).into()),
-    };
-}
-
-pub(super) fn time_to_json(time: Time) -> Value {
-    json!([time.secs, time.nanos])
-}
-
-fn record_to_json(
+/// Appends the line of one change.
+fn put_change(
+    out: &mut Vec<u8>,
     record: &[u8],
     block_name: &mut dyn FnMut(u64) -> Result<BlockId>,
-) -> Result<Value> {
+) -> Result<()> {
     let mut reader = Reader::new(record, "temporary file of the run");
-    let mut map = Map::new();
-    match reader.u64()? {
-        OP_DELETE => {
-            map.insert("op".into(), "delete".into());
-            put_name(&mut map, "path", reader.bytes()?);
-        }
-        OP_EMPTY => {
-            map.insert("op".into(), "empty".into());
-            put_name(&mut map, "path", reader.bytes()?);
-        }
-        OP_LINK => {
-            map.insert("op".into(), "link".into());
-            put_name(&mut map, "path", reader.bytes()?);
-            map.insert("version".into(), reader.i64()?.into());
-        }
-        _ => {
-            map.insert("op".into(), "put".into());
-            put_name(&mut map, "path", reader.bytes()?);
-            let version = reader.i64()?;
-            let kind = u8::try_from(reader.u64()?).ok().and_then(Kind::from_number);
-            let kind = kind.ok_or_else(|| Error::corrupt("unknown kind of entry"))?;
-            map.insert("kind".into(), kind.as_str().into());
-            map.insert("version".into(), version.into());
-            for key in ["mode", "uid", "gid", "size"] {
-                map.insert(key.into(), reader.u64()?.into());
-            }
-            for key in ["mtime", "ctime"] {
-                let time = Time { secs: reader.i64()?, nanos: reader.u32()? };
-                map.insert(key.into(), time_to_json(time));
-            }
-            for key in ["ino", "nlink", "rdev"] {
-                map.insert(key.into(), reader.u64()?.into());
-            }
-            let (hash, extents, extra) = (reader.bytes()?, reader.bytes()?, reader.bytes()?);
-            if !hash.is_empty() {
-                map.insert("hash".into(), Digest::from_slice(hash)?.to_string().into());
-            }
-            if kind == Kind::File {
-                let extents = extent::decode(extents)?;
-                map.insert("extents".into(), extents_to_json(&extents, block_name)?);
-            }
-            put_extra(&mut map, &Extra::decode(extra)?);
-        }
+    let op = reader.u64()?;
+    let mut line = Object::begin(out);
+    line.plain(
+        "op",
+        match op {
+            OP_DELETE => "delete",
+            OP_EMPTY => "empty",
+            OP_LINK => "link",
+            _ => "put",
+        },
+    );
+    line.name("path", reader.bytes()?);
+    match op {
+        OP_DELETE | OP_EMPTY => {}
+        OP_LINK => line.number("version", reader.i64()?),
+        _ => put_entry(&mut line, &mut reader, block_name)?,
     }
-    Ok(Value::Object(map))
+    line.end();
+    Ok(())
 }
 
-fn extents_to_json(
+fn put_entry(
+    line: &mut Object<'_>,
+    reader: &mut Reader<'_>,
+    block_name: &mut dyn FnMut(u64) -> Result<BlockId>,
+) -> Result<()> {
+    let version = reader.i64()?;
+    let kind = u8::try_from(reader.u64()?).ok().and_then(Kind::from_number);
+    let kind = kind.ok_or_else(|| Error::corrupt("unknown kind of entry"))?;
+    line.plain("kind", kind.as_str());
+    line.number("version", version);
+    for key in ["mode", "uid", "gid", "size"] {
+        line.number(key, reader.u64()?);
+    }
+    for key in ["mtime", "ctime"] {
+        line.time(key, Time { secs: reader.i64()?, nanos: reader.u32()? });
+    }
+    for key in ["ino", "nlink", "rdev"] {
+        line.number(key, reader.u64()?);
+    }
+    let (hash, extents, extra) = (reader.bytes()?, reader.bytes()?, reader.bytes()?);
+    if !hash.is_empty() {
+        line.plain("hash", Digest::from_slice(hash)?);
+    }
+    if kind == Kind::File {
+        put_extents(line.key("extents"), &extent::decode(extents)?, block_name)?;
+    }
+    put_extra(line, &Extra::decode(extra)?);
+    Ok(())
+}
+
+fn put_extents(
+    out: &mut Vec<u8>,
     extents: &[Extent],
     block_name: &mut dyn FnMut(u64) -> Result<BlockId>,
-) -> Result<Value> {
-    let mut list = Vec::with_capacity(extents.len());
-    for extent in extents {
-        list.push(match *extent {
-            Extent::Hole { len } => json!([null, 0, len]),
+) -> Result<()> {
+    let failed = |e| Error::io("writing a manifest", e);
+    out.push(b'[');
+    for (n, extent) in extents.iter().enumerate() {
+        if n > 0 {
+            out.push(b',');
+        }
+        match *extent {
+            Extent::Hole { len } => write!(out, "[null,0,{len}]").map_err(failed)?,
             Extent::Data { block, offset, len } => {
-                json!([block_name(block)?.to_string(), offset, len])
+                let name = block_name(block)?;
+                write!(out, "[\"{name}\",{offset},{len}]").map_err(failed)?;
             }
-        });
+        }
     }
-    Ok(Value::Array(list))
+    out.push(b']');
+    Ok(())
 }
 
-fn put_extra(map: &mut Map<String, Value>, extra: &Extra) {
+fn put_extra(line: &mut Object<'_>, extra: &Extra) {
     if let Some(target) = &extra.target {
-        put_name(map, "target", target);
+        line.name("target", target);
     }
-    if !extra.xattrs.is_empty() {
-        let pairs = extra.xattrs.iter().map(|(key, value)| {
-            let mut pair = Map::new();
-            put_name(&mut pair, "key", key);
-            pair.insert("value_b64".into(), BASE64.encode(value).into());
-            Value::Object(pair)
-        });
-        map.insert("xattrs".into(), pairs.collect());
+    if extra.xattrs.is_empty() {
+        return;
     }
+    let out = line.key("xattrs");
+    let mut separator = b'[';
+    for (key, value) in &extra.xattrs {
+        out.push(separator);
+        separator = b',';
+        let mut pair = Object::begin(out);
+        pair.name("key", key);
+        pair.base64("value_b64", value);
+        pair.end();
+    }
+    out.push(b']');
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD as BASE64;
+    use serde_json::{Value, json};
 
     #[test]
     fn a_manifest_says_what_the_spool_was_told() {

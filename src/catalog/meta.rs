@@ -6,13 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
-use serde_json::{Map, Value, json};
-
 use super::changes::join;
 use super::extent::{self, Extent};
-use super::manifest::{put_name, time_to_json};
+use super::json::Object;
 use super::read::{ENTRY_COLUMNS, EntryRow, entry_from};
-use super::run::{DirId, RunId, VersionId};
+use super::run::{DirId, VersionId};
 use super::write::RunWriter;
 use super::{OPEN, manifest, sql};
 use crate::chunk::{Digest, HashAlgo};
@@ -20,14 +18,20 @@ use crate::entry::Kind;
 use crate::error::{Error, Result};
 use crate::volume::{BlockId, BlockIndex};
 
-/// Version of the meta format.
-const VERSION: u32 = 1;
+/// Version of the meta format. Version 1 was the same text, not compressed.
+const VERSION: u32 = 2;
 
 /// Paths of directories that are remembered while metas are written.
 const PATHS_MAX: usize = 10_000;
 
 /// Name of a block's meta, relative to the volume.
 pub fn document_name(block: &BlockId) -> String {
+    format!("meta/{block}.meta.json.zst")
+}
+
+/// Name that a block's meta had while metas were not compressed (format 1); what replaces it removes
+/// it.
+pub fn former_name(block: &BlockId) -> String {
     format!("meta/{block}.meta.json")
 }
 
@@ -119,14 +123,15 @@ impl RunWriter<'_> {
         out: &mut dyn Write,
     ) -> Result<()> {
         let failed = |e| Error::io("writing a meta", e);
-        write_head(index, hash, out).map_err(failed)?;
+        let mut out = zstd::Encoder::new(out, manifest::ZSTD_LEVEL).map_err(failed)?;
+        write_head(index, hash, &mut out).map_err(failed)?;
         // A block that was lost and stored again has two numbers and one name.
         let query = "SELECT u.version, v.extents, v.hash, u.block FROM uses u \
                      JOIN versions v ON v.version = u.version \
                      WHERE u.block IN (SELECT number FROM blocks WHERE id = ?1)";
         let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
         let mut rows = statement.query([&index.id.0[..]]).map_err(sql)?;
-        let mut separator = "\n";
+        let (mut separator, mut text) = (&b"\n"[..], Vec::new());
         while let Some(row) = rows.next().map_err(sql)? {
             let version: VersionId = row.get(0).map_err(sql)?;
             let extents: Vec<u8> = row.get(1).map_err(sql)?;
@@ -137,17 +142,17 @@ impl RunWriter<'_> {
             self.each_name(version, &mut |entry| {
                 let (source, dir) = self.dir_name(entry.dir, names)?;
                 let path = join(dir, &entry.name);
+                text.clear();
                 for piece in &pieces {
-                    let mapping = mapping(source, &path, &entry, piece, &file_hash);
-                    out.write_all(separator.as_bytes()).map_err(failed)?;
-                    serde_json::to_writer(&mut *out, &mapping)
-                        .map_err(|e| Error::io("writing a meta", e.into()))?;
-                    separator = ",\n";
+                    text.extend_from_slice(separator);
+                    separator = b",\n";
+                    put_mapping(&mut text, (source, &path), &entry, piece, &file_hash);
                 }
-                Ok(())
+                out.write_all(&text).map_err(failed)
             })?;
         }
-        out.write_all(b"\n]\n}\n").map_err(failed)
+        out.write_all(b"\n]\n}\n").map_err(failed)?;
+        out.finish().map_err(failed)?.flush().map_err(failed)
     }
 
     fn each_name(
@@ -244,18 +249,26 @@ fn pieces_in(extents: &[Extent], number: u64) -> Vec<Piece> {
     pieces
 }
 
-fn mapping(source: &[u8], path: &[u8], entry: &EntryRow, piece: &Piece, hash: &Digest) -> Value {
-    let last: Option<RunId> = (entry.last_run != OPEN).then_some(entry.last_run);
-    let mut map = Map::new();
-    put_name(&mut map, "source", source);
-    put_name(&mut map, "path", path);
-    map.insert("seq".into(), piece.seq.into());
-    map.insert("at".into(), piece.at.into());
-    map.insert("len".into(), piece.len.into());
-    map.insert("offset".into(), piece.offset.into());
-    map.insert("size".into(), entry.meta.size.into());
-    map.insert("mtime".into(), time_to_json(entry.meta.mtime));
-    map.insert("hash".into(), hash.to_string().into());
-    map.insert("runs".into(), json!([entry.first_run, last]));
-    Value::Object(map)
+fn put_mapping(
+    out: &mut Vec<u8>,
+    (source, path): (&[u8], &[u8]),
+    entry: &EntryRow,
+    piece: &Piece,
+    hash: &Digest,
+) {
+    let mut mapping = Object::begin(out);
+    mapping.name("source", source);
+    mapping.name("path", path);
+    mapping.number("seq", piece.seq);
+    mapping.number("at", piece.at);
+    mapping.number("len", piece.len);
+    mapping.number("offset", piece.offset);
+    mapping.number("size", entry.meta.size);
+    mapping.time("mtime", entry.meta.mtime);
+    mapping.plain("hash", hash);
+    match entry.last_run {
+        OPEN => mapping.number("runs", format_args!("[{},null]", entry.first_run)),
+        last => mapping.number("runs", format_args!("[{},{last}]", entry.first_run)),
+    }
+    mapping.end();
 }

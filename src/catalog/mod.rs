@@ -3,6 +3,7 @@
 mod changes;
 mod check;
 pub mod extent;
+mod json;
 pub mod manifest;
 pub mod meta;
 mod read;

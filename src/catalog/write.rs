@@ -245,6 +245,12 @@ impl RunWriter<'_> {
         self.next_dir - 1
     }
 
+    /// Whether any stored block has chunks.
+    pub fn has_chunks(&self) -> Result<bool> {
+        let query = "SELECT EXISTS (SELECT 1 FROM chunks)";
+        self.conn.query_row(query, [], |row| row.get(0)).map_err(sql)
+    }
+
     /// Where a chunk lies, if a stored block of an earlier run or of this one has it.
     pub fn find_chunk(&self, id: &ChunkId) -> Result<Option<(Place, u32)>> {
         let query = "SELECT block, at, len FROM chunks WHERE id = ?1";
@@ -495,7 +501,10 @@ fn put_block(conn: &Connection, stored: &Stored) -> Result<()> {
     // The newest place counts: a chunk is stored again only where the block that had it is damaged.
     let query = "INSERT OR REPLACE INTO chunks (id, block, at, len) VALUES (?1, ?2, ?3, ?4)";
     let mut statement = conn.prepare_cached(query).map_err(sql)?;
-    for (at, chunk) in index.placed_chunks() {
+    // In the table's own order: pages are filled one after another, not here and there.
+    let mut chunks: Vec<_> = index.placed_chunks().collect();
+    chunks.sort_unstable_by_key(|(_, chunk)| chunk.id);
+    for (at, chunk) in chunks {
         statement.execute((&chunk.id.0[..], stored.block(), at, chunk.len)).map_err(sql)?;
     }
     Ok(())

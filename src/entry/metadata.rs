@@ -18,15 +18,32 @@ pub fn capture(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> io::Result<Extr
         extra.target = Some(at::readlink(dir, name)?.into_vec());
     }
     for key in at::list_xattrs(dir, name)? {
-        match at::get_xattr(dir, name, &key) {
-            Ok(value) => extra.xattrs.push((key.into_vec(), value)),
-            // Removed since it was listed, or listed but not for us to read: not part of the file.
-            Err(e) if matches!(e.raw_os_error(), Some(c::ENODATA | c::EOPNOTSUPP)) => {}
-            Err(e) => return Err(e),
-        }
+        let value = at::get_xattr(dir, name, &key);
+        add_xattr(&mut extra, key, value)?;
     }
     extra.xattrs.sort();
     Ok(extra)
+}
+
+/// Reads the extended attributes of a regular file that is open for reading.
+pub fn capture_file(file: BorrowedFd<'_>) -> io::Result<Extra> {
+    let mut extra = Extra::default();
+    for key in at::flist_xattrs(file)? {
+        let value = at::fget_xattr(file, &key);
+        add_xattr(&mut extra, key, value)?;
+    }
+    extra.xattrs.sort();
+    Ok(extra)
+}
+
+fn add_xattr(extra: &mut Extra, key: OsString, value: io::Result<Vec<u8>>) -> io::Result<()> {
+    match value {
+        Ok(value) => extra.xattrs.push((key.into_vec(), value)),
+        // Removed since it was listed, or listed but not for us to read: not part of the file.
+        Err(e) if matches!(e.raw_os_error(), Some(c::ENODATA | c::EOPNOTSUPP)) => {}
+        Err(e) => return Err(e),
+    }
+    Ok(())
 }
 
 /// What of an entry's metadata could not be put on, in words; empty when all was.

@@ -7,7 +7,7 @@
 
 mod metadata;
 
-pub use metadata::{Applied, apply, apply_fd, capture};
+pub use metadata::{Applied, apply, apply_fd, capture, capture_file};
 
 use std::str::FromStr;
 

@@ -192,6 +192,16 @@ pub fn list_xattrs_fd(fd: impl AsFd) -> io::Result<Vec<OsString>> {
     split_names(grow(|buf| rustix::fs::listxattr(&path, buf)))
 }
 
+/// The names of all extended attributes of an open file (not an `O_PATH` handle).
+pub fn flist_xattrs(fd: impl AsFd) -> io::Result<Vec<OsString>> {
+    split_names(grow(|buf| rustix::fs::flistxattr(&fd, buf)))
+}
+
+/// One extended attribute of an open file (not an `O_PATH` handle).
+pub fn fget_xattr(fd: impl AsFd, key: &OsStr) -> io::Result<Vec<u8>> {
+    Ok(grow(|buf| rustix::fs::fgetxattr(&fd, key, buf))?)
+}
+
 /// One extended attribute of `name` itself.
 pub fn get_xattr(dir: impl AsFd, name: &OsStr, key: &OsStr) -> io::Result<Vec<u8>> {
     let path = proc_child(&dir, name);

@@ -263,6 +263,11 @@ pub fn advise_sequential(file: impl AsFd) {
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential);
 }
 
+/// Has the kernel start reading a file into its cache, without waiting for it.
+pub fn advise_will_need(file: impl AsFd) {
+    let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
+}
+
 /// The next part of `file` at or after `from` that holds data, as (start, end); `None` when only a
 /// hole is left. A file system without holes answers one part up to `size`.
 pub fn next_data(file: &File, from: u64, size: u64) -> io::Result<Option<(u64, u64)>> {

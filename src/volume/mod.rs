@@ -172,6 +172,17 @@ impl Volume {
         self.config.path.join(name)
     }
 
+    /// Removes a document, if it is there.
+    pub fn remove_document(&self, name: &str) -> Result<()> {
+        let path = self.document_path(name);
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("removing {}", quoted(&path)), e))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Appends records after the first `valid` bytes of the index (what follows them is a torn
     /// record) and makes them durable; gives the new length.
     fn append_index(&self, valid: u64, records: &[u8]) -> Result<u64> {
