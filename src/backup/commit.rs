@@ -34,6 +34,8 @@ const CHECKPOINT_BYTES_MIN: u64 = 16 << 20;
 enum Fate {
     /// It is in the catalog under this number, with this metadata.
     Kept(VersionId, Metadata),
+    /// It was not where it was to be read; its names are looked up again at the end.
+    Astray,
     /// It could not be read.
     Failed,
 }
@@ -53,6 +55,8 @@ pub struct Committer<'a, 'c> {
     fates: HashMap<VersionId, Fate>,
     /// Names whose version is still with a worker.
     waiting: HashMap<VersionId, Vec<EntryPlace>>,
+    /// Names of files that have to be looked up again.
+    astray: Vec<EntryPlace>,
     users: HashSet<u32>,
     groups: HashSet<u32>,
     last_checkpoint: Instant,
@@ -81,6 +85,7 @@ impl<'a, 'c> Committer<'a, 'c> {
             first_version,
             fates: HashMap::new(),
             waiting: HashMap::new(),
+            astray: Vec::new(),
             users: HashSet::new(),
             groups: HashSet::new(),
             last_checkpoint: Instant::now(),
@@ -119,6 +124,10 @@ impl<'a, 'c> Committer<'a, 'c> {
                 // If the directory itself is unchanged, it has no line of its own in the manifest.
                 self.spool.empty(&path)?;
                 self.close_below(dir)?;
+            }
+            Change::Astray { place, version } => {
+                self.astray.push(place);
+                self.settle(version, true, Fate::Astray)?;
             }
             Change::Failed { place, version, problem } => {
                 self.failed(&place, problem)?;
@@ -233,6 +242,10 @@ impl<'a, 'c> Committer<'a, 'c> {
     fn link_to(&mut self, place: EntryPlace, fate: Fate) -> Result<()> {
         let (version, meta) = match fate {
             Fate::Kept(version, meta) => (version, meta),
+            Fate::Astray => {
+                self.astray.push(place);
+                return Ok(());
+            }
             Fate::Failed => {
                 let message = "another name of the same file could not be read";
                 let error = Error::new(ErrorKind::Io, message);
@@ -261,6 +274,11 @@ impl<'a, 'c> Committer<'a, 'c> {
             }
         }
         Ok(())
+    }
+
+    /// The names that have to be looked up again.
+    pub fn take_astray(&mut self) -> Vec<EntryPlace> {
+        std::mem::take(&mut self.astray)
     }
 
     fn gone(&mut self, row: &EntryRow, path: &[u8]) -> Result<()> {
@@ -298,14 +316,21 @@ impl<'a, 'c> Committer<'a, 'c> {
         if self.users.insert(meta.uid)
             && let Some(user) = uzers::get_user_by_uid(meta.uid)
         {
-            self.chunks.run().put_owner("user", meta.uid, user.name().as_bytes())?;
+            self.put_owner("user", meta.uid, user.name().as_bytes())?;
         }
         if self.groups.insert(meta.gid)
             && let Some(group) = uzers::get_group_by_gid(meta.gid)
         {
-            self.chunks.run().put_owner("group", meta.gid, group.name().as_bytes())?;
+            self.put_owner("group", meta.gid, group.name().as_bytes())?;
         }
         Ok(())
+    }
+
+    fn put_owner(&mut self, kind: &str, id: u32, name: &[u8]) -> Result<()> {
+        match self.chunks.run().put_owner(kind, id, name)? {
+            true => self.spool.owner(kind, id, name),
+            false => Ok(()),
+        }
     }
 
     fn store(&mut self, stored: &[crate::volume::Stored]) -> Result<()> {

@@ -17,6 +17,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::catalog::{RunWriter, VersionId};
 use crate::chunk::{ChunkId, ChunkRef, Digest};
+use crate::entry::Extra;
 use crate::error::{Error, ErrorKind, Result};
 use crate::volume::{Place, Stored, Volumes};
 
@@ -109,10 +110,11 @@ impl<'a> ChunkIndex<'a> {
         Ok(self.is_sound(place.block)?.then_some(place))
     }
 
-    /// Whether a version has this hash, and every block that it has bytes in is there.
-    pub fn has_sound(&self, version: VersionId, hash: &Digest) -> Result<bool> {
+    /// Whether a version has this hash and these attributes, and every block that it has bytes in is
+    /// there.
+    pub fn has_sound(&self, version: VersionId, hash: &Digest, extra: &Extra) -> Result<bool> {
         let (found, blocks) = self.run.lock().hash_and_blocks(version)?;
-        if found.as_ref() != Some(hash) {
+        if found.as_ref() != Some(hash) || self.run.lock().extra_of(version)? != *extra {
             return Ok(false);
         }
         for block in blocks {

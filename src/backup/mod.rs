@@ -11,11 +11,13 @@
 //! entry's trouble is a [`Problem`] and the run goes on; trouble with the store ends the run, which
 //! then leaves no trace but stored blocks, and those the next run takes over.
 
+mod again;
 mod commit;
 mod index;
 mod layout;
 mod overlap;
 mod scan;
+mod way;
 mod worker;
 
 use std::collections::HashSet;
@@ -152,6 +154,8 @@ enum Change {
     Gone { row: EntryRow, path: Vec<u8> },
     /// A directory that cannot be listed any more: what was in it is not in the snapshot.
     Emptied { dir: DirId, path: Vec<u8> },
+    /// A file with several names that is not there any more under the one it was to be read by.
+    Astray { place: EntryPlace, version: VersionId },
     /// A file that could not be read; it is not in the snapshot.
     Failed { place: EntryPlace, version: Option<VersionId>, problem: Problem },
     /// Trouble that leaves no hole.
@@ -275,6 +279,7 @@ fn run_into(
             run_together(&mut scanner, &mut committer, &parts, workers)?;
         }
     }
+    again::read_again(source, &mut committer, &parts)?;
     committer.finish(options, name, started)
 }
 

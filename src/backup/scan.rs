@@ -14,6 +14,7 @@ use std::sync::Arc;
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
 use super::index::ChunkIndex;
+use super::way::{Level, Way};
 use super::{
     Change, EntryPlace, FileJob, Item, Options, Target, Unchanged, Unit, is_out_of_files,
     out_of_files,
@@ -36,6 +37,8 @@ const PACK_DIRS_MAX: usize = 32;
 const UNCHANGED_MAX: u64 = 1024;
 /// Entries that a page of the catalog's listing holds.
 const PAGE_ENTRIES: usize = 512;
+/// How often an entry that changes while it is looked at is looked at.
+const CAPTURE_TRIES: u32 = 3;
 /// A file that changed this shortly before its run began, or later, may have changed once more
 /// within the same tick of the file system's clock: its times prove nothing.
 const CLOCK_TICK_NANOS: u32 = 20_000_000;
@@ -100,18 +103,9 @@ struct Linked {
     names_left: u64,
 }
 
-/// A directory being walked.
-struct Level {
-    fd: Arc<OwnedFd>,
-    dir: DirId,
-    path: Vec<u8>,
-    /// Names still to come, last one first.
-    names: Vec<OsString>,
-    basis: BasisCursor,
-}
-
 /// The catalog's entries of a directory in the run before, in order of their names.
-struct BasisCursor {
+#[derive(Default)]
+pub struct BasisCursor {
     dir: Option<DirId>,
     page: std::collections::VecDeque<EntryRow>,
     last: Option<Vec<u8>>,
@@ -159,27 +153,39 @@ impl<'a, 'c> Scanner<'a, 'c> {
         };
         let name = OsStr::from_bytes(self.name).to_os_string();
         let place = EntryPlace { dir: 0, name, path: Vec::new(), old };
-        let mut levels = Vec::new();
-        self.enter(place, Arc::new(fd), &stat, &mut levels, sink)?;
-        while let Some(level) = levels.last_mut() {
+        let mut way = Way::default();
+        self.enter(place, Arc::new(fd), &stat, &mut way, sink)?;
+        while let Some((level, dir_path)) = way.deepest() {
             let Some(name) = level.names.pop() else {
-                self.leave(level, sink)?;
-                levels.pop();
+                self.leave(level, dir_path, sink)?;
+                self.leave_dir(&mut way, sink)?;
                 continue;
             };
             self.progress.check()?;
-            let mut path = level.path.clone();
+            let mut path = dir_path.to_vec();
             if !path.is_empty() {
                 path.push(b'/');
             }
             path.extend_from_slice(name.as_bytes());
-            let old = self.take_basis(level, name.as_bytes(), sink)?;
-            let (fd, dir) = (level.fd.clone(), level.dir);
+            let old = self.take_basis(level, dir_path, name.as_bytes(), sink)?;
+            let dir = level.dir;
             let place = EntryPlace { dir, name, path, old };
-            self.visit(&fd, place, &mut levels, sink)?;
+            let fd = way.fd().map_err(failed)?;
+            self.visit(&fd, place, &mut way, sink)?;
         }
         self.send_unchanged(sink)?;
         self.send_pack(sink)
+    }
+
+    /// Goes back to the directory above. What is left of one that has gone meanwhile is left out.
+    fn leave_dir(&self, way: &mut Way, sink: Sink<'_>) -> Result<()> {
+        let Err(e) = way.leave() else { return Ok(()) };
+        if is_out_of_files(&e) {
+            return Err(out_of_files(e));
+        }
+        let Some((level, path)) = way.deepest() else { return Ok(()) };
+        level.names.clear();
+        tell(sink, Change::Noted(Problem::new(path, &Error::io("going back to it", e))))
     }
 
     /// Deals with one name of a directory.
@@ -187,7 +193,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         &mut self,
         parent: &Arc<OwnedFd>,
         place: EntryPlace,
-        levels: &mut Vec<Level>,
+        way: &mut Way,
         sink: Sink<'_>,
     ) -> Result<()> {
         let stat = match at::stat(parent, &place.name) {
@@ -210,7 +216,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             return tell(sink, Change::Failed { place, version: None, problem });
         };
         match meta.kind {
-            Kind::Dir => self.visit_dir(parent, place, &stat, levels, sink),
+            Kind::Dir => self.visit_dir(parent, place, &stat, way, sink),
             _ => self.visit_leaf(parent, place, &stat, meta, sink),
         }
     }
@@ -220,14 +226,14 @@ impl<'a, 'c> Scanner<'a, 'c> {
         parent: &Arc<OwnedFd>,
         place: EntryPlace,
         stat: &Stat,
-        levels: &mut Vec<Level>,
+        way: &mut Way,
         sink: Sink<'_>,
     ) -> Result<()> {
         match at::open_dir(parent, &place.name) {
             Ok(fd) => {
                 // The directory that was opened is the one that counts.
                 let stat = sys::fstat(&fd).unwrap_or(*stat);
-                self.enter(place, Arc::new(fd), &stat, levels, sink)
+                self.enter(place, Arc::new(fd), &stat, way, sink)
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => gone(place, sink),
             Err(e) if is_out_of_files(&e) => Err(out_of_files(e)),
@@ -250,7 +256,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         place: EntryPlace,
         fd: Arc<OwnedFd>,
         stat: &Stat,
-        levels: &mut Vec<Level>,
+        way: &mut Way,
         sink: Sink<'_>,
     ) -> Result<()> {
         let path = place.path.clone();
@@ -267,8 +273,8 @@ impl<'a, 'c> Scanner<'a, 'c> {
             }
         }
         let (dir, basis) = self.put_dir(place, &fd, stat, sink)?;
-        let basis = BasisCursor { dir: basis, page: Default::default(), last: None };
-        levels.push(Level { fd, dir, path, names, basis });
+        let basis = BasisCursor { dir: basis, ..BasisCursor::default() };
+        way.enter(&path, fd, stat, dir, names, basis);
         Ok(())
     }
 
@@ -285,23 +291,34 @@ impl<'a, 'c> Scanner<'a, 'c> {
         let meta = Metadata::from_stat(stat)
             .ok_or_else(|| Error::new(ErrorKind::Io, "a directory of unknown type"))?;
         let old_dir = place.old.as_ref().and_then(|old| old.child);
-        if let Some(old) = &place.old
+        let same = place.old.as_ref().filter(|old| meta.is_unchanged_since(&old.meta));
+        if let Some(old) = same
             && let Some(dir) = old.child
-            && meta.is_unchanged_since(&old.meta)
+            && self.is_settled(&meta)
         {
             self.note_unchanged(Kind::Dir, 0, sink)?;
             return Ok((dir, Some(dir)));
         }
         let is_self = sys::is_same_file(fd.as_fd(), stat).unwrap_or(false);
-        let name = if is_self { OsStr::new(".") } else { &place.name };
-        let extra = match entry::capture(fd.as_fd(), name, Kind::Dir) {
+        let captured = match is_self {
+            true => entry::capture_file(fd.as_fd()),
+            false => entry::capture(fd.as_fd(), &place.name, Kind::Dir),
+        };
+        let extra = match captured {
             Ok(extra) => extra,
             Err(e) => {
-                let error = Error::io("reading its extended attributes", e);
+                let error = Error::io("reading its attributes", e);
                 tell(sink, Change::Noted(Problem::new(&*place.path, &error)))?;
                 Default::default()
             }
         };
+        if let Some(old) = same
+            && let Some(dir) = old.child
+            && self.chunks.run().extra_of(old.version)? == extra
+        {
+            self.note_unchanged(Kind::Dir, 0, sink)?;
+            return Ok((dir, Some(dir)));
+        }
         let (version, dir) = {
             let mut run = self.chunks.run();
             (run.new_version(), old_dir.unwrap_or_else(|| run.new_dir()))
@@ -353,8 +370,14 @@ impl<'a, 'c> Scanner<'a, 'c> {
             let job = FileJob { place, parent: parent.clone(), meta, version };
             return self.send_file(job, sink);
         }
-        match entry::capture(parent.as_fd(), &place.name, meta.kind) {
-            Ok(extra) => {
+        match capture_steady(parent, &place.name, meta) {
+            Ok((meta, extra)) => {
+                if let Some(old) = place.old.as_ref().filter(|it| meta.is_unchanged_since(&it.meta))
+                    && self.chunks.run().extra_of(old.version)? == extra
+                {
+                    let linked = meta.nlink > 1;
+                    return tell(sink, Change::Same { old: old.clone(), version, linked });
+                }
                 let content = Content { extra, ..Content::default() };
                 let linked = meta.nlink > 1;
                 tell(sink, Change::Put { place, meta, version, child: None, content, linked })
@@ -386,12 +409,15 @@ impl<'a, 'c> Scanner<'a, 'c> {
     }
 
     fn is_unchanged(&self, meta: &Metadata, old: &EntryRow) -> bool {
-        let Some(basis) = &self.basis else { return false };
         let forced = self.options.force_read && meta.kind == Kind::File;
-        // What changed well before the run before began was read, or judged, by that run after its
-        // last change; what changed later may have changed again unseen.
-        let is_safe = meta.kind != Kind::File || is_well_before(meta.ctime, basis.started);
-        !forced && is_safe && meta.is_unchanged_since(&old.meta)
+        !forced && self.is_settled(meta) && meta.is_unchanged_since(&old.meta)
+    }
+
+    /// Whether the times of change of an entry prove anything. What changed well before the run
+    /// before began was read, or judged, by that run after its last change; what changed later may
+    /// have changed again unseen.
+    fn is_settled(&self, meta: &Metadata) -> bool {
+        self.basis.as_ref().is_some_and(|basis| is_well_before(meta.ctime, basis.started))
     }
 
     fn expect_links(&mut self, key: (u64, u64), version: VersionId, meta: Metadata) {
@@ -430,13 +456,14 @@ impl<'a, 'c> Scanner<'a, 'c> {
     fn take_basis(
         &mut self,
         level: &mut Level,
+        dir_path: &[u8],
         name: &[u8],
         sink: Sink<'_>,
     ) -> Result<Option<EntryRow>> {
         loop {
             let Some(row) = self.next_basis(&mut level.basis)? else { return Ok(None) };
             match row.name.as_slice().cmp(name) {
-                std::cmp::Ordering::Less => send_gone(&level.path, row, sink)?,
+                std::cmp::Ordering::Less => send_gone(dir_path, row, sink)?,
                 std::cmp::Ordering::Equal => return Ok(Some(row)),
                 std::cmp::Ordering::Greater => {
                     level.basis.page.push_front(row);
@@ -447,9 +474,9 @@ impl<'a, 'c> Scanner<'a, 'c> {
     }
 
     /// What is left of the run before at the end of a directory is gone.
-    fn leave(&mut self, level: &mut Level, sink: Sink<'_>) -> Result<()> {
+    fn leave(&mut self, level: &mut Level, path: &[u8], sink: Sink<'_>) -> Result<()> {
         while let Some(row) = self.next_basis(&mut level.basis)? {
-            send_gone(&level.path, row, sink)?;
+            send_gone(path, row, sink)?;
         }
         Ok(())
     }
@@ -470,17 +497,37 @@ impl<'a, 'c> Scanner<'a, 'c> {
 }
 
 fn is_well_before(ctime: Time, started: Time) -> bool {
-    let limit = match started.nanos.checked_sub(CLOCK_TICK_NANOS) {
-        Some(nanos) => Time { secs: started.secs, nanos },
-        None => {
-            Time { secs: started.secs - 1, nanos: started.nanos + 1_000_000_000 - CLOCK_TICK_NANOS }
-        }
+    // Whole seconds are the sign of a file system whose clock ticks in seconds, or every two.
+    let (secs, nanos) = if ctime.nanos == 0 { (2, 0) } else { (0, CLOCK_TICK_NANOS) };
+    let borrowed = i64::from(started.nanos < nanos);
+    let limit = Time {
+        secs: started.secs.saturating_sub(secs + borrowed),
+        nanos: started.nanos + if borrowed == 1 { 1_000_000_000 } else { 0 } - nanos,
     };
     ctime < limit
 }
 
+/// Link target and attributes of an entry that is not opened, with the metadata that belongs to
+/// them: the name may be given to something else between one look and the next.
+fn capture_steady(
+    parent: &OwnedFd,
+    name: &OsStr,
+    mut meta: Metadata,
+) -> std::io::Result<(Metadata, entry::Extra)> {
+    for _ in 0..CAPTURE_TRIES {
+        let extra = entry::capture(parent.as_fd(), name, meta.kind)?;
+        let now = Metadata::from_stat(&at::stat(parent, name)?);
+        match now.filter(|now| now.kind == meta.kind && (meta.nlink == 1 || now.ino == meta.ino)) {
+            Some(now) if now == meta => return Ok((meta, extra)),
+            Some(now) => meta = now,
+            None => break,
+        }
+    }
+    Err(std::io::Error::other("it was replaced while it was looked at"))
+}
+
 fn list_names(fd: &Arc<OwnedFd>) -> std::io::Result<Vec<OsString>> {
-    let mut reader = at::DirReader::new(at::open_dir(fd, OsStr::new("."))?)?;
+    let mut reader = at::DirReader::new(at::open_dir_to_list(fd, OsStr::new("."))?)?;
     let mut names = Vec::new();
     while let Some(item) = reader.next_item() {
         let name = item?.name;

@@ -34,6 +34,8 @@ const READ_TRIES: u32 = 2;
 
 /// Files of a pack that are open, and being read by the kernel, before their turn comes.
 const AHEAD_FILES_MAX: usize = 32;
+/// What is read of a file that says it has no length: of one that never ends, no more.
+const UNSIZED_MAX: u64 = 32 << 20;
 
 type Sink<'a> = &'a mut dyn FnMut(Change) -> Result<()>;
 
@@ -53,7 +55,7 @@ struct Done {
     hash: Digest,
     content: Layout,
     extra: entry::Extra,
-    changed: bool,
+    changed: Option<String>,
     linked: bool,
 }
 
@@ -61,7 +63,7 @@ struct Done {
 enum Stop {
     /// The file's own trouble.
     File(&'static str, io::Error),
-    /// It vanished.
+    /// It vanished, or its name is another file's by now while it has further names.
     Gone,
     /// The store's or the run's.
     Run(Error),
@@ -85,6 +87,11 @@ fn open_ahead(job: FileJob) -> (FileJob, Option<File>) {
         sys::advise_will_need(file);
     }
     (job, file)
+}
+
+/// What is told of a file that is not there any more.
+pub fn vanished() -> Error {
+    Error::new(ErrorKind::NotFound, "it vanished before it could be read")
 }
 
 /// One worker, with its buffers.
@@ -177,11 +184,11 @@ impl<'a, 'c> Worker<'a, 'c> {
                 self.done.push(done);
                 Ok(())
             }
+            Err(Stop::Gone) if job.meta.nlink > 1 => {
+                sink(Change::Astray { place: job.place, version: job.version })
+            }
             Err(Stop::Gone) => {
-                let problem = Problem::new(
-                    &*job.place.path,
-                    &Error::new(ErrorKind::NotFound, "it vanished before it could be read"),
-                );
+                let problem = Problem::new(&*job.place.path, &vanished());
                 sink(Change::Failed { place: job.place, version: Some(job.version), problem })
             }
             Err(Stop::File(_, error)) if is_out_of_files(&error) => Err(out_of_files(error)),
@@ -195,14 +202,13 @@ impl<'a, 'c> Worker<'a, 'c> {
 
     fn report(&mut self, done: Done, sink: Sink<'_>) -> Result<()> {
         let Done { place, meta, version, hash, content, extra, changed, linked } = done;
-        if changed {
-            let message = "it changed while it was read: stored as it was read";
-            let error = Error::new(ErrorKind::Io, message);
+        if let Some(how) = changed {
+            let error = Error::new(ErrorKind::Io, how + ": stored as it was read");
             sink(Change::Noted(Problem::new(&*place.path, &error)))?;
         }
         if let Some(old) = &place.old
             && meta.is_unchanged_since(&old.meta)
-            && self.chunks.has_sound(old.version, &hash)?
+            && self.chunks.has_sound(old.version, &hash, &extra)?
         {
             return sink(Change::Same { old: old.clone(), version, linked });
         }
@@ -216,7 +222,7 @@ impl<'a, 'c> Worker<'a, 'c> {
         job: &FileJob,
         mut opened: Option<File>,
         target: &mut Target,
-    ) -> std::result::Result<(Metadata, Digest, Layout, entry::Extra, bool), Stop> {
+    ) -> std::result::Result<(Metadata, Digest, Layout, entry::Extra, Option<String>), Stop> {
         let mut tries = 0;
         loop {
             tries += 1;
@@ -229,29 +235,38 @@ impl<'a, 'c> Worker<'a, 'c> {
             };
             let stat = sys::fstat(&file).map_err(|e| Stop::File("looking at it", e))?;
             let meta = Metadata::from_stat(&stat).filter(|_| stat.is_file());
+            if job.meta.nlink > 1 && meta.is_none_or(|it| it.ino != job.meta.ino) {
+                // Other names will be linked to what is read here, and they name another file.
+                return Err(Stop::Gone);
+            }
             let Some(mut meta) = meta else {
                 let error = io::Error::other("replaced by something that is not a file");
                 return Err(Stop::File("reading it", error));
             };
-            if job.meta.nlink > 1 && meta.ino != job.meta.ino {
-                // Other names will be linked to what is read here, and they name another file.
-                let error = io::Error::other("replaced while it was a name of several");
+            if stat.blocks == 0 && stat.size > UNSIZED_MAX && sys::is_proc(&file) {
+                let error = io::Error::other("it is a view of this machine's memory, not a file");
                 return Err(Stop::File("reading it", error));
             }
             let sparse = stat.blocks.saturating_mul(512) < stat.size;
             let (hash, content) = self.read_content(&file, meta.size, sparse, target)?;
             let extra = entry::capture_file(file.as_fd());
             let after = sys::fstat(&file).map_err(|e| Stop::File("looking at it", e))?;
-            let is_same = Metadata::from_stat(&after).is_some_and(|it| it == meta)
-                // procfs says 0 and gives more.
-                && (content.size == meta.size || meta.size == 0);
-            if !is_same && tries < READ_TRIES {
+            let stayed = Metadata::from_stat(&after).is_some_and(|it| it == meta);
+            if !stayed && tries < READ_TRIES {
                 // What has been stored of it is found again as known chunks.
                 continue;
             }
-            let extra = extra.map_err(|e| Stop::File("reading its extended attributes", e))?;
+            let extra = extra.map_err(|e| Stop::File("reading its attributes", e))?;
+            let changed = match stayed {
+                false => Some("it changed while it was read".to_owned()),
+                // Files of the kernel say any size and give another, however often they are read.
+                true if content.size != meta.size => {
+                    Some(format!("it says that it has {} bytes and gave {}", meta.size, content.size))
+                }
+                true => None,
+            };
             meta.size = content.size;
-            return Ok((meta, hash, content, extra, !is_same));
+            return Ok((meta, hash, content, extra, changed));
         }
     }
 
@@ -270,7 +285,7 @@ impl<'a, 'c> Worker<'a, 'c> {
             let mut hash = FileHash::of_content(self.hash);
             // Without the read that finds the end: if the file has grown, its length tells. What
             // has no length, as in procfs, is read to where it ends.
-            let end = (size > 0).then_some(size);
+            let end = if size > 0 { size } else { UNSIZED_MAX };
             self.read_data(file, 0, end, &mut content, &mut hash, target)?;
             return Ok((hash.finish(), content));
         }
@@ -286,7 +301,7 @@ impl<'a, 'c> Worker<'a, 'c> {
             }
             let Some((start, end)) = next else { break };
             hash.begin_segment(start, end - start);
-            self.read_data(file, start, Some(end), &mut content, &mut hash, target)?;
+            self.read_data(file, start, end, &mut content, &mut hash, target)?;
             if content.size < end {
                 // It shrank under our hands; the second try, or the flag, tells.
                 break;
@@ -295,17 +310,17 @@ impl<'a, 'c> Worker<'a, 'c> {
         Ok((hash.finish_segments(content.size), content))
     }
 
-    /// Reads from `start` to `end`, or to the end of the file.
+    /// Reads from `start` to `end`, or to the end of the file if that comes first.
     fn read_data(
         &mut self,
         file: &File,
         start: u64,
-        end: Option<u64>,
+        end: u64,
         content: &mut Layout,
         hash: &mut FileHash,
         target: &mut Target,
     ) -> std::result::Result<(), Stop> {
-        let mut reader = Range { file, at: start, end: end.unwrap_or(u64::MAX) };
+        let mut reader = Range { file, at: start, end };
         if self.chunking.chunk_bytes_max() > CHUNK_IN_MEMORY_MAX {
             return match target {
                 Target::Own(_) => self.read_long_chunks(&mut reader, content, hash, target),

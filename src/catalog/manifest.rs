@@ -13,7 +13,7 @@ use super::json::Object;
 use super::run::{RunId, VersionId};
 use super::{Content, Extent};
 use crate::chunk::{Digest, HashAlgo};
-use crate::entry::{Extra, Kind, Metadata};
+use crate::entry::{Extra, Kind, Metadata, flag_letters};
 use crate::error::{Error, Result};
 use crate::sys::{Time, quoted};
 use crate::volume::BlockId;
@@ -40,6 +40,8 @@ const OP_PUT: u64 = 1;
 const OP_DELETE: u64 = 2;
 const OP_LINK: u64 = 3;
 const OP_EMPTY: u64 = 4;
+const OP_USER: u64 = 5;
+const OP_GROUP: u64 = 6;
 
 impl Spool {
     /// An empty spool, whose file lies in `dir` and is gone when the process ends.
@@ -101,6 +103,15 @@ impl Spool {
         self.record.clear();
         wire::put_u64(&mut self.record, OP_EMPTY);
         wire::put_bytes(&mut self.record, path);
+        self.write()
+    }
+
+    /// Notes the name that an owner (`user`) or group (`group`) number stands for.
+    pub fn owner(&mut self, kind: &str, id: u32, name: &[u8]) -> Result<()> {
+        self.record.clear();
+        wire::put_u64(&mut self.record, if kind == "user" { OP_USER } else { OP_GROUP });
+        wire::put_bytes(&mut self.record, name);
+        wire::put_u64(&mut self.record, id.into());
         self.write()
     }
 
@@ -193,12 +204,18 @@ fn put_change(
             OP_DELETE => "delete",
             OP_EMPTY => "empty",
             OP_LINK => "link",
+            OP_USER | OP_GROUP => "owner",
             _ => "put",
         },
     );
-    line.name("path", reader.bytes()?);
+    let of = if matches!(op, OP_USER | OP_GROUP) { "name" } else { "path" };
+    line.name(of, reader.bytes()?);
     match op {
         OP_DELETE | OP_EMPTY => {}
+        OP_USER | OP_GROUP => {
+            line.plain("kind", if op == OP_USER { "user" } else { "group" });
+            line.number("id", reader.u64()?);
+        }
         OP_LINK => line.number("version", reader.i64()?),
         _ => put_entry(&mut line, &mut reader, block_name)?,
     }
@@ -263,6 +280,9 @@ fn put_extra(line: &mut Object<'_>, extra: &Extra) {
     if let Some(target) = &extra.target {
         line.name("target", target);
     }
+    if extra.flags != 0 {
+        line.plain("flags", flag_letters(extra.flags));
+    }
     if extra.xattrs.is_empty() {
         return;
     }
@@ -305,10 +325,15 @@ mod tests {
         let content = Content {
             hash: Some(Digest([7; 32])),
             extents: vec![Extent::Data { block: 3, offset: 5, len: 20 }, Extent::Hole { len: 10 }],
-            extra: Extra { target: None, xattrs: vec![(b"user.a".to_vec(), vec![0xff])] },
+            extra: Extra {
+                target: None,
+                xattrs: vec![(b"user.a".to_vec(), vec![0xff])],
+                flags: 0x50,
+            },
         };
         spool.put(b"dir/\xff", 77, &meta, &content).unwrap();
         spool.delete(b"old\nname").unwrap();
+        spool.owner("group", 100, b"us\xffers").unwrap();
         let header = Header {
             run: 4,
             uuid: "u",
@@ -326,7 +351,11 @@ mod tests {
         assert_eq!(lines[1]["mtime"], json!([-5, 7]));
         assert_eq!(lines[1]["extents"], json!([["09".repeat(32), 5, 20], [null, 0, 10]]));
         assert_eq!(lines[1]["xattrs"][0]["value_b64"], "/w==");
+        assert_eq!(lines[1]["flags"], "di");
         assert_eq!(lines[2], json!({ "op": "delete", "path": "old\nname" }));
-        assert_eq!(lines[3]["changes"], 2);
+        let name = BASE64.encode(b"us\xffers");
+        let owner = json!({ "op": "owner", "name_b64": name, "kind": "group", "id": 100 });
+        assert_eq!(lines[3], owner);
+        assert_eq!(lines[4]["changes"], 3);
     }
 }

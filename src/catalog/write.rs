@@ -18,7 +18,7 @@ use super::run::{Counts, DirId, RunId, VersionId};
 use super::{Content, Extent, OPEN, Settings, extent, schema, sql};
 use crate::chunk::frame::put_frames;
 use crate::chunk::{ChunkId, Digest};
-use crate::entry::{Kind, Metadata};
+use crate::entry::{Extra, Kind, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::sys::{self, Time, quoted};
 use crate::volume::{BlockId, Place, Status, Stored, Volume, VolumeConfig};
@@ -294,6 +294,15 @@ impl RunWriter<'_> {
         Ok((hash.map(|it| Digest::from_slice(&it)).transpose()?, blocks.collect()))
     }
 
+    /// Link target, attributes and flags of a version.
+    pub fn extra_of(&self, version: VersionId) -> Result<Extra> {
+        let query = "SELECT extra FROM versions WHERE version = ?1";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let found: Option<Option<Vec<u8>>> =
+            statement.query_row([version], |row| row.get(0)).optional().map_err(sql)?;
+        Extra::decode(&found.flatten().unwrap_or_default())
+    }
+
     /// Bytes of a version that are not holes, if it has holes.
     pub fn data_len_of(&self, version: VersionId) -> Result<Option<u64>> {
         let query = "SELECT data_len FROM entries WHERE version = ?1 LIMIT 1";
@@ -403,18 +412,20 @@ impl RunWriter<'_> {
         Ok(())
     }
 
-    /// Notes the name that an owner (`user`) or group (`group`) number stands for, if it changed.
-    pub fn put_owner(&self, kind: &str, id: u32, name: &[u8]) -> Result<()> {
+    /// Notes the name that an owner (`user`) or group (`group`) number stands for, if it changed;
+    /// says whether it did.
+    pub fn put_owner(&self, kind: &str, id: u32, name: &[u8]) -> Result<bool> {
         let query = "SELECT name FROM owners WHERE kind = ?1 AND id = ?2 \
                      ORDER BY first_run DESC LIMIT 1";
         let known: Option<Vec<u8>> =
             self.conn.query_row(query, (kind, id), |row| row.get(0)).optional().map_err(sql)?;
-        if known.as_deref() != Some(name) {
+        let is_new = known.as_deref() != Some(name);
+        if is_new {
             let query = "INSERT OR REPLACE INTO owners (kind, id, first_run, name) \
                          VALUES (?1, ?2, ?3, ?4)";
             self.conn.execute(query, (kind, id, self.run, name)).map_err(sql)?;
         }
-        Ok(())
+        Ok(is_new)
     }
 
     /// The connection, for what has to be read inside the transaction.

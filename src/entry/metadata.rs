@@ -1,17 +1,18 @@
 //! Taking metadata off a tree and putting it on one.
 //!
-//! Order of application: owner, then extended attributes, then mode, then times; changing the owner
-//! clears setuid bits and capabilities, and everything touches the times. Nothing follows a link.
+//! Order of application: owner, then extended attributes, then mode, then times, and file flags last
+//! of all ([`super::apply_flags`]); changing the owner clears setuid bits and capabilities, and
+//! everything touches the times. Nothing follows a link.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use super::{Extra, Kind, Metadata};
+use super::{Extra, Kind, Metadata, flags};
 use crate::sys::{at, c};
 
-/// Reads link target and extended attributes of `name` in `dir`.
+/// Reads link target and extended attributes of `name` in `dir`, which is not opened.
 pub fn capture(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> io::Result<Extra> {
     let mut extra = Extra::default();
     if kind == Kind::Symlink {
@@ -25,9 +26,10 @@ pub fn capture(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> io::Result<Extr
     Ok(extra)
 }
 
-/// Reads the extended attributes of a regular file that is open for reading.
+/// Reads extended attributes and flags of a regular file or a directory that is open for reading: of
+/// the very one that is read, whatever has its name by now.
 pub fn capture_file(file: BorrowedFd<'_>) -> io::Result<Extra> {
-    let mut extra = Extra::default();
+    let mut extra = Extra { flags: flags::capture(file)?, ..Extra::default() };
     for key in at::flist_xattrs(file)? {
         let value = at::fget_xattr(file, &key);
         add_xattr(&mut extra, key, value)?;
@@ -56,7 +58,7 @@ pub struct Applied {
 }
 
 impl Applied {
-    fn note(&mut self, what: &'static str, result: io::Result<()>) {
+    pub(super) fn note(&mut self, what: &'static str, result: io::Result<()>) {
         if let Err(error) = result {
             self.failed.push((what, error));
         }

@@ -5,8 +5,10 @@
 //! ([`check_name`]): no stored structure can make a restore leave its target. Where content lies is
 //! not known here.
 
+mod flags;
 mod metadata;
 
+pub use flags::{apply_flags, flag_letters, prepare};
 pub use metadata::{Applied, apply, apply_fd, capture, capture_file};
 
 use std::str::FromStr;
@@ -139,19 +141,22 @@ pub struct Extra {
     pub target: Option<Vec<u8>>,
     /// Extended attributes, sorted by key. ACLs and capabilities are among them.
     pub xattrs: Vec<Xattr>,
+    /// File flags that a user can set, by the kernel's numbers; 0 where there are none.
+    pub flags: u32,
 }
 
 const EXTRA_TARGET: u64 = 1;
 const EXTRA_XATTR: u64 = 2;
+const EXTRA_FLAGS: u64 = 3;
 
 impl Extra {
     /// Whether there is nothing to keep.
     pub fn is_empty(&self) -> bool {
-        self.target.is_none() && self.xattrs.is_empty()
+        self.target.is_none() && self.xattrs.is_empty() && self.flags == 0
     }
 
-    /// The catalog's form: items of a tag and byte strings. Tag 1: link target. Tag 2: key and
-    /// value of an attribute.
+    /// The catalog's form: items of a tag and what belongs to it. Tag 1: link target. Tag 2: key and
+    /// value of an attribute. Tag 3: file flags.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         if let Some(target) = &self.target {
@@ -162,6 +167,10 @@ impl Extra {
             wire::put_u64(&mut out, EXTRA_XATTR);
             wire::put_bytes(&mut out, key);
             wire::put_bytes(&mut out, value);
+        }
+        if self.flags != 0 {
+            wire::put_u64(&mut out, EXTRA_FLAGS);
+            wire::put_u64(&mut out, self.flags.into());
         }
         out
     }
@@ -176,6 +185,7 @@ impl Extra {
                 EXTRA_XATTR => {
                     extra.xattrs.push((reader.bytes()?.to_vec(), reader.bytes()?.to_vec()));
                 }
+                EXTRA_FLAGS => extra.flags = flags::check(reader.u64()?)?,
                 tag => return Err(Error::corrupt(format!("extra metadata: unknown tag {tag}"))),
             }
         }
@@ -203,8 +213,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn extras_come_back(target: Option<Vec<u8>>, xattrs: Vec<(Vec<u8>, Vec<u8>)>) {
-            let extra = Extra { target, xattrs };
+        fn extras_come_back(
+            target: Option<Vec<u8>>,
+            xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+            flags: u32,
+        ) {
+            let extra = Extra { target, xattrs, flags: flags & 0x2283_c4ff };
             prop_assert_eq!(Extra::decode(&extra.encode())?, extra);
         }
 
@@ -212,6 +226,16 @@ mod tests {
         fn any_extra_is_read_or_refused(bytes: Vec<u8>) {
             let _ = Extra::decode(&bytes);
         }
+    }
+
+    #[test]
+    fn flags_have_letters_and_unknown_ones_are_refused() {
+        assert_eq!(flag_letters(0x30), "ai");
+        assert_eq!(flag_letters(0x0080_0048), "SdC");
+        for (bytes, fits) in [(&[3, 0x30][..], true), (&[3, 0x80, 0x80, 0x20], false)] {
+            assert_eq!(Extra::decode(bytes).is_ok(), fits, "{bytes:?}");
+        }
+        assert!(Extra::decode(&[3, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]).is_err());
     }
 
     #[test]

@@ -15,9 +15,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 
@@ -26,7 +26,7 @@ use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, Ingest, SetAttr, SetTime};
 use super::node::Node;
 use super::tree::{Item, Listing, Tree, stat_of};
-use crate::sys::{Space, Stat, Time, c};
+use crate::sys::{Space, Stat, Time, c, flags};
 
 /// How long the kernel may believe what it was told of a finished run.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -420,6 +420,8 @@ impl Filesystem for Mounted {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DONT_MASK,
+            // For file flags.
+            InitFlags::FUSE_HAS_IOCTL_DIR,
         ];
         if self.allow_other {
             // Makes the kernel check permissions with ACLs.
@@ -942,20 +944,6 @@ impl Filesystem for Mounted {
         reply.error(errno(Errno(c::ENOSYS)));
     }
 
-    fn ioctl(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: fuser::IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
-        reply: fuser::ReplyIoctl,
-    ) {
-        reply.error(errno(Errno(c::ENOTTY)));
-    }
-
     fn fallocate(
         &self,
         _req: &Request,
@@ -971,6 +959,29 @@ impl Filesystem for Mounted {
             let done = self.writable(ino);
             let done = done.and_then(|_| self.ingest.fallocate(fh.0, mode, offset, length));
             reply_empty(done, reply);
+        });
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        guard("ioctl", || {
+            let asked = match cmd {
+                flags::GET_FLAGS => node_of(ino).and_then(|node| self.tree.flags(node)),
+                _ => Err(Errno(c::ENOTTY)),
+            };
+            match asked {
+                Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
+                Err(e) => reply.error(errno(e)),
+            }
         });
     }
 

@@ -261,6 +261,12 @@ impl Tree {
         found.map(|it| it.1.clone()).ok_or(Errno(c::ENODATA))
     }
 
+    /// File flags, as `lsattr` shows them.
+    pub fn flags(&self, node: Node) -> FsResult<u32> {
+        let Some(version) = self.version_of(node)? else { return Err(Errno(c::ENOTTY)) };
+        Ok(self.snapshots.file(version).map_err(log)?.content.extra.flags)
+    }
+
     /// The names of all extended attributes, each closed by a zero byte.
     pub fn list_xattrs(&self, node: Node) -> FsResult<Vec<u8>> {
         let Some(version) = self.version_of(node)? else { return Ok(Vec::new()) };

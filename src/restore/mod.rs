@@ -69,6 +69,8 @@ pub fn restore_file(
     let dir = Arc::new(TargetDir::plain(fd));
     let mut entry = found.entry.clone();
     entry.name = name.as_bytes().to_vec();
+    // No further name will be made.
+    entry.meta.nlink = 1;
     shared.restore_leaf(&dir, &entry, &found.path);
     Ok(shared.into_summary())
 }

@@ -126,6 +126,9 @@ impl<'a> Shared<'a> {
 
     /// Fills a file with its content and sets its metadata; removes it again if that fails, and
     /// says whether it is there.
+    ///
+    /// File flags close a file to renames and links, so they come last: here, or, for a file with
+    /// further names, once those are made.
     pub fn fill(&self, job: &Job<'_>) -> bool {
         let name = OsStr::from_bytes(&job.entry.name);
         let result = self.progress.check().and_then(|()| self.fill_checked(job));
@@ -133,7 +136,11 @@ impl<'a> Shared<'a> {
             let applied = entry::apply_fd(job.file.as_fd(), &job.entry.meta, &extra);
             self.note_applied(&job.path, applied);
             put_in_place(&job.dir, job.temp.as_deref(), name)
-                .map_err(|e| Error::io("giving it its name", e))
+                .map_err(|e| Error::io("giving it its name", e))?;
+            if job.entry.meta.nlink == 1 {
+                self.note_applied(&job.path, entry::apply_flags(job.file.as_fd(), &extra));
+            }
+            Ok(())
         });
         match result {
             Ok(()) => {
@@ -161,6 +168,7 @@ impl<'a> Shared<'a> {
         if map.size() != job.entry.meta.size {
             return Err(Error::corrupt("its extents do not cover its size"));
         }
+        entry::prepare(job.file.as_fd(), &map.content.extra);
         let has_holes = map.has_holes();
         let mut hash = match has_holes {
             true => FileHash::of_segments(self.hash),
@@ -275,6 +283,8 @@ impl Drop for TargetDir<'_> {
         if let Some(it) = &self.finish {
             let applied = entry::apply_fd(self.fd.as_fd(), &it.meta, &it.extra);
             it.shared.note_applied(&it.path, applied);
+            let applied = entry::apply_flags(self.fd.as_fd(), &it.extra);
+            it.shared.note_applied(&it.path, applied);
         }
     }
 }
@@ -337,6 +347,26 @@ impl<'a> Tree<'a> {
                     self.shared.problem(&names.join(&b'/'), &Error::io("creating it", e));
                 }
             }
+        }
+        // Names that are not below what is restored will not be made.
+        let links = std::mem::take(&mut self.links);
+        links.into_iter().try_for_each(|(version, it)| self.close_file(&base, version, &it.path))
+    }
+
+    /// Gives a file that has all its names its flags.
+    fn close_file(&self, base: &OwnedFd, version: VersionId, path: &[Vec<u8>]) -> Result<()> {
+        let map = self.snapshots.file(version)?;
+        if map.content.extra.flags == 0 {
+            return Ok(());
+        }
+        let applied = open_dir_of(base, path).and_then(|(dir, name)| {
+            let file = at::open_read(&dir, name)?;
+            Ok(entry::apply_flags(file.as_fd(), &map.content.extra))
+        });
+        let path = path.join(&b'/');
+        match applied {
+            Ok(applied) => self.shared.note_applied(&path, applied),
+            Err(e) => self.shared.problem(&path, &Error::io("setting its file flags", e)),
         }
         Ok(())
     }
@@ -406,8 +436,10 @@ impl<'a> Tree<'a> {
         {
             linked.names_left = linked.names_left.saturating_sub(1);
             let result = make_link(base, &linked.path, dir, &entry.name);
-            if linked.names_left == 0 {
-                self.links.remove(&entry.version);
+            if linked.names_left == 0
+                && let Some(linked) = self.links.remove(&entry.version)
+            {
+                self.close_file(base, entry.version, &linked.path)?;
             }
             match result {
                 Ok(()) => {
@@ -444,16 +476,23 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// Links `path`, below `base`, to `name` in `dir`, going down without following any link.
-fn make_link(base: &OwnedFd, path: &[Vec<u8>], dir: &TargetDir<'_>, name: &[u8]) -> io::Result<()> {
+/// Opens the directory of `path`, below `base`, going down without following any link; gives the
+/// last name too.
+fn open_dir_of<'p>(base: &OwnedFd, path: &'p [Vec<u8>]) -> io::Result<(OwnedFd, &'p OsStr)> {
     let Some((last, dirs)) = path.split_last() else {
         return Err(io::Error::from_raw_os_error(c::ENOENT));
     };
-    let mut at_dir = base.try_clone()?;
+    let mut dir = base.try_clone()?;
     for name in dirs {
-        at_dir = at::open_dir(&at_dir, OsStr::from_bytes(name))?;
+        dir = at::open_dir(&dir, OsStr::from_bytes(name))?;
     }
-    let (last, name) = (OsStr::from_bytes(last), OsStr::from_bytes(name));
+    Ok((dir, OsStr::from_bytes(last)))
+}
+
+/// Links `path`, below `base`, to `name` in `dir`.
+fn make_link(base: &OwnedFd, path: &[Vec<u8>], dir: &TargetDir<'_>, name: &[u8]) -> io::Result<()> {
+    let (at_dir, last) = open_dir_of(base, path)?;
+    let name = OsStr::from_bytes(name);
     at::stat(&at_dir, last)?;
     let ((), temp) = make_beside(name, |name| at::link(&at_dir, last, &dir.fd, name))?;
     put_in_place(dir, temp.as_deref(), name)

@@ -27,6 +27,16 @@ pub fn open_dir(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?)
 }
 
+/// Opens directory `name` in `dir` for listing; its time of last access is left alone where the
+/// kernel allows that.
+pub fn open_dir_to_list(dir: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(&dir, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(rustix::io::Errno::PERM) => open_dir(dir, name),
+        other => Ok(other?),
+    }
+}
+
 /// Opens regular file `name` in `dir` for reading. Neither follows a link nor waits on a FIFO; the
 /// caller compares the result with what it had seen before it reads.
 ///
@@ -192,16 +202,6 @@ pub fn list_xattrs_fd(fd: impl AsFd) -> io::Result<Vec<OsString>> {
     split_names(grow(|buf| rustix::fs::listxattr(&path, buf)))
 }
 
-/// The names of all extended attributes of an open file (not an `O_PATH` handle).
-pub fn flist_xattrs(fd: impl AsFd) -> io::Result<Vec<OsString>> {
-    split_names(grow(|buf| rustix::fs::flistxattr(&fd, buf)))
-}
-
-/// One extended attribute of an open file (not an `O_PATH` handle).
-pub fn fget_xattr(fd: impl AsFd, key: &OsStr) -> io::Result<Vec<u8>> {
-    Ok(grow(|buf| rustix::fs::fgetxattr(&fd, key, buf))?)
-}
-
 /// One extended attribute of `name` itself.
 pub fn get_xattr(dir: impl AsFd, name: &OsStr, key: &OsStr) -> io::Result<Vec<u8>> {
     let path = proc_child(&dir, name);
@@ -349,6 +349,21 @@ pub fn seek_hole_data(fd: impl AsFd, offset: u64, whence: i32) -> io::Result<u64
 /// Sets the permission bits of an open file (not an `O_PATH` handle).
 pub fn fchmod(fd: impl AsFd, mode: u32) -> io::Result<()> {
     Ok(rustix::fs::fchmod(fd, Mode::from_raw_mode(mode & 0o7777))?)
+}
+
+/// The names of all extended attributes of an open file (not an `O_PATH` handle).
+pub fn flist_xattrs(fd: impl AsFd) -> io::Result<Vec<OsString>> {
+    split_names(grow(|buf| rustix::fs::flistxattr(&fd, buf)))
+}
+
+/// One extended attribute of an open file (not an `O_PATH` handle).
+pub fn fget_xattr(fd: impl AsFd, key: &OsStr) -> io::Result<Vec<u8>> {
+    Ok(grow(|buf| rustix::fs::fgetxattr(&fd, key, buf))?)
+}
+
+/// Removes an extended attribute of an open file (not an `O_PATH` handle).
+pub fn fremove_xattr(fd: impl AsFd, key: &OsStr) -> io::Result<()> {
+    Ok(rustix::fs::fremovexattr(fd, key)?)
 }
 
 /// Sets an extended attribute of an open file (not an `O_PATH` handle).

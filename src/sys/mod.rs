@@ -6,6 +6,7 @@
 //! nor block it. A rename that has to last goes through [`rename_durable`], which syncs.
 
 pub mod at;
+pub mod flags;
 pub mod user;
 
 use std::ffi::OsStr;
@@ -288,6 +289,12 @@ pub fn next_data(file: &File, from: u64, size: u64) -> io::Result<Option<(u64, u
         Err(e) => return Err(e.into()),
     };
     Ok((start < end).then_some((start, end)))
+}
+
+/// Whether an open file is one of procfs, whose sizes are inventions. If it cannot be asked, it is
+/// not.
+pub fn is_proc(file: impl AsFd) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|it| it.f_type == rustix::fs::PROC_SUPER_MAGIC)
 }
 
 /// Raises the number of files this process may have open to the most it is allowed.
