@@ -17,6 +17,8 @@ mod common;
 
 /// What is backed up comes back, by every way out.
 mod backup_restore;
+/// Files that change, vanish or fail while they are read, and changes that look like none.
+mod changing;
 /// Runs after the first: what they store, report and share.
 mod changes;
 /// The command line: exit codes, JSON, refusals, hostile targets.
@@ -25,6 +27,8 @@ mod cli;
 mod crash;
 /// Damaged blocks: what is named, what still reads.
 mod damage;
+/// The torture tree, and all metadata there is.
+mod fidelity;
 /// The writable tree of a mount.
 mod ingest;
 /// Jobs by control file: taken, refused, watched, cancelled.

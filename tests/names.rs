@@ -8,10 +8,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, Timespec, Timestamps, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps, XattrFlags};
 
 use crate::common::{
     Sandbox, Tree, assert_same, bytes_of, data, is_root, name_of, need_root, path_of, tool,
+    tree::data_ranges,
 };
 
 /// Backs the source up and checks that mount and restore give it back; the trees are the same.
@@ -171,17 +172,6 @@ fn what_cannot_be_read_is_named_and_the_rest_is_kept() {
     }
     let said = sandbox.backup();
     assert_eq!((said["problems"].as_u64(), said["added"].as_u64()), (Some(0), Some(2)), "{said}");
-}
-
-/// Where a file has data.
-fn data_ranges(file: &File) -> Vec<(u64, u64)> {
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    while let Ok(start) = rustix::fs::seek(file, SeekFrom::Data(at)) {
-        at = rustix::fs::seek(file, SeekFrom::Hole(start)).unwrap();
-        ranges.push((start, at));
-    }
-    ranges
 }
 
 #[test]

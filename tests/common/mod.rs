@@ -4,7 +4,9 @@
 //! only processes that it started.
 
 pub mod data;
+pub mod mirror;
 pub mod mount;
+pub mod torture;
 pub mod tree;
 
 use std::ffi::{OsStr, OsString};
@@ -309,6 +311,10 @@ const PACKAGES: &[(&str, &str)] = &[
     ("umount", "mount"),
     ("losetup", "mount"),
     ("fusermount3", "fuse3"),
+    ("chattr", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
+    ("prlimit", "util-linux"),
     ("git", "git"),
     ("tar", "tar"),
     ("diff", "diffutils"),

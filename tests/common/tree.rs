@@ -1,16 +1,17 @@
 //! Trees as values: everything that a backup has to keep, so that two of them can be compared.
 //!
-//! Invariant: walked by open directories, so that neither a path's length nor a link leads astray.
+//! Invariant: walked by open directories, two at a time, so that neither a path's length, nor the
+//! depth of the tree, nor a link leads astray.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom};
 
 /// A tree: path below its root, and what is there. The root has the empty path.
 #[derive(Clone, PartialEq, Eq)]
@@ -30,8 +31,15 @@ pub struct Node {
     pub first_name: Option<Vec<u8>>,
     /// Hash of a file's content, or the target of a link.
     pub content: Vec<u8>,
+    /// Where a file has data; around it are holes.
+    pub data: Vec<(u64, u64)>,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// File flags that a user can set.
+    pub flags: u32,
 }
+
+/// Of the flags that `FS_IOC_GETFLAGS` tells, those that a user sets.
+const USER_FLAGS: u32 = 0x2283_c4ff;
 
 impl Tree {
     /// Reads a tree.
@@ -55,7 +63,7 @@ impl Tree {
         let stat = rustix::fs::fstat(&fd).unwrap();
         let node = walk.node(&fd, b".", &stat);
         walk.nodes.insert(Vec::new(), node);
-        walk.dir(&fd, b"");
+        walk.tree(fd);
         for paths in walk.links.into_values() {
             let first = paths.iter().min().unwrap().clone();
             for path in paths {
@@ -87,7 +95,37 @@ struct Walk {
 }
 
 impl Walk {
-    fn dir(&mut self, fd: &OwnedFd, path: &[u8]) {
+    /// Everything below the directory `fd`, with no more than two directories open.
+    fn tree(&mut self, mut fd: OwnedFd) {
+        // For each directory on the way down: its path's length, who it is, and what is to come.
+        let mut path = Vec::new();
+        let dirs = self.dir(&fd, &path);
+        let mut levels = vec![(0, id(&fd), dirs)];
+        while let Some((_, _, dirs)) = levels.last_mut() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            if let Some(name) = dirs.pop() {
+                let name = OsStr::from_bytes(&name);
+                if !path.is_empty() {
+                    path.push(b'/');
+                }
+                path.extend(name.as_bytes());
+                fd = rustix::fs::openat(&fd, name, flags, Mode::empty())
+                    .unwrap_or_else(|e| panic!("opening {:?}: {e}", shown(&path)));
+                let dirs = self.dir(&fd, &path);
+                levels.push((path.len(), id(&fd), dirs));
+                continue;
+            }
+            levels.pop();
+            let Some((len, id_above, _)) = levels.last() else { return };
+            path.truncate(*len);
+            fd = rustix::fs::openat(&fd, "..", flags, Mode::empty()).unwrap();
+            assert_eq!(id(&fd), *id_above, "{:?} was moved", shown(&path));
+        }
+    }
+
+    /// Everything in one directory; gives the directories in it.
+    fn dir(&mut self, fd: &OwnedFd, path: &[u8]) -> Vec<Vec<u8>> {
+        let mut dirs = Vec::new();
         let listing = rustix::fs::Dir::read_from(fd);
         let listing = listing.unwrap_or_else(|e| panic!("listing {:?}: {e}", shown(path)));
         for entry in listing {
@@ -103,16 +141,14 @@ impl Walk {
             if node.kind == "dir" && self.passes_closed && node.mode & 0o400 == 0 {
                 // Known to be there, and no more.
             } else if node.kind == "dir" {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let fd = rustix::fs::openat(fd, OsStr::from_bytes(name), flags, Mode::empty());
-                let fd = fd.unwrap_or_else(|e| panic!("opening {:?}: {e}", shown(&below)));
-                self.dir(&fd, &below);
+                dirs.push(name.to_vec());
             } else if node.links > 1 {
                 self.links.entry((stat.st_dev, stat.st_ino)).or_default().push(below.clone());
             }
             let old = self.nodes.insert(below.clone(), node);
             assert!(old.is_none(), "{:?} is listed twice", shown(&below));
         }
+        dirs
     }
 
     fn node(&self, dir: &OwnedFd, name: &[u8], stat: &rustix::fs::Stat) -> Node {
@@ -127,14 +163,25 @@ impl Walk {
             FileType::Unknown => "unknown",
         };
         let os_name = OsStr::from_bytes(name);
-        let content = match kind {
+        let open = || {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(dir, os_name, flags, Mode::empty());
+            File::from(file.unwrap_or_else(|e| panic!("opening {os_name:?}: {e}")))
+        };
+        let (content, data, flags) = match kind {
             "file" => {
-                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(dir, os_name, flags, Mode::empty());
-                hash(File::from(file.unwrap_or_else(|e| panic!("opening {os_name:?}: {e}"))))
+                let file = open();
+                let data = data_ranges(&file);
+                (hash(&file, &data), data, user_flags(&file))
             }
-            "symlink" => rustix::fs::readlinkat(dir, os_name, Vec::new()).unwrap().into_bytes(),
-            _ => Vec::new(),
+            "symlink" => {
+                let target = rustix::fs::readlinkat(dir, os_name, Vec::new()).unwrap();
+                (target.into_bytes(), Vec::new(), 0)
+            }
+            // Who may not list a directory sees no flags of it either.
+            "dir" if self.passes_closed && stat.st_mode & 0o400 == 0 => Default::default(),
+            "dir" => (Vec::new(), Vec::new(), user_flags(&open())),
+            _ => Default::default(),
         };
         let is_device = matches!(kind, "char" | "block");
         let is_dir = kind == "dir";
@@ -148,27 +195,66 @@ impl Walk {
             links: if is_dir { 1 } else { stat.st_nlink },
             first_name: None,
             content,
+            data,
+            flags,
             xattrs: xattrs(dir, os_name),
         }
     }
 }
 
-fn hash(mut file: File) -> Vec<u8> {
+/// Device and inode number.
+fn id(fd: &OwnedFd) -> (u64, u64) {
+    let stat = rustix::fs::fstat(fd).unwrap();
+    (stat.st_dev, stat.st_ino)
+}
+
+fn user_flags(file: &File) -> u32 {
+    rustix::fs::ioctl_getflags(file).map_or(0, |it| it.bits() & USER_FLAGS)
+}
+
+/// Where a file has data.
+pub fn data_ranges(file: &File) -> Vec<(u64, u64)> {
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    loop {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(rustix::io::Errno::NXIO) => return ranges,
+            // A file system that does not know holes.
+            Err(_) => return vec![(0, file.metadata().unwrap().len())],
+        };
+        at = rustix::fs::seek(file, SeekFrom::Hole(start)).unwrap();
+        ranges.push((start, at));
+    }
+}
+
+/// Hash of a file's bytes; of a file with holes, of where data is and its bytes.
+fn hash(file: &File, ranges: &[(u64, u64)]) -> Vec<u8> {
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 17];
-    loop {
-        match file.read(&mut buffer).unwrap_or_else(|e| panic!("reading {file:?}: {e}")) {
-            0 => return hasher.finalize().as_bytes().to_vec(),
-            len => hasher.update(&buffer[..len]),
-        };
+    let is_whole = matches!(ranges, [] | [(0, _)]);
+    for (start, end) in ranges {
+        if !is_whole {
+            hasher.update(&start.to_le_bytes());
+        }
+        let mut at = *start;
+        while at < *end {
+            let len = buffer.len().min((end - at) as usize);
+            let len = file.read_at(&mut buffer[..len], at);
+            let len = len.unwrap_or_else(|e| panic!("reading {file:?} at {at}: {e}"));
+            assert!(len > 0, "{file:?} ends at {at}, before its data does");
+            hasher.update(&buffer[..len]);
+            at += len as u64;
+        }
     }
+    hasher.finalize().as_bytes().to_vec()
 }
 
 fn xattrs(dir: &OwnedFd, name: &OsStr) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut path = std::ffi::OsString::from(format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()));
     path.push(name);
     let path = Path::new(&path);
-    let mut names = vec![0; 1 << 16];
+    let mut names = vec![0; (1 << 16) + 1];
     let len = match rustix::fs::llistxattr(path, &mut names[..]) {
         Ok(len) => len,
         Err(rustix::io::Errno::OPNOTSUPP) => 0,
@@ -177,7 +263,7 @@ fn xattrs(dir: &OwnedFd, name: &OsStr) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let names = names[..len].split(|byte| *byte == 0).filter(|it| !it.is_empty());
     names
         .map(|key| {
-            let mut value = vec![0; 1 << 16];
+            let mut value = vec![0; (1 << 16) + 1];
             let len = rustix::fs::lgetxattr(path, OsStr::from_bytes(key), &mut value[..])
                 .unwrap_or_else(|e| panic!("attribute {:?} of {name:?}: {e}", shown(key)));
             value.truncate(len);
