@@ -12,6 +12,7 @@
 //! then leaves no trace but stored blocks, and those the next run takes over.
 
 mod again;
+mod ahead;
 mod commit;
 mod index;
 mod layout;
@@ -39,6 +40,7 @@ use crate::progress::Progress;
 use crate::sys::{self, Time, c, quoted};
 use crate::volume::{Status, Stored, Volume, Volumes, Writer as BlockWriter};
 
+use ahead::Ahead;
 use commit::Committer;
 use index::ChunkIndex;
 use scan::Scanner;
@@ -92,6 +94,9 @@ const BATCH_CHANGES_MAX: usize = 128;
 /// Units that wait for a worker at most. A unit is at most a frame's bytes, and holds the
 /// directories of its files open.
 const QUEUE_ITEMS_MAX: usize = 16;
+/// Threads that list directories ahead of the scan: how many requests for metadata a disk has at a
+/// time.
+const LISTERS: usize = 4;
 /// Closed blocks that wait to be made durable at most: each holds a file open.
 const WAITING_BLOCKS_MAX: usize = 128;
 /// Closed blocks that wait to be made durable at most, in bytes.
@@ -269,8 +274,9 @@ fn run_into(
     let dir = catalog.parent().unwrap_or(Path::new("/"));
     let mut committer = Committer::new(&chunks, blocks, volumes, settings, progress, dir)?;
     committer.note_all(problems);
-    let mut scanner = Scanner::new(target, options, &chunks, progress)?;
-    let parts = Parts { settings, chunks: &chunks, blocks, progress };
+    let ahead = Ahead::new(!options.single_threaded);
+    let mut scanner = Scanner::new(target, options, &chunks, &ahead, progress)?;
+    let parts = Parts { settings, chunks: &chunks, blocks, ahead: &ahead, progress };
     progress.set_phase("backing up");
     match options.single_threaded {
         true => run_alone(&mut scanner, &mut committer, &parts)?,
@@ -371,6 +377,7 @@ struct Parts<'a, 'c> {
     settings: &'a Settings,
     chunks: &'a ChunkIndex<'c>,
     blocks: &'a BlockWriter<'a>,
+    ahead: &'a Ahead,
     progress: &'a Progress,
 }
 
@@ -394,7 +401,12 @@ fn run_together(
             threads.push(scope.spawn(move || work(parts, &units, &changes)));
         }
         drop(unit_in);
+        for _ in 0..LISTERS {
+            scope.spawn(|| parts.ahead.work());
+        }
         threads.push(scope.spawn(move || {
+            // The threads ahead end with the scan, however it ends.
+            let _closing = Closing(parts.ahead);
             let mut batch = Vec::new();
             scanner.run(&mut |item| {
                 parts.chunks.check()?;
@@ -437,6 +449,14 @@ fn commit_all(committer: &mut Committer<'_, '_>, changes: &Receiver<Vec<Change>>
 
 fn send(changes: &Sender<Vec<Change>>, batch: &mut Vec<Change>) -> Result<()> {
     changes.send(std::mem::take(batch)).map_err(|_| hung_up())
+}
+
+struct Closing<'a>(&'a Ahead);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 struct GiveUpOnPanic<'a, 'c>(&'a ChunkIndex<'c>);

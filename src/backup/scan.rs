@@ -5,7 +5,7 @@
 //! and nothing else of the tree. Nothing follows a link, and nothing but regular files is opened.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
 
+use super::ahead::{Ahead, Listing, Name};
 use super::index::ChunkIndex;
 use super::way::{Level, Way};
 use super::{
@@ -39,6 +40,12 @@ const UNCHANGED_MAX: u64 = 1024;
 const PAGE_ENTRIES: usize = 512;
 /// How often an entry that changes while it is looked at is looked at.
 const CAPTURE_TRIES: u32 = 3;
+/// Directories of one directory that are listed ahead: topped up to the second number when no more
+/// than the first are left.
+const DIRS_AHEAD_MIN: usize = 8;
+const DIRS_AHEAD_MAX: usize = 24;
+/// Names that are gone through for them at a time.
+const NAMES_AHEAD_MAX: usize = 4096;
 /// A file that changed this shortly before its run began, or later, may have changed once more
 /// within the same tick of the file system's clock: its times prove nothing.
 const CLOCK_TICK_NANOS: u32 = 20_000_000;
@@ -74,8 +81,15 @@ impl Excludes {
     }
 }
 
+/// What has been seen of a name ahead of its turn.
+struct Seen {
+    stat: Option<Stat>,
+    listing: Option<std::io::Result<Listing>>,
+}
+
 /// Walks one source.
 pub struct Scanner<'a, 'c> {
+    ahead: &'a Ahead,
     reader: Reader,
     basis: Option<Run>,
     root: &'a Path,
@@ -84,7 +98,8 @@ pub struct Scanner<'a, 'c> {
     options: &'a Options,
     chunks: &'a ChunkIndex<'c>,
     progress: &'a Progress,
-    root_dev: u64,
+    /// The device to stay on, if any.
+    only_dev: Option<u64>,
     /// Device and inode number of what belongs to the store itself.
     own: HashSet<(u64, u64)>,
     /// Inodes with several names, of which not all have been met yet.
@@ -117,12 +132,14 @@ impl<'a, 'c> Scanner<'a, 'c> {
         target: Target<'a>,
         options: &'a Options,
         chunks: &'a ChunkIndex<'c>,
+        ahead: &'a Ahead,
         progress: &'a Progress,
     ) -> Result<Scanner<'a, 'c>> {
         let Target { catalog, source: root, name, basis, own, .. } = target;
         // Patterns are matched against paths below the root.
         let excludes = Excludes::new(Path::new(""), &options.exclude)?;
         Ok(Scanner {
+            ahead,
             reader: Reader::open(catalog)?,
             basis,
             root,
@@ -131,7 +148,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             options,
             chunks,
             progress,
-            root_dev: 0,
+            only_dev: None,
             own,
             links: HashMap::new(),
             pack: Vec::new(),
@@ -144,9 +161,11 @@ impl<'a, 'c> Scanner<'a, 'c> {
     /// Walks the whole source and gives out what has to be done.
     pub fn run(&mut self, sink: Sink<'_>) -> Result<()> {
         let failed = |e| Error::io(format!("source {}", quoted(self.root)), e);
-        let fd = sys::open_dir(self.root).map_err(failed)?;
-        let stat = sys::fstat(&fd).map_err(failed)?;
-        self.root_dev = stat.dev;
+        let root = Listing::of(sys::open_dir(self.root).map_err(failed)?, None).map_err(failed)?;
+        if self.options.one_file_system {
+            self.only_dev = Some(root.stat.dev);
+            self.ahead.stay_on(root.stat.dev);
+        }
         let old = match &self.basis {
             Some(run) => self.reader.lookup(run.id, 0, self.name)?,
             None => None,
@@ -154,27 +173,54 @@ impl<'a, 'c> Scanner<'a, 'c> {
         let name = OsStr::from_bytes(self.name).to_os_string();
         let place = EntryPlace { dir: 0, name, path: Vec::new(), old };
         let mut way = Way::default();
-        self.enter(place, Arc::new(fd), &stat, &mut way, sink)?;
-        while let Some((level, dir_path)) = way.deepest() {
-            let Some(name) = level.names.pop() else {
+        self.enter(place, root, &mut way, sink)?;
+        loop {
+            self.want_ahead(&mut way).map_err(failed)?;
+            let Some((level, dir_path)) = way.deepest() else { break };
+            let Some(Name { name, is_dir, stat }) = level.names.pop() else {
                 self.leave(level, dir_path, sink)?;
                 self.leave_dir(&mut way, sink)?;
                 continue;
             };
             self.progress.check()?;
-            let mut path = dir_path.to_vec();
-            if !path.is_empty() {
-                path.push(b'/');
+            level.seen = level.seen.saturating_sub(1);
+            let path = join(dir_path, name.as_bytes());
+            let mut seen = Seen { stat, listing: None };
+            if is_dir {
+                level.dirs_ahead = level.dirs_ahead.saturating_sub(1);
+                seen.listing = self.ahead.take(&path);
             }
-            path.extend_from_slice(name.as_bytes());
             let old = self.take_basis(level, dir_path, name.as_bytes(), sink)?;
             let dir = level.dir;
             let place = EntryPlace { dir, name, path, old };
             let fd = way.fd().map_err(failed)?;
-            self.visit(&fd, place, &mut way, sink)?;
+            self.visit(&fd, place, seen, &mut way, sink)?;
         }
         self.send_unchanged(sink)?;
         self.send_pack(sink)
+    }
+
+    /// Has the directories listed that come next.
+    fn want_ahead(&self, way: &mut Way) -> std::io::Result<()> {
+        let Some((level, path)) = way.deepest() else { return Ok(()) };
+        if level.dirs_ahead > DIRS_AHEAD_MIN || level.seen == level.names.len() {
+            return Ok(());
+        }
+        let mut wanted = Vec::new();
+        let left = level.names.iter().rev().skip(level.seen);
+        for it in left.take(NAMES_AHEAD_MAX) {
+            level.seen += 1;
+            let path = join(path, it.name.as_bytes());
+            if it.is_dir && !self.excludes.matches(&path, true) {
+                level.dirs_ahead += 1;
+                wanted.push((path, it.name.clone()));
+                if level.dirs_ahead >= DIRS_AHEAD_MAX {
+                    break;
+                }
+            }
+        }
+        self.ahead.want(&way.fd()?, wanted);
+        Ok(())
     }
 
     /// Goes back to the directory above. What is left of one that has gone meanwhile is left out.
@@ -193,10 +239,11 @@ impl<'a, 'c> Scanner<'a, 'c> {
         &mut self,
         parent: &Arc<OwnedFd>,
         place: EntryPlace,
+        seen: Seen,
         way: &mut Way,
         sink: Sink<'_>,
     ) -> Result<()> {
-        let stat = match at::stat(parent, &place.name) {
+        let stat = match seen.stat.map_or_else(|| at::stat(parent, &place.name), Ok) {
             Ok(stat) => stat,
             // Removed since it was listed: as if it had never been there.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return gone(place, sink),
@@ -216,65 +263,65 @@ impl<'a, 'c> Scanner<'a, 'c> {
             return tell(sink, Change::Failed { place, version: None, problem });
         };
         match meta.kind {
-            Kind::Dir => self.visit_dir(parent, place, &stat, way, sink),
+            Kind::Dir => {
+                let open = || Listing::open(parent, &place.name, self.only_dev);
+                let opened = seen.listing.unwrap_or_else(open);
+                match opened {
+                    Ok(listing) => self.enter(place, listing, way, sink),
+                    Err(e) => self.closed_dir(parent, place, &stat, e, sink),
+                }
+            }
             _ => self.visit_leaf(parent, place, &stat, meta, sink),
         }
     }
 
-    fn visit_dir(
+    /// Deals with a directory that cannot be opened.
+    fn closed_dir(
         &mut self,
         parent: &Arc<OwnedFd>,
         place: EntryPlace,
         stat: &Stat,
-        way: &mut Way,
+        error: std::io::Error,
         sink: Sink<'_>,
     ) -> Result<()> {
-        match at::open_dir(parent, &place.name) {
-            Ok(fd) => {
-                // The directory that was opened is the one that counts.
-                let stat = sys::fstat(&fd).unwrap_or(*stat);
-                self.enter(place, Arc::new(fd), &stat, way, sink)
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => gone(place, sink),
-            Err(e) if is_out_of_files(&e) => Err(out_of_files(e)),
-            Err(e) => {
-                // It is there with its metadata, but what is in it is not known: left out, as
-                // everything that cannot be read.
-                let problem = Problem::new(&*place.path, &Error::io("listing it", e));
-                tell(sink, Change::Noted(problem))?;
-                if let Some(dir) = place.old.as_ref().and_then(|old| old.child) {
-                    tell(sink, Change::Emptied { dir, path: place.path.clone() })?;
-                }
-                self.put_dir(place, parent, stat, sink).map(|_| ())
-            }
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return gone(place, sink);
         }
+        if is_out_of_files(&error) {
+            return Err(out_of_files(error));
+        }
+        // It is there with its metadata, but what is in it is not known: left out, as everything
+        // that cannot be read.
+        let problem = Problem::new(&*place.path, &Error::io("listing it", error));
+        tell(sink, Change::Noted(problem))?;
+        if let Some(dir) = place.old.as_ref().and_then(|old| old.child) {
+            tell(sink, Change::Emptied { dir, path: place.path.clone() })?;
+        }
+        self.put_dir(place, parent, stat, sink).map(|_| ())
     }
 
     /// Notes a directory and goes into it.
     fn enter(
         &mut self,
         place: EntryPlace,
-        fd: Arc<OwnedFd>,
-        stat: &Stat,
+        listing: Listing,
         way: &mut Way,
         sink: Sink<'_>,
     ) -> Result<()> {
         let path = place.path.clone();
-        let is_other_fs = self.options.one_file_system && stat.dev != self.root_dev;
-        let mut names = Vec::new();
-        if !is_other_fs {
-            match list_names(&fd) {
-                Ok(listed) => names = listed,
-                Err(e) if is_out_of_files(&e) => return Err(out_of_files(e)),
-                Err(e) => {
-                    let problem = Problem::new(&*path, &Error::io("listing it", e));
-                    tell(sink, Change::Noted(problem))?;
-                }
+        let Listing { fd, stat, names } = listing;
+        let names = match names {
+            Ok(names) => names,
+            Err(e) if is_out_of_files(&e) => return Err(out_of_files(e)),
+            Err(e) => {
+                let problem = Problem::new(&*path, &Error::io("listing it", e));
+                tell(sink, Change::Noted(problem))?;
+                Vec::new()
             }
-        }
-        let (dir, basis) = self.put_dir(place, &fd, stat, sink)?;
+        };
+        let (dir, basis) = self.put_dir(place, &fd, &stat, sink)?;
         let basis = BasisCursor { dir: basis, ..BasisCursor::default() };
-        way.enter(&path, fd, stat, dir, names, basis);
+        way.enter(&path, fd, &stat, dir, names, basis);
         Ok(())
     }
 
@@ -526,21 +573,6 @@ fn capture_steady(
     Err(std::io::Error::other("it was replaced while it was looked at"))
 }
 
-fn list_names(fd: &Arc<OwnedFd>) -> std::io::Result<Vec<OsString>> {
-    let mut reader = at::DirReader::new(at::open_dir_to_list(fd, OsStr::new("."))?)?;
-    let mut names = Vec::new();
-    while let Some(item) = reader.next_item() {
-        let name = item?.name;
-        if name != "." && name != ".." {
-            names.push(name);
-        }
-    }
-    names.sort_unstable_by(|a, b| b.as_bytes().cmp(a.as_bytes()));
-    // A directory that changes while it is listed may give a name twice.
-    names.dedup();
-    Ok(names)
-}
-
 fn tell(sink: Sink<'_>, change: Change) -> Result<()> {
     sink(Item::Change(change))
 }
@@ -553,12 +585,18 @@ fn gone(place: EntryPlace, sink: Sink<'_>) -> Result<()> {
 }
 
 fn send_gone(dir: &[u8], row: EntryRow, sink: Sink<'_>) -> Result<()> {
-    let mut path = dir.to_vec();
+    let path = join(dir, &row.name);
+    tell(sink, Change::Gone { row, path })
+}
+
+fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut path = Vec::with_capacity(dir.len() + name.len() + 1);
+    path.extend_from_slice(dir);
     if !path.is_empty() {
         path.push(b'/');
     }
-    path.extend_from_slice(&row.name);
-    tell(sink, Change::Gone { row, path })
+    path.extend_from_slice(name);
+    path
 }
 
 fn fail(place: EntryPlace, what: &str, error: std::io::Error, sink: Sink<'_>) -> Result<()> {

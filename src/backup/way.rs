@@ -4,11 +4,12 @@
 //! files open. A directory that was closed is opened again on the way back, from its child or from
 //! the root, and has to be the same one: device and inode number are compared.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::ahead::Name;
 use super::scan::BasisCursor;
 use crate::catalog::DirId;
 use crate::sys::{self, Stat, at, path_from};
@@ -24,7 +25,11 @@ pub struct Level {
     path_len: usize,
     pub dir: DirId,
     /// Names still to come, last one first.
-    pub names: Vec<OsString>,
+    pub names: Vec<Name>,
+    /// How many of them, from the next one on, have been gone through for directories to list
+    /// ahead; and how many of those there were.
+    pub seen: usize,
+    pub dirs_ahead: usize,
     pub basis: BasisCursor,
 }
 
@@ -55,13 +60,14 @@ impl Way {
         fd: Arc<OwnedFd>,
         stat: &Stat,
         dir: DirId,
-        names: Vec<OsString>,
+        names: Vec<Name>,
         basis: BasisCursor,
     ) {
         self.path.clear();
         self.path.extend_from_slice(path);
         let (id, path_len) = ((stat.dev, stat.ino), path.len());
-        self.levels.push(Level { fd: Some(fd), id, path_len, dir, names, basis });
+        let (seen, dirs_ahead, fd) = (0, 0, Some(fd));
+        self.levels.push(Level { fd, id, path_len, dir, names, seen, dirs_ahead, basis });
         let closed = self.levels.len().saturating_sub(OPEN_MAX + 1);
         if closed > 0
             && let Some(level) = self.levels.get_mut(closed)
