@@ -143,10 +143,10 @@ fn difference(old: Option<&Node>, new: Option<&Node>) -> Option<&'static str> {
     if old.kind != new.kind {
         return Some("type");
     }
-    if (&old.content, old.size, old.rdev) != (&new.content, new.size, new.rdev) {
+    if (&old.content, &old.data, old.rdev) != (&new.content, &new.data, new.rdev) {
         return Some("content");
     }
-    let metadata = |it: &Node| (it.mode, it.owner, it.mtime, it.xattrs.clone());
+    let metadata = |it: &Node| (it.mode, it.owner, it.mtime, it.xattrs.clone(), it.flags);
     (metadata(old) != metadata(new)).then_some("metadata")
 }
 

@@ -38,7 +38,7 @@ pub enum DiffKind {
     Type,
     /// Its content is another: bytes and holes of a file, target of a link, device number.
     Content,
-    /// Only its metadata is another: mode, owner, time of change, extended attributes.
+    /// Only its metadata is another: mode, owner, time of change, extended attributes, file flags.
     Metadata,
 }
 
@@ -206,7 +206,8 @@ impl Reader {
         };
         let is_same_metadata = (was.mode, was.uid, was.gid, was.mtime)
             == (is.mode, is.uid, is.gid, is.mtime)
-            && old_extra.xattrs == new_extra.xattrs;
+            && old_extra.xattrs == new_extra.xattrs
+            && old_extra.flags == new_extra.flags;
         Ok(match (is_same_content, is_same_metadata) {
             (false, _) => Some(DiffKind::Content),
             (true, false) => Some(DiffKind::Metadata),

@@ -1,5 +1,5 @@
-//! Progress: a bar on standard error when that is a terminal, a line in the log now and then when it
-//! is not and more was asked for (`-v`).
+//! Progress: a bar on standard error when that is a terminal, a line in the log now and then when
+//! it is not and more was asked for (`-v`).
 //!
 //! Drawn from the counters of the work, which does not wait for it. Rates and the time that is left
 //! are indicatif's; no time is given while nobody knows how much there is.

@@ -1,4 +1,5 @@
-//! A tree as a tar archive.
+//! A tree as a tar archive: all but sockets, which tar has no form for, and file flags, for which
+//! GNU tar has none.
 //!
 //! Names are below the directory that was asked for (`./a/b`), as `tar -C DIR -c .` makes them; a
 //! single file has its own name. The first name of a file carries its content, further ones are
