@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! write    scan ─▶ backup ─▶ chunk ─▶ volume ══ Stored ══▶ catalog
-//! read     catalog + volume ─▶ snapshot ─▶ restore, fs ─▶ kernel
+//! read     catalog + volume ─▶ snapshot ─▶ restore, dump, fs ─▶ kernel
 //! ask      command line, control files ─▶ job ─▶ backup
 //! ```
 //!
@@ -24,6 +24,7 @@ pub mod catalog;
 pub mod snapshot;
 pub mod backup;
 pub mod restore;
+pub mod dump;
 pub mod validate;
 pub mod job;
 pub mod fs;

@@ -39,6 +39,8 @@ mod memory;
 mod mount;
 /// Odd names, kinds, times and attributes.
 mod names;
+/// Asking the runs: diff, find, stats, dump.
+mod queries;
 /// Full volumes.
 mod rotation;
 /// Rules of the house, checked on the sources.

@@ -425,6 +425,7 @@ impl<'a, 'c> Worker<'a, 'c> {
             Target::Shared => self.blocks.append_shared(&self.batch),
         })?;
         Progress::add(&self.progress.bytes_stored, self.batch.stored.len() as u64);
+        Progress::add(&self.progress.bytes_new, self.batch.plain_len());
         Ok(place)
     }
 

@@ -47,15 +47,17 @@ impl Reader {
     pub fn changes(&self, run: &Run, each: &mut dyn FnMut(Change) -> Result<()>) -> Result<()> {
         let columns = ENTRY_COLUMNS.split(", ").map(|it| format!("n.{}", it.trim()));
         let columns = columns.collect::<Vec<_>>().join(", ");
+        // Said once more in the words of the partial indexes, or SQLite reads every entry.
+        let indexed = if run.id > 1 { " AND n.first_run > 1" } else { "" };
         let new = format!(
             "SELECT {columns}, EXISTS (SELECT 1 FROM entries p WHERE p.dir = n.dir \
              AND p.name = n.name AND p.last_run = ?1 - 1) \
-             FROM entries n WHERE n.first_run = ?1 ORDER BY n.dir, n.name"
+             FROM entries n WHERE n.first_run = ?1{indexed} ORDER BY n.dir, n.name"
         );
         let gone = format!(
-            "SELECT {columns}, 0 FROM entries n WHERE n.last_run = ?1 - 1 AND NOT EXISTS \
-             (SELECT 1 FROM entries s WHERE s.dir = n.dir AND s.name = n.name \
-             AND s.first_run = ?1) ORDER BY n.dir, n.name"
+            "SELECT {columns}, 0 FROM entries n WHERE n.last_run = ?1 - 1 \
+             AND n.last_run < 9223372036854775807 AND NOT EXISTS (SELECT 1 FROM entries s \
+             WHERE s.dir = n.dir AND s.name = n.name AND s.first_run = ?1) ORDER BY n.dir, n.name"
         );
         let mut paths = DirPaths { reader: self, last: None };
         for (query, is_new) in [(new, true), (gone, false)] {
@@ -84,7 +86,7 @@ pub(super) struct DirPaths<'a> {
 }
 
 impl DirPaths<'_> {
-    fn path_of(&mut self, entry: &EntryRow) -> Result<Vec<u8>> {
+    pub(super) fn path_of(&mut self, entry: &EntryRow) -> Result<Vec<u8>> {
         if entry.dir == 0 {
             return Ok(Vec::new());
         }

@@ -2,23 +2,31 @@
 
 mod changes;
 mod check;
+mod diff;
 pub mod extent;
+mod find;
 mod json;
+mod listing;
 pub mod manifest;
 pub mod meta;
 mod read;
 mod run;
 mod schema;
 mod settings;
+mod stats;
 mod write;
 
 pub use changes::{Change, ChangeKind};
 pub use check::{Damage, DamagedFile};
+pub use diff::{DiffKind, Difference};
 pub use extent::{Content, Extent};
+pub use find::{Conditions, Hit, Pattern};
+pub use listing::Listing;
 pub use manifest::Spool;
 pub use read::{BlockRow, EntryRow, Reader, Totals};
 pub use run::{Counts, DirId, Run, RunId, Tally, VersionId};
 pub use settings::{Settings, ingest_dir};
+pub use stats::Stats;
 pub use write::{NewEntry, RunWriter, WriteLock, Writer};
 
 use crate::error::{Error, ErrorKind};

@@ -224,28 +224,32 @@ impl Reader {
     pub fn path_of_dir(&self, dir: DirId) -> Result<(Vec<u8>, Vec<u8>)> {
         let mut names: Vec<Vec<u8>> = Vec::new();
         let mut at = dir;
-        let mut statement = self
-            .conn
-            .prepare_cached("SELECT dir, name FROM entries WHERE child = ?1 LIMIT 1")
-            .map_err(sql)?;
         loop {
-            let found: Option<(DirId, Vec<u8>)> = statement
-                .query_row([at], |row| Ok((row.get(0)?, row.get(1)?)))
-                .optional()
-                .map_err(sql)?;
-            let Some((parent, name)) = found else {
-                return Err(Error::corrupt(format!("catalog: directory {at} has no entry")));
-            };
+            let (parent, name) = self.place_of_dir(at)?;
             if parent == 0 {
                 names.reverse();
                 return Ok((name, names.join(&b'/')));
             }
-            // Numbers grow from parent to child, so a damaged catalog cannot make this loop.
-            if parent >= at {
-                return Err(Error::corrupt(format!("catalog: directory {at} is below itself")));
-            }
             names.push(name);
             at = parent;
+        }
+    }
+
+    /// The directory that a directory is in, and its name there: the same in every run.
+    pub(super) fn place_of_dir(&self, dir: DirId) -> Result<(DirId, Vec<u8>)> {
+        let query = "SELECT dir, name FROM entries WHERE child = ?1 LIMIT 1";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let found: Option<(DirId, Vec<u8>)> = statement
+            .query_row([dir], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()
+            .map_err(sql)?;
+        match found {
+            None => Err(Error::corrupt(format!("catalog: directory {dir} has no entry"))),
+            // Numbers grow from parent to child, so a damaged catalog cannot make a walk loop.
+            Some((parent, _)) if parent >= dir => {
+                Err(Error::corrupt(format!("catalog: directory {dir} is below itself")))
+            }
+            Some(place) => Ok(place),
         }
     }
 

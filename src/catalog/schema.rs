@@ -19,10 +19,13 @@ use crate::sys::quoted;
 const APPLICATION_ID: i32 = 0x5254_4150;
 
 /// One step each: the first makes version 1 of nothing. Steps that have landed never change.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema2.sql")];
 
 /// The schema version that this program writes.
-pub const VERSION: i32 = 1;
+pub const VERSION: i32 = 2;
+
+/// The oldest schema version that can be read as it is: version 2 only adds an index.
+const READ_VERSION_MIN: i32 = 1;
 
 /// Memory for pages of a writer, and of each reader, in KiB.
 const WRITER_CACHE_KIB: i64 = 24 << 10;
@@ -69,9 +72,9 @@ pub fn open_to_read(path: &Path) -> Result<Connection> {
     configure(&conn, READER_CACHE_KIB)?;
     conn.pragma_update(None, "query_only", true).map_err(sql)?;
     let version = check_version(&conn, path)?;
-    if version < VERSION {
+    if version < READ_VERSION_MIN {
         let message = format!(
-            "{} has schema version {version}: run `raidtape volumes` once to bring it to {VERSION}",
+            "{} has schema version {version}: run a backup to bring it to {VERSION}",
             quoted(path)
         );
         return Err(Error::new(ErrorKind::Version, message));
@@ -150,6 +153,23 @@ mod tests {
     #[test]
     fn there_is_a_migration_to_every_version() {
         assert_eq!(i32::try_from(MIGRATIONS.len()), Ok(VERSION));
+    }
+
+    #[test]
+    fn a_catalog_of_the_first_version_is_read_and_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c");
+        let conn = create(&path).unwrap();
+        conn.execute_batch("DROP INDEX entries_begun; PRAGMA user_version = 1").unwrap();
+        drop(conn);
+        let version = |conn: &Connection| -> i32 {
+            conn.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+        };
+        assert_eq!(version(&open_to_read(&path).unwrap()), 1);
+        let conn = open_to_write(&path).unwrap();
+        assert_eq!(version(&conn), VERSION);
+        let query = "SELECT count(*) FROM sqlite_schema WHERE name = 'entries_begun'";
+        assert_eq!(conn.query_row(query, [], |row| row.get::<_, i64>(0)), Ok(1));
     }
 
     #[test]

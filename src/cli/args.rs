@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::query;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::BackupArgs;
 use crate::sys::quoted;
@@ -60,6 +61,14 @@ pub enum Command {
     Backup(Backup),
     /// Show what a run added, modified and deleted
     ListChanges(ListChanges),
+    /// Show what differs between two runs
+    Diff(query::Diff),
+    /// Find files by name in all runs
+    Find(query::Find),
+    /// Show how much is stored, and in how little
+    Stats(query::Stats),
+    /// Write a file, or a folder as a tar archive, to standard output
+    Dump(query::Dump),
     /// Check every stored byte and the catalog
     Validate(Validate),
     /// Restore one file
@@ -214,7 +223,7 @@ pub struct Umount {
 }
 
 /// A size in bytes, with an optional unit: `1048576`, `1MiB`, `1MB`.
-fn size(text: &str) -> std::result::Result<u64, String> {
+pub fn size(text: &str) -> std::result::Result<u64, String> {
     text.parse::<bytesize::ByteSize>().map(|it| it.as_u64())
 }
 

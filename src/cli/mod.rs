@@ -8,6 +8,7 @@ mod bar;
 mod commands;
 mod exit;
 mod mount;
+mod query;
 mod show;
 
 use clap::Parser;
@@ -54,6 +55,10 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::AddVolume(it) => commands::add_volume(&catalog, it),
         Command::Backup(it) => commands::backup(&catalog, it),
         Command::ListChanges(it) => commands::list_changes(&catalog, it),
+        Command::Diff(it) => query::diff(&catalog, it),
+        Command::Find(it) => query::find(&catalog, it),
+        Command::Stats(it) => query::stats(&catalog, it),
+        Command::Dump(it) => query::dump(&catalog, it),
         Command::Validate(it) => commands::validate(&catalog, it),
         Command::Restore(it) => commands::restore(&catalog, it),
         Command::RestoreFolder(it) => commands::restore_folder(&catalog, it),

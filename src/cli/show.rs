@@ -37,18 +37,38 @@ impl Out {
     }
 }
 
+/// The same for bytes of any kind.
+impl Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(end_on_closed_pipe)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush().map_err(end_on_closed_pipe)
+    }
+}
+
 fn failed(e: io::Error) -> Error {
+    Error::io("writing to standard output", end_on_closed_pipe(e))
+}
+
+fn end_on_closed_pipe(e: io::Error) -> io::Error {
     if e.kind() == io::ErrorKind::BrokenPipe {
         // As `ls | head` does.
         std::process::exit(0);
     }
-    Error::io("writing to standard output", e)
+    e
 }
 
 /// Says a line on standard output. What a command came to does not depend on whether anybody still
 /// listens.
 pub fn say(line: std::fmt::Arguments<'_>) {
     let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// Says a line on standard error, beside output that has to stay clean.
+pub fn note(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "raidtape: {line}");
 }
 
 /// Inserts a name that may be any bytes.
@@ -73,7 +93,7 @@ pub fn time(time: Time) -> String {
     }
 }
 
-fn time_json(time: Time) -> Value {
+pub fn time_json(time: Time) -> Value {
     // Nanoseconds never exceed i32.
     let nanos = i32::try_from(time.nanos).unwrap_or_default();
     match jiff::Timestamp::new(time.secs, nanos) {
@@ -183,7 +203,7 @@ pub fn entry_line(entry: &EntryRow, target: Option<&[u8]>, owner: &str, group: &
     line
 }
 
-fn mode_text(kind: Kind, mode: u32) -> String {
+pub fn mode_text(kind: Kind, mode: u32) -> String {
     let kind = match kind {
         Kind::File => '-',
         Kind::Dir => 'd',

@@ -135,28 +135,31 @@ impl Job {
     /// What programs read.
     pub fn progress_json(&self) -> Value {
         let status = self.status.lock();
-        let total = |n: u64| if n == 0 { Value::Null } else { n.into() };
-        let get = Progress::get;
-        let progress = &self.progress;
+        let mut done = self.progress.counters();
+        if status.state == State::Done {
+            // Whatever the run before had, this is all there was.
+            (done.entries_total, done.bytes_total) = (Some(done.entries), Some(done.bytes));
+        }
         let (entries, counts) = (&status.counts.entries, &status.counts);
         json!({
             "job": self.id,
             "state": status.state.as_str(),
             "command": Quoted(&self.line).to_string(),
-            "phase": progress.phase(),
-            "files_done": get(&progress.entries),
-            "files_total": total(get(&progress.entries_total)),
-            "bytes_done": get(&progress.bytes),
-            "bytes_total": total(get(&progress.bytes_total)),
+            "phase": self.progress.phase(),
+            "files_done": done.entries,
+            "files_total": done.entries_total,
+            "bytes_done": done.bytes,
+            "bytes_total": done.bytes_total,
             "run": status.run,
             "added": entries.added,
             "modified": entries.modified,
             "deleted": entries.deleted,
             "unchanged": entries.unchanged,
-            "bytes_read": get(&progress.bytes_read),
+            "bytes_read": done.bytes_read,
+            "bytes_new": done.bytes_new,
             "bytes_stored": if status.run.is_some() { counts.bytes_stored }
-                else { get(&progress.bytes_stored) },
-            "problems": get(&progress.problems),
+                else { done.bytes_stored },
+            "problems": done.problems,
             "error": status.error,
             "exit_code": status.exit_code,
         })

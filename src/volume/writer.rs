@@ -39,6 +39,11 @@ impl Batch {
         self.stored.extend_from_slice(stored);
     }
 
+    /// Plain bytes of the frames.
+    pub fn plain_len(&self) -> u64 {
+        self.frames.iter().map(|it| u64::from(it.plain_len)).sum()
+    }
+
     /// Empties it, keeping its memory.
     pub fn clear(&mut self) {
         self.frames.clear();
