@@ -11,8 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
-
+use super::filter::{Filter, Verdict};
 use super::index::ChunkIndex;
 use super::way::{Level, Way};
 use super::{
@@ -43,34 +42,40 @@ const CAPTURE_TRIES: u32 = 3;
 /// within the same tick of the file system's clock: its times prove nothing.
 const CLOCK_TICK_NANOS: u32 = 20_000_000;
 
-type Sink<'a> = &'a mut dyn FnMut(Item) -> Result<()>;
+/// Who is told what has to be done.
+pub type Sink<'a> = &'a mut dyn FnMut(Item) -> Result<()>;
 
-/// What to leave out.
-pub struct Excludes {
-    patterns: Gitignore,
+/// Where the numbers of new versions and directories come from.
+pub enum Numbers<'a, 'c> {
+    /// A run.
+    Run(&'a ChunkIndex<'c>),
+    /// Nowhere: nothing is written. The last number that was given, which no catalog has.
+    Dry(i64),
 }
 
-impl Excludes {
-    /// Patterns as in a `.gitignore` that lies in `root`.
-    pub fn new(root: &Path, patterns: &[String]) -> Result<Excludes> {
-        let mut builder = GitignoreBuilder::new(root);
-        for pattern in patterns {
-            builder
-                .add_line(None, pattern)
-                .map_err(|e| Error::usage(format!("exclude pattern {pattern:?}: {e}")))?;
+impl Numbers<'_, '_> {
+    /// Numbers for what is not written.
+    pub fn dry() -> Self {
+        Numbers::Dry(i64::MAX / 2)
+    }
+
+    /// A number for a new version.
+    pub fn new_version(&mut self) -> VersionId {
+        match self {
+            Numbers::Run(chunks) => chunks.run().new_version(),
+            Numbers::Dry(last) => {
+                *last += 1;
+                *last
+            }
         }
-        let patterns = builder.build().map_err(|e| Error::usage(format!("exclude: {e}")))?;
-        Ok(Excludes { patterns })
     }
 
-    fn matches(&self, path: &[u8], is_dir: bool) -> bool {
-        !self.patterns.is_empty() && self.patterns.matched(sys::path_from(path), is_dir).is_ignore()
-    }
-
-    /// Whether `path`, an absolute one below the root, or a directory above it is left out.
-    pub fn cover(&self, path: &Path) -> bool {
-        !self.patterns.is_empty()
-            && self.patterns.matched_path_or_any_parents(path, path.is_dir()).is_ignore()
+    /// A number for a new directory.
+    pub fn new_dir(&mut self) -> DirId {
+        match self {
+            Numbers::Run(chunks) => chunks.run().new_dir(),
+            Numbers::Dry(_) => self.new_version(),
+        }
     }
 }
 
@@ -80,9 +85,9 @@ pub struct Scanner<'a, 'c> {
     basis: Option<Run>,
     root: &'a Path,
     name: &'a [u8],
-    excludes: Excludes,
+    filter: &'a Filter,
     options: &'a Options,
-    chunks: &'a ChunkIndex<'c>,
+    numbers: Numbers<'a, 'c>,
     progress: &'a Progress,
     root_dev: u64,
     /// Device and inode number of what belongs to the store itself.
@@ -116,20 +121,18 @@ impl<'a, 'c> Scanner<'a, 'c> {
     pub fn new(
         target: Target<'a>,
         options: &'a Options,
-        chunks: &'a ChunkIndex<'c>,
+        numbers: Numbers<'a, 'c>,
         progress: &'a Progress,
     ) -> Result<Scanner<'a, 'c>> {
-        let Target { catalog, source: root, name, basis, own, .. } = target;
-        // Patterns are matched against paths below the root.
-        let excludes = Excludes::new(Path::new(""), &options.exclude)?;
+        let Target { catalog, source: root, name, basis, own, filter, .. } = target;
         Ok(Scanner {
             reader: Reader::open(catalog)?,
             basis,
             root,
             name,
-            excludes,
+            filter,
             options,
-            chunks,
+            numbers,
             progress,
             root_dev: 0,
             own,
@@ -154,7 +157,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         let name = OsStr::from_bytes(self.name).to_os_string();
         let place = EntryPlace { dir: 0, name, path: Vec::new(), old };
         let mut way = Way::default();
-        self.enter(place, Arc::new(fd), &stat, &mut way, sink)?;
+        self.enter(place, Arc::new(fd), &stat, Verdict::In, &mut way, sink)?;
         while let Some((level, dir_path)) = way.deepest() {
             let Some(name) = level.names.pop() else {
                 self.leave(level, dir_path, sink)?;
@@ -206,7 +209,9 @@ impl<'a, 'c> Scanner<'a, 'c> {
             log::info!("{}: left out, it belongs to the store", Quoted(&place.path));
             return gone(place, sink);
         }
-        if self.excludes.matches(&place.path, stat.is_dir()) {
+        let parent_verdict = way.deepest().map_or(Verdict::In, |(level, _)| level.verdict);
+        let verdict = self.filter.judge(&place.path, &stat, parent_verdict);
+        if verdict == Verdict::Out {
             return gone(place, sink);
         }
         let Some(meta) = Metadata::from_stat(&stat) else {
@@ -216,7 +221,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             return tell(sink, Change::Failed { place, version: None, problem });
         };
         match meta.kind {
-            Kind::Dir => self.visit_dir(parent, place, &stat, way, sink),
+            Kind::Dir => self.visit_dir(parent, place, &stat, verdict, way, sink),
             _ => self.visit_leaf(parent, place, &stat, meta, sink),
         }
     }
@@ -226,6 +231,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         parent: &Arc<OwnedFd>,
         place: EntryPlace,
         stat: &Stat,
+        verdict: Verdict,
         way: &mut Way,
         sink: Sink<'_>,
     ) -> Result<()> {
@@ -233,7 +239,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             Ok(fd) => {
                 // The directory that was opened is the one that counts.
                 let stat = sys::fstat(&fd).unwrap_or(*stat);
-                self.enter(place, Arc::new(fd), &stat, way, sink)
+                self.enter(place, Arc::new(fd), &stat, verdict, way, sink)
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => gone(place, sink),
             Err(e) if is_out_of_files(&e) => Err(out_of_files(e)),
@@ -256,6 +262,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         place: EntryPlace,
         fd: Arc<OwnedFd>,
         stat: &Stat,
+        verdict: Verdict,
         way: &mut Way,
         sink: Sink<'_>,
     ) -> Result<()> {
@@ -272,9 +279,13 @@ impl<'a, 'c> Scanner<'a, 'c> {
                 }
             }
         }
+        self.filter.leave_marks(&fd, &mut names);
         let (dir, basis) = self.put_dir(place, &fd, stat, sink)?;
         let basis = BasisCursor { dir: basis, ..BasisCursor::default() };
         way.enter(&path, fd, stat, dir, names, basis);
+        if let Some((level, _)) = way.deepest() {
+            level.verdict = verdict;
+        }
         Ok(())
     }
 
@@ -314,15 +325,13 @@ impl<'a, 'c> Scanner<'a, 'c> {
         };
         if let Some(old) = same
             && let Some(dir) = old.child
-            && self.chunks.run().extra_of(old.version)? == extra
+            && self.reader.content(old.version)?.extra == extra
         {
             self.note_unchanged(Kind::Dir, 0, sink)?;
             return Ok((dir, Some(dir)));
         }
-        let (version, dir) = {
-            let mut run = self.chunks.run();
-            (run.new_version(), old_dir.unwrap_or_else(|| run.new_dir()))
-        };
+        let version = self.numbers.new_version();
+        let dir = old_dir.unwrap_or_else(|| self.numbers.new_dir());
         let content = Content { extra, ..Content::default() };
         let old = place.old.take();
         let place = EntryPlace { old, ..place };
@@ -364,7 +373,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             self.expect_links(key, old.version, meta);
             return self.note_unchanged(meta.kind, meta.size, sink);
         }
-        let version = self.chunks.run().new_version();
+        let version = self.numbers.new_version();
         self.expect_links(key, version, meta);
         if meta.kind == Kind::File {
             let job = FileJob { place, parent: parent.clone(), meta, version };
@@ -373,7 +382,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         match capture_steady(parent, &place.name, meta) {
             Ok((meta, extra)) => {
                 if let Some(old) = place.old.as_ref().filter(|it| meta.is_unchanged_since(&it.meta))
-                    && self.chunks.run().extra_of(old.version)? == extra
+                    && self.reader.content(old.version)?.extra == extra
                 {
                     let linked = meta.nlink > 1;
                     return tell(sink, Change::Same { old: old.clone(), version, linked });
@@ -541,7 +550,8 @@ fn list_names(fd: &Arc<OwnedFd>) -> std::io::Result<Vec<OsString>> {
     Ok(names)
 }
 
-fn tell(sink: Sink<'_>, change: Change) -> Result<()> {
+/// Tells of a change.
+pub fn tell(sink: Sink<'_>, change: Change) -> Result<()> {
     sink(Item::Change(change))
 }
 

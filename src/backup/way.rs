@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use super::filter::Verdict;
 use super::scan::BasisCursor;
 use crate::catalog::DirId;
 use crate::sys::{self, Stat, at, path_from};
@@ -23,6 +24,8 @@ pub struct Level {
     id: (u64, u64),
     path_len: usize,
     pub dir: DirId,
+    /// What the filter says of it.
+    pub verdict: Verdict,
     /// Names still to come, last one first.
     pub names: Vec<OsString>,
     pub basis: BasisCursor,
@@ -61,7 +64,8 @@ impl Way {
         self.path.clear();
         self.path.extend_from_slice(path);
         let (id, path_len) = ((stat.dev, stat.ino), path.len());
-        self.levels.push(Level { fd: Some(fd), id, path_len, dir, names, basis });
+        let verdict = Verdict::In;
+        self.levels.push(Level { fd: Some(fd), id, path_len, dir, verdict, names, basis });
         let closed = self.levels.len().saturating_sub(OPEN_MAX + 1);
         if closed > 0
             && let Some(level) = self.levels.get_mut(closed)

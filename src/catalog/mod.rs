@@ -17,7 +17,7 @@ pub use check::{Damage, DamagedFile};
 pub use extent::{Content, Extent};
 pub use manifest::Spool;
 pub use read::{BlockRow, EntryRow, Reader, Totals};
-pub use run::{Counts, DirId, Run, RunId, Tally, VersionId};
+pub use run::{COMMENT_BYTES_MAX, Counts, DirId, Run, RunId, Tally, VersionId};
 pub use settings::{Settings, ingest_dir};
 pub use write::{NewEntry, RunWriter, WriteLock, Writer};
 
