@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::common::{
-    Mount, Sandbox, Tree, args, assert_same, data, errno, name_of, need_root, run, tool,
+    Mount, Sandbox, Tree, args, assert_same, data, errno, name_of, need_root, tool,
 };
 
 const SIGNATURE: &str = "Signature: 8a477f597d28d172789f06886806bc55";
@@ -127,8 +127,19 @@ fn caches_and_marked_directories_keep_only_their_marks() {
     fs::write(base.join("fake/CACHEDIR.TAG"), SIGNATURE.replace("8a", "8b")).unwrap();
     // A tag has to be a file of its own.
     std::os::unix::fs::symlink("../c/CACHEDIR.TAG", base.join("link/CACHEDIR.TAG")).unwrap();
+    fs::create_dir(base.join("pipe")).unwrap();
+    tool("mkfifo", args![base.join("pipe/CACHEDIR.TAG")]);
     fs::write(base.join("m/.skip"), "").unwrap();
-    let usual = ["fake/", "fake/y", "fake/CACHEDIR.TAG", "link/", "link/y", "link/CACHEDIR.TAG"];
+    let usual = [
+        "fake/",
+        "fake/y",
+        "fake/CACHEDIR.TAG",
+        "link/",
+        "link/y",
+        "link/CACHEDIR.TAG",
+        "pipe/",
+        "pipe/CACHEDIR.TAG",
+    ];
     let with = |more: &[&'static str]| [&usual[..], &["z"], more].concat();
     sandbox.backup_with(&["--exclude-caches"]);
     let rest =
@@ -138,7 +149,7 @@ fn caches_and_marked_directories_keep_only_their_marks() {
     assert_paths(&sandbox, 2, &with(&["c/", "c/CACHEDIR.TAG", "m/", "m/.skip", "d/"]));
     sandbox.backup_with(&["--exclude-if-present", ".skip", "--exclude-if-present", "y"]);
     let rest = ["c/", "c/y", "m/", "m/.skip", "m/y", "d/", "d/y", "z"];
-    let marked = ["fake/", "fake/y", "link/", "link/y"];
+    let marked = ["fake/", "fake/y", "link/", "link/y", "pipe/", "pipe/CACHEDIR.TAG"];
     assert_paths(&sandbox, 3, &[&rest[..], &marked].concat());
     sandbox.assert_valid();
 }
@@ -390,7 +401,7 @@ fn a_control_file_takes_the_same_words() {
     ask(&format!("{source} --exclude-from {}", inside.display())).unwrap();
     assert_eq!(mount.wait_for_job(2)["exit_code"], 0);
     assert!(!paths(&sandbox, 2).contains("c"));
-    run(std::process::Command::new("mkfifo").arg(sandbox.path("pipe"))).code(0);
+    tool("mkfifo", args![sandbox.path("pipe")]);
     fs::write(&patterns, "secret[z-a]\n").unwrap();
     for (job, name, word) in [(3, "pipe", "regular"), (4, "patterns", "line 1"), (5, "no", "no")] {
         ask(&format!("{source} --exclude-from {}", sandbox.path(name).display())).unwrap();

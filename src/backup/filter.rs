@@ -173,7 +173,12 @@ impl Filter {
 /// too little out is the lesser evil.
 fn has_cache_signature(dir: &OwnedFd) -> bool {
     let read = || -> std::io::Result<bool> {
-        let file = at::open_read(dir, OsStr::new(CACHE_TAG))?;
+        let tag = OsStr::new(CACHE_TAG);
+        // Looked at before, so that no device or FIFO is opened, and after, for it may change.
+        if !at::stat(dir, tag)?.is_file() {
+            return Ok(false);
+        }
+        let file = at::open_read(dir, tag)?;
         if !sys::fstat(&file)?.is_file() {
             return Ok(false);
         }
