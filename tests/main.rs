@@ -29,6 +29,8 @@ mod crash;
 mod damage;
 /// The torture tree, and all metadata there is.
 mod fidelity;
+/// What a backup leaves out, and what it would do.
+mod filters;
 /// The writable tree of a mount.
 mod ingest;
 /// Jobs by control file: taken, refused, watched, cancelled.
@@ -43,6 +45,8 @@ mod names;
 mod queries;
 /// Full volumes.
 mod rotation;
+/// Backups of what comes through a pipe.
+mod streams;
 /// Rules of the house, checked on the sources.
 mod tidy;
 

@@ -369,6 +369,7 @@ impl<'a, 'c> Committer<'a, 'c> {
             started,
             hash: self.settings.hash,
             tags: &options.tags,
+            comment: &options.comment,
         };
         write_manifests(&run, self.volumes, &mut self.spool, &header)?;
         drop(run);
@@ -388,7 +389,8 @@ impl<'a, 'c> Committer<'a, 'c> {
             bytes_adopted: 0,
         };
         let mut run = self.chunks.run();
-        run.commit(&summary.counts, &options.tags, &summary.problems, Time::now())?;
+        let words = (&*options.tags, &*options.comment);
+        run.commit(&summary.counts, words, &summary.problems, Time::now())?;
         self.progress.set_phase("done");
         Ok(summary)
     }

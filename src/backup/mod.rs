@@ -14,10 +14,13 @@
 mod again;
 mod ahead;
 mod commit;
+mod dry;
+mod filter;
 mod index;
 mod layout;
 mod overlap;
 mod scan;
+mod stream;
 mod way;
 mod worker;
 
@@ -31,7 +34,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::catalog::{
-    Content, Counts, DirId, EntryRow, Reader, Run, RunId, Settings, VersionId,
+    COMMENT_BYTES_MAX, Content, Counts, DirId, EntryRow, Reader, Run, RunId, Settings, VersionId,
     Writer as CatalogWriter,
 };
 use crate::entry::Metadata;
@@ -40,18 +43,26 @@ use crate::progress::Progress;
 use crate::sys::{self, Time, c, quoted};
 use crate::volume::{Status, Stored, Volume, Volumes, Writer as BlockWriter};
 
+pub use dry::{Plan, Planned, dry_run};
+pub use filter::{Rule, Rules};
+pub use stream::{Input, Stream};
+
 use ahead::Ahead;
 use commit::Committer;
+use filter::Filter;
 use index::ChunkIndex;
-use scan::Scanner;
+use scan::{Numbers, Scanner, Sink};
+use stream::{StreamJob, StreamScan};
 use worker::Worker;
 
 /// What to back up and how.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// The directory.
+    /// The directory; of no meaning if there is a stream.
     pub source: PathBuf,
-    /// Name of the source; its absolute path when `None`.
+    /// What to back up instead of a directory.
+    pub stream: Option<Stream>,
+    /// Name of the source; its absolute path, or that of a stream, when `None`.
     pub name: Option<Vec<u8>>,
     /// Threads that read, hash and compress; a choice by the number of cores when `None`.
     pub max_workers: Option<usize>,
@@ -59,14 +70,16 @@ pub struct Options {
     pub max_write_workers: Option<usize>,
     /// Everything in the calling thread.
     pub single_threaded: bool,
-    /// Patterns of what to leave out, as in a `.gitignore`.
-    pub exclude: Vec<String>,
+    /// What to leave out.
+    pub rules: Rules,
     /// Whether to stay on the file system of the source.
     pub one_file_system: bool,
     /// Whether to read files that look unchanged.
     pub force_read: bool,
     /// Tags of the run.
     pub tags: Vec<String>,
+    /// What somebody has to say about the run; at most [`COMMENT_BYTES_MAX`].
+    pub comment: String,
 }
 
 /// What a finished run has to say.
@@ -99,6 +112,9 @@ const QUEUE_ITEMS_MAX: usize = 16;
 const LISTERS: usize = 4;
 /// Closed blocks that wait to be made durable at most: each holds a file open.
 const WAITING_BLOCKS_MAX: usize = 128;
+/// Name of a stream's source where none is given, and the path under which a stream's run goes.
+const STREAM_NAME: &str = "stdin";
+const STREAM_PATH: &str = "-";
 /// Closed blocks that wait to be made durable at most, in bytes.
 const WAITING_BYTES_MAX: u64 = 256 << 20;
 
@@ -124,6 +140,8 @@ enum Unit {
     Pack(Vec<FileJob>),
     /// A file that gets blocks of its own.
     Large(Box<FileJob>),
+    /// A stream, which gets blocks of its own too.
+    Stream(Box<StreamJob>),
 }
 
 /// How many entries are as they were in the run before.
@@ -179,6 +197,7 @@ fn out_of_files(error: std::io::Error) -> Error {
 }
 
 /// What the scanner gives out.
+#[allow(clippy::large_enum_variant, reason = "lives on the stack, between two calls")]
 enum Item {
     Unit(Unit),
     Change(Change),
@@ -189,14 +208,16 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
     progress.set_phase("preparing");
     sys::raise_open_files_limit();
     let started = Time::now();
-    let source = options
-        .source
-        .canonicalize()
-        .map_err(|e| Error::io(format!("source {}", quoted(&options.source)), e))?;
+    let (source, name) = source_and_name(options)?;
+    check_options(options)?;
+    let filter = Filter::new(&options.rules)?;
     let mut writer = CatalogWriter::open(catalog)?;
     let settings = writer.settings()?;
     let configs = writer.volumes()?;
-    let own = overlap::check(&source, catalog, &configs, options)?;
+    let own = match options.stream {
+        None => overlap::check(&source, catalog, &configs, options, &filter)?,
+        Some(_) => HashSet::new(),
+    };
     let volumes = Volumes::open(configs);
     for (config, reason) in volumes.missing() {
         if reason.kind() == ErrorKind::Version {
@@ -206,14 +227,8 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
         log::warn!("volume {} is not there: {reason}", quoted(&config.path));
     }
     let adopted = adopt_all(&mut writer, &volumes)?;
-    let name = options.name.clone().unwrap_or_else(|| source.as_os_str().as_bytes().to_vec());
     let basis = Reader::open(catalog)?.latest(Some(&name))?;
-    if let Some(basis) = &basis {
-        let entries = &basis.counts.entries;
-        let total = entries.added + entries.modified + entries.unchanged;
-        Progress::add(&progress.entries_total, total);
-        Progress::add(&progress.bytes_total, basis.counts.bytes);
-    }
+    expect_as_much(basis.as_ref(), progress);
     let blocks = BlockWriter::new(
         &volumes,
         settings.hash,
@@ -222,7 +237,8 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
         adopted.index_lens,
     );
     let problems = adopted.problems;
-    let target = Target { catalog, source: &source, name: &name, basis, own, started, problems };
+    let (source, name) = (&*source, &*name);
+    let target = Target { catalog, source, name, basis, own, filter: &filter, started, problems };
     let result = run_into(&mut writer, target, &settings, &volumes, &blocks, options, progress);
     for number in blocks.sealed() {
         set_sealed(&volumes, number);
@@ -245,6 +261,37 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
     }
 }
 
+/// The source's absolute path without links, and its name.
+fn source_and_name(options: &Options) -> Result<(PathBuf, Vec<u8>)> {
+    if options.stream.is_some() {
+        let name = options.name.clone().unwrap_or_else(|| STREAM_NAME.into());
+        return Ok((STREAM_PATH.into(), name));
+    }
+    let source = options
+        .source
+        .canonicalize()
+        .map_err(|e| Error::io(format!("source {}", quoted(&options.source)), e))?;
+    let name = options.name.clone().unwrap_or_else(|| source.as_os_str().as_bytes().to_vec());
+    Ok((source, name))
+}
+
+fn check_options(options: &Options) -> Result<()> {
+    if options.comment.len() > COMMENT_BYTES_MAX {
+        let message = format!("the comment is longer than {COMMENT_BYTES_MAX} bytes");
+        return Err(Error::usage(message));
+    }
+    options.stream.as_ref().map_or(Ok(()), Stream::check)
+}
+
+/// The run before is the best guess of how much there is to do.
+fn expect_as_much(basis: Option<&Run>, progress: &Progress) {
+    let Some(counts) = basis.map(|it| &it.counts) else { return };
+    let entries = &counts.entries;
+    let total = entries.added + entries.modified + entries.unchanged;
+    Progress::add(&progress.entries_total, total);
+    Progress::add(&progress.bytes_total, counts.bytes);
+}
+
 /// What is backed up, resolved.
 struct Target<'a> {
     catalog: &'a Path,
@@ -252,6 +299,7 @@ struct Target<'a> {
     name: &'a [u8],
     basis: Option<Run>,
     own: HashSet<(u64, u64)>,
+    filter: &'a Filter,
     started: Time,
     /// What was met before the run began.
     problems: Vec<Problem>,
@@ -275,18 +323,40 @@ fn run_into(
     let mut committer = Committer::new(&chunks, blocks, volumes, settings, progress, dir)?;
     committer.note_all(problems);
     let ahead = Ahead::new(!options.single_threaded);
-    let mut scanner = Scanner::new(target, options, &chunks, &ahead, progress)?;
+    let numbers = Numbers::Run(&chunks);
+    let mut walk = match &options.stream {
+        None => Walk::Tree(Box::new(Scanner::new(target, options, numbers, &ahead, progress)?)),
+        Some(stream) => {
+            let (basis, reader) = (target.basis, Reader::open(catalog)?);
+            Walk::Stream(StreamScan { stream, name, basis, reader, numbers, started })
+        }
+    };
     let parts = Parts { settings, chunks: &chunks, blocks, ahead: &ahead, progress };
     progress.set_phase("backing up");
     match options.single_threaded {
-        true => run_alone(&mut scanner, &mut committer, &parts)?,
+        true => run_alone(&mut walk, &mut committer, &parts)?,
         false => {
             let workers = options.max_workers.unwrap_or_else(default_workers).clamp(1, 64);
-            run_together(&mut scanner, &mut committer, &parts, workers)?;
+            run_together(&mut walk, &mut committer, &parts, workers)?;
         }
     }
     again::read_again(source, &mut committer, &parts)?;
     committer.finish(options, name, started)
+}
+
+/// Where the entries of a run come from.
+enum Walk<'a, 'c> {
+    Tree(Box<Scanner<'a, 'c>>),
+    Stream(StreamScan<'a, 'c>),
+}
+
+impl Walk<'_, '_> {
+    fn run(&mut self, sink: Sink<'_>) -> Result<()> {
+        match self {
+            Walk::Tree(scanner) => scanner.run(sink),
+            Walk::Stream(scan) => scan.run(sink),
+        }
+    }
 }
 
 /// One more than there are cores, for while one waits for a disk. Files are read ahead of their
@@ -361,12 +431,12 @@ fn set_sealed(volumes: &Volumes, number: i64) {
 }
 
 fn run_alone(
-    scanner: &mut Scanner<'_, '_>,
+    walk: &mut Walk<'_, '_>,
     committer: &mut Committer<'_, '_>,
     parts: &Parts<'_, '_>,
 ) -> Result<()> {
     let mut worker = Worker::new(parts.settings, parts.chunks, parts.blocks, parts.progress)?;
-    scanner.run(&mut |item| match item {
+    walk.run(&mut |item| match item {
         Item::Change(change) => committer.take(change),
         Item::Unit(unit) => worker.work(unit, &mut |change| committer.take(change)),
     })
@@ -387,7 +457,7 @@ fn hung_up() -> Error {
 }
 
 fn run_together(
-    scanner: &mut Scanner<'_, '_>,
+    walk: &mut Walk<'_, '_>,
     committer: &mut Committer<'_, '_>,
     parts: &Parts<'_, '_>,
     workers: usize,
@@ -408,7 +478,7 @@ fn run_together(
             // The threads ahead end with the scan, however it ends.
             let _closing = Closing(parts.ahead);
             let mut batch = Vec::new();
-            scanner.run(&mut |item| {
+            walk.run(&mut |item| {
                 parts.chunks.check()?;
                 match item {
                     Item::Unit(unit) => unit_out.send(unit).map_err(|_| hung_up()),

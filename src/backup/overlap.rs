@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::Options;
-use super::scan::Excludes;
+use super::filter::Filter;
 use crate::error::{Error, Result};
 use crate::sys::{self, quoted};
 use crate::volume::VolumeConfig;
@@ -20,8 +20,8 @@ pub fn check(
     catalog: &Path,
     volumes: &[VolumeConfig],
     options: &Options,
+    filter: &Filter,
 ) -> Result<HashSet<(u64, u64)>> {
-    let excludes = Excludes::new(source, &options.exclude)?;
     for volume in volumes {
         let path = volume.path.canonicalize().unwrap_or_else(|_| volume.path.clone());
         if source.starts_with(&path) {
@@ -37,7 +37,8 @@ pub fn check(
                 format!("{} lies in the mounted catalog {}", quoted(source), quoted(mount));
             return Err(Error::usage(message));
         }
-        if mount.starts_with(source) && !options.one_file_system && !excludes.cover(mount) {
+        let Ok(below) = mount.strip_prefix(source) else { continue };
+        if !options.one_file_system && !filter.covers(below) {
             let message = format!(
                 "a catalog is mounted at {}, inside the source {}: unmount it, leave it out with \
                  --exclude, or use --one-file-system",

@@ -11,9 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use ignore::gitignore::{Gitignore, GitignoreBuilder};
-
 use super::ahead::{Ahead, Listing, Name};
+use super::filter::{Filter, Verdict};
 use super::index::ChunkIndex;
 use super::way::{Level, Way};
 use super::{
@@ -50,34 +49,40 @@ const NAMES_AHEAD_MAX: usize = 4096;
 /// within the same tick of the file system's clock: its times prove nothing.
 const CLOCK_TICK_NANOS: u32 = 20_000_000;
 
-type Sink<'a> = &'a mut dyn FnMut(Item) -> Result<()>;
+/// Who is told what has to be done.
+pub type Sink<'a> = &'a mut dyn FnMut(Item) -> Result<()>;
 
-/// What to leave out.
-pub struct Excludes {
-    patterns: Gitignore,
+/// Where the numbers of new versions and directories come from.
+pub enum Numbers<'a, 'c> {
+    /// A run.
+    Run(&'a ChunkIndex<'c>),
+    /// Nowhere: nothing is written. The last number that was given, which no catalog has.
+    Dry(i64),
 }
 
-impl Excludes {
-    /// Patterns as in a `.gitignore` that lies in `root`.
-    pub fn new(root: &Path, patterns: &[String]) -> Result<Excludes> {
-        let mut builder = GitignoreBuilder::new(root);
-        for pattern in patterns {
-            builder
-                .add_line(None, pattern)
-                .map_err(|e| Error::usage(format!("exclude pattern {pattern:?}: {e}")))?;
+impl Numbers<'_, '_> {
+    /// Numbers for what is not written.
+    pub fn dry() -> Self {
+        Numbers::Dry(i64::MAX / 2)
+    }
+
+    /// A number for a new version.
+    pub fn new_version(&mut self) -> VersionId {
+        match self {
+            Numbers::Run(chunks) => chunks.run().new_version(),
+            Numbers::Dry(last) => {
+                *last += 1;
+                *last
+            }
         }
-        let patterns = builder.build().map_err(|e| Error::usage(format!("exclude: {e}")))?;
-        Ok(Excludes { patterns })
     }
 
-    fn matches(&self, path: &[u8], is_dir: bool) -> bool {
-        !self.patterns.is_empty() && self.patterns.matched(sys::path_from(path), is_dir).is_ignore()
-    }
-
-    /// Whether `path`, an absolute one below the root, or a directory above it is left out.
-    pub fn cover(&self, path: &Path) -> bool {
-        !self.patterns.is_empty()
-            && self.patterns.matched_path_or_any_parents(path, path.is_dir()).is_ignore()
+    /// A number for a new directory.
+    pub fn new_dir(&mut self) -> DirId {
+        match self {
+            Numbers::Run(chunks) => chunks.run().new_dir(),
+            Numbers::Dry(_) => self.new_version(),
+        }
     }
 }
 
@@ -94,9 +99,9 @@ pub struct Scanner<'a, 'c> {
     basis: Option<Run>,
     root: &'a Path,
     name: &'a [u8],
-    excludes: Excludes,
+    filter: &'a Filter,
     options: &'a Options,
-    chunks: &'a ChunkIndex<'c>,
+    numbers: Numbers<'a, 'c>,
     progress: &'a Progress,
     /// The device to stay on, if any.
     only_dev: Option<u64>,
@@ -131,22 +136,20 @@ impl<'a, 'c> Scanner<'a, 'c> {
     pub fn new(
         target: Target<'a>,
         options: &'a Options,
-        chunks: &'a ChunkIndex<'c>,
+        numbers: Numbers<'a, 'c>,
         ahead: &'a Ahead,
         progress: &'a Progress,
     ) -> Result<Scanner<'a, 'c>> {
-        let Target { catalog, source: root, name, basis, own, .. } = target;
-        // Patterns are matched against paths below the root.
-        let excludes = Excludes::new(Path::new(""), &options.exclude)?;
+        let Target { catalog, source: root, name, basis, own, filter, .. } = target;
         Ok(Scanner {
             ahead,
             reader: Reader::open(catalog)?,
             basis,
             root,
             name,
-            excludes,
+            filter,
             options,
-            chunks,
+            numbers,
             progress,
             only_dev: None,
             own,
@@ -173,7 +176,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         let name = OsStr::from_bytes(self.name).to_os_string();
         let place = EntryPlace { dir: 0, name, path: Vec::new(), old };
         let mut way = Way::default();
-        self.enter(place, root, &mut way, sink)?;
+        self.enter(place, root, Verdict::In, &mut way, sink)?;
         loop {
             self.want_ahead(&mut way).map_err(failed)?;
             let Some((level, dir_path)) = way.deepest() else { break };
@@ -211,7 +214,8 @@ impl<'a, 'c> Scanner<'a, 'c> {
         for it in left.take(NAMES_AHEAD_MAX) {
             level.seen += 1;
             let path = join(path, it.name.as_bytes());
-            if it.is_dir && !self.excludes.matches(&path, true) {
+            let judge = || self.filter.judge_path(sys::path_from(&path), true, level.verdict);
+            if it.is_dir && judge() != Verdict::Out {
                 level.dirs_ahead += 1;
                 wanted.push((path, it.name.clone()));
                 if level.dirs_ahead >= DIRS_AHEAD_MAX {
@@ -253,7 +257,9 @@ impl<'a, 'c> Scanner<'a, 'c> {
             log::info!("{}: left out, it belongs to the store", Quoted(&place.path));
             return gone(place, sink);
         }
-        if self.excludes.matches(&place.path, stat.is_dir()) {
+        let parent_verdict = way.deepest().map_or(Verdict::In, |(level, _)| level.verdict);
+        let verdict = self.filter.judge(&place.path, &stat, parent_verdict);
+        if verdict == Verdict::Out {
             return gone(place, sink);
         }
         let Some(meta) = Metadata::from_stat(&stat) else {
@@ -267,7 +273,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
                 let open = || Listing::open(parent, &place.name, self.only_dev);
                 let opened = seen.listing.unwrap_or_else(open);
                 match opened {
-                    Ok(listing) => self.enter(place, listing, way, sink),
+                    Ok(listing) => self.enter(place, listing, verdict, way, sink),
                     Err(e) => self.closed_dir(parent, place, &stat, e, sink),
                 }
             }
@@ -305,12 +311,13 @@ impl<'a, 'c> Scanner<'a, 'c> {
         &mut self,
         place: EntryPlace,
         listing: Listing,
+        verdict: Verdict,
         way: &mut Way,
         sink: Sink<'_>,
     ) -> Result<()> {
         let path = place.path.clone();
         let Listing { fd, stat, names } = listing;
-        let names = match names {
+        let mut names = match names {
             Ok(names) => names,
             Err(e) if is_out_of_files(&e) => return Err(out_of_files(e)),
             Err(e) => {
@@ -319,9 +326,13 @@ impl<'a, 'c> Scanner<'a, 'c> {
                 Vec::new()
             }
         };
+        self.filter.leave_marks(&fd, &mut names);
         let (dir, basis) = self.put_dir(place, &fd, &stat, sink)?;
         let basis = BasisCursor { dir: basis, ..BasisCursor::default() };
         way.enter(&path, fd, &stat, dir, names, basis);
+        if let Some((level, _)) = way.deepest() {
+            level.verdict = verdict;
+        }
         Ok(())
     }
 
@@ -361,15 +372,13 @@ impl<'a, 'c> Scanner<'a, 'c> {
         };
         if let Some(old) = same
             && let Some(dir) = old.child
-            && self.chunks.run().extra_of(old.version)? == extra
+            && self.reader.content(old.version)?.extra == extra
         {
             self.note_unchanged(Kind::Dir, 0, sink)?;
             return Ok((dir, Some(dir)));
         }
-        let (version, dir) = {
-            let mut run = self.chunks.run();
-            (run.new_version(), old_dir.unwrap_or_else(|| run.new_dir()))
-        };
+        let version = self.numbers.new_version();
+        let dir = old_dir.unwrap_or_else(|| self.numbers.new_dir());
         let content = Content { extra, ..Content::default() };
         let old = place.old.take();
         let place = EntryPlace { old, ..place };
@@ -411,7 +420,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             self.expect_links(key, old.version, meta);
             return self.note_unchanged(meta.kind, meta.size, sink);
         }
-        let version = self.chunks.run().new_version();
+        let version = self.numbers.new_version();
         self.expect_links(key, version, meta);
         if meta.kind == Kind::File {
             let job = FileJob { place, parent: parent.clone(), meta, version };
@@ -420,7 +429,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         match capture_steady(parent, &place.name, meta) {
             Ok((meta, extra)) => {
                 if let Some(old) = place.old.as_ref().filter(|it| meta.is_unchanged_since(&it.meta))
-                    && self.chunks.run().extra_of(old.version)? == extra
+                    && self.reader.content(old.version)?.extra == extra
                 {
                     let linked = meta.nlink > 1;
                     return tell(sink, Change::Same { old: old.clone(), version, linked });
@@ -573,7 +582,8 @@ fn capture_steady(
     Err(std::io::Error::other("it was replaced while it was looked at"))
 }
 
-fn tell(sink: Sink<'_>, change: Change) -> Result<()> {
+/// Tells of a change.
+pub fn tell(sink: Sink<'_>, change: Change) -> Result<()> {
     sink(Item::Change(change))
 }
 

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::ahead::Name;
+use super::filter::Verdict;
 use super::scan::BasisCursor;
 use crate::catalog::DirId;
 use crate::sys::{self, Stat, at, path_from};
@@ -24,6 +25,8 @@ pub struct Level {
     id: (u64, u64),
     path_len: usize,
     pub dir: DirId,
+    /// What the filter says of it.
+    pub verdict: Verdict,
     /// Names still to come, last one first.
     pub names: Vec<Name>,
     /// How many of them, from the next one on, have been gone through for directories to list
@@ -66,8 +69,9 @@ impl Way {
         self.path.clear();
         self.path.extend_from_slice(path);
         let (id, path_len) = ((stat.dev, stat.ino), path.len());
-        let (seen, dirs_ahead, fd) = (0, 0, Some(fd));
-        self.levels.push(Level { fd, id, path_len, dir, names, seen, dirs_ahead, basis });
+        let (verdict, seen, dirs_ahead, fd) = (Verdict::In, 0, 0, Some(fd));
+        let level = Level { fd, id, path_len, dir, verdict, names, seen, dirs_ahead, basis };
+        self.levels.push(level);
         let closed = self.levels.len().saturating_sub(OPEN_MAX + 1);
         if closed > 0
             && let Some(level) = self.levels.get_mut(closed)

@@ -5,6 +5,8 @@
 //! block byte for byte. A chunk that is known is never compressed. Size, hash and extents always
 //! describe the bytes that were read, whatever happens to the file meanwhile.
 
+mod stream;
+
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read};
@@ -162,6 +164,7 @@ impl<'a, 'c> Worker<'a, 'c> {
                     self.blocks.close(block)?;
                 }
             }
+            Unit::Stream(job) => self.stream(*job)?,
         }
         for done in std::mem::take(&mut self.done) {
             self.report(done, sink)?;
@@ -322,16 +325,28 @@ impl<'a, 'c> Worker<'a, 'c> {
         target: &mut Target,
     ) -> std::result::Result<(), Stop> {
         let mut reader = Range { file, at: start, end };
+        let is_long = self.chunking.chunk_bytes_max() > CHUNK_IN_MEMORY_MAX;
+        match target {
+            Target::Own(_) if is_long => self.read_long_chunks(&mut reader, content, hash, target),
+            _ => self.read_in_order(&mut reader, content, hash, target),
+        }
+    }
+
+    /// Reads from where the reader stands to its end, every byte once.
+    fn read_in_order(
+        &mut self,
+        reader: &mut impl Read,
+        content: &mut Layout,
+        hash: &mut FileHash,
+        target: &mut Target,
+    ) -> std::result::Result<(), Stop> {
         if self.chunking.chunk_bytes_max() > CHUNK_IN_MEMORY_MAX {
-            return match target {
-                Target::Own(_) => self.read_long_chunks(&mut reader, content, hash, target),
-                Target::Shared => self.read_whole_chunks(&mut reader, content, hash, target),
-            };
+            return self.read_whole_chunks(reader, content, hash, target);
         }
         // The splitter's buffer is lent out with each chunk, so it is put aside meanwhile.
         let mut splitter = std::mem::replace(&mut self.splitter, Splitter::new(self.chunking));
         splitter.restart();
-        let result = self.read_chunks(&mut splitter, &mut reader, content, hash, target);
+        let result = self.read_chunks(&mut splitter, reader, content, hash, target);
         self.splitter = splitter;
         result
     }
@@ -339,7 +354,7 @@ impl<'a, 'c> Worker<'a, 'c> {
     fn read_chunks(
         &mut self,
         splitter: &mut Splitter,
-        reader: &mut Range<'_>,
+        reader: &mut impl Read,
         content: &mut Layout,
         hash: &mut FileHash,
         target: &mut Target,
@@ -429,10 +444,11 @@ impl<'a, 'c> Worker<'a, 'c> {
         Ok(place)
     }
 
-    /// Reads a file that is small beside its chunks.
+    /// Reads what is small beside the longest chunk, or cannot be read twice: in chunks that memory
+    /// can hold.
     fn read_whole_chunks(
         &mut self,
-        reader: &mut Range<'_>,
+        reader: &mut impl Read,
         content: &mut Layout,
         hash: &mut FileHash,
         target: &mut Target,

@@ -170,6 +170,8 @@ pub struct Header<'a> {
     pub hash: HashAlgo,
     /// Its tags.
     pub tags: &'a [String],
+    /// Its comment.
+    pub comment: &'a str,
 }
 
 impl Header<'_> {
@@ -184,6 +186,7 @@ impl Header<'_> {
         line.plain("hash_algo", self.hash.as_str());
         serde_json::to_writer(line.key("tags"), self.tags)
             .map_err(|e| Error::io("writing a manifest", e.into()))?;
+        line.text("comment", self.comment);
         line.end();
         Ok(())
     }
@@ -341,12 +344,14 @@ mod tests {
             started: Time { secs: 1, nanos: 2 },
             hash: HashAlgo::Blake3,
             tags: &["nightly".to_owned()],
+            comment: "before the move",
         };
         let mut out = Vec::new();
         spool.write_manifest(&header, &mut |_| Ok(Digest([9; 32])), &mut out).unwrap();
         let text = String::from_utf8(zstd::decode_all(&out[..]).unwrap()).unwrap();
         let lines: Vec<Value> = text.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
         assert_eq!(lines[0]["run"], 4);
+        assert_eq!(lines[0]["comment"], "before the move");
         assert_eq!(lines[1]["path_b64"], BASE64.encode(b"dir/\xff"));
         assert_eq!(lines[1]["mtime"], json!([-5, 7]));
         assert_eq!(lines[1]["extents"], json!([["09".repeat(32), 5, 20], [null, 0, 10]]));

@@ -24,7 +24,7 @@ pub use find::{Conditions, Hit, Pattern};
 pub use listing::Listing;
 pub use manifest::Spool;
 pub use read::{BlockRow, EntryRow, Reader, Totals};
-pub use run::{Counts, DirId, Run, RunId, Tally, VersionId};
+pub use run::{COMMENT_BYTES_MAX, Counts, DirId, Run, RunId, Tally, VersionId};
 pub use settings::{Settings, ingest_dir};
 pub use stats::Stats;
 pub use write::{NewEntry, RunWriter, WriteLock, Writer};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::run::{Counts, DirId, Run, RunId, Tally, VersionId};
+use super::run::{COMMENT_BYTES_MAX, Counts, DirId, Run, RunId, Tally, VersionId};
 use super::{Content, Settings, extent, schema, sql};
 use crate::chunk::Digest;
 use crate::chunk::frame::{Frame, get_frames};
@@ -128,16 +128,25 @@ impl Reader {
     }
 
     fn runs_where(&self, condition: &str, params: impl rusqlite::Params) -> Result<Vec<Run>> {
+        // Asked each time: a writer may bring the schema up to date under an open reader.
+        let comment = match schema::version(&self.conn)? {
+            1 => "''",
+            _ => "comment",
+        };
         let query = format!(
             "SELECT run, uuid, name, path, started_s, started_n, finished_s, finished_n, added, \
              modified, deleted, unchanged, dirs_added, dirs_modified, dirs_deleted, \
-             dirs_unchanged, files, bytes, bytes_read, bytes_stored, problems, host \
+             dirs_unchanged, files, bytes, bytes_read, bytes_stored, problems, host, {comment} \
              FROM runs JOIN sources ON number = source WHERE {condition}"
         );
         let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
         let rows = statement.query_map(params, run_from).map_err(sql)?;
         let mut runs = rows.collect::<rusqlite::Result<Vec<Run>>>().map_err(sql)?;
         for run in &mut runs {
+            if run.comment.len() > COMMENT_BYTES_MAX {
+                let message = format!("catalog: run {} has an impossible comment", run.id);
+                return Err(Error::corrupt(message));
+            }
             let mut tags = self
                 .conn
                 .prepare_cached("SELECT tag FROM run_tags WHERE run = ?1 ORDER BY tag")
@@ -425,5 +434,6 @@ fn run_from(row: &Row<'_>) -> rusqlite::Result<Run> {
         },
         host: row.get(21)?,
         tags: Vec::new(),
+        comment: row.get(22)?,
     })
 }

@@ -11,6 +11,9 @@ pub type DirId = i64;
 /// Number of a version: one state of one inode. Names of one inode share it.
 pub type VersionId = i64;
 
+/// Longest comment of a run, in bytes.
+pub const COMMENT_BYTES_MAX: usize = 64 << 10;
+
 /// How entries compare with the run before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -64,4 +67,6 @@ pub struct Run {
     pub host: Vec<u8>,
     /// Its tags, sorted.
     pub tags: Vec<String>,
+    /// What somebody had to say about it; empty for most.
+    pub comment: String,
 }

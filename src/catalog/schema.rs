@@ -19,13 +19,13 @@ use crate::sys::quoted;
 const APPLICATION_ID: i32 = 0x5254_4150;
 
 /// One step each: the first makes version 1 of nothing. Steps that have landed never change.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema2.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema_2.sql")];
 
 /// The schema version that this program writes.
 pub const VERSION: i32 = 2;
-
-/// The oldest schema version that can be read as it is: version 2 only adds an index.
-const READ_VERSION_MIN: i32 = 1;
+/// The oldest schema version that can be read as it is: a catalog may lie where nothing can be
+/// written, so what is older is not brought up to date for that.
+const READABLE: i32 = 1;
 
 /// Memory for pages of a writer, and of each reader, in KiB.
 const WRITER_CACHE_KIB: i64 = 24 << 10;
@@ -71,13 +71,9 @@ pub fn open_to_read(path: &Path) -> Result<Connection> {
     };
     configure(&conn, READER_CACHE_KIB)?;
     conn.pragma_update(None, "query_only", true).map_err(sql)?;
-    let version = check_version(&conn, path)?;
-    if version < READ_VERSION_MIN {
-        let message = format!(
-            "{} has schema version {version}: run a backup to bring it to {VERSION}",
-            quoted(path)
-        );
-        return Err(Error::new(ErrorKind::Version, message));
+    if check_version(&conn, path)? < READABLE {
+        let message = format!("{} was never finished: remove it and run init again", quoted(path));
+        return Err(Error::corrupt(message));
     }
     Ok(conn)
 }
@@ -116,13 +112,18 @@ fn configure(conn: &Connection, cache_kib: i64) -> Result<()> {
     Ok(())
 }
 
+/// The schema version that the catalog has now.
+pub fn version(conn: &Connection) -> Result<i32> {
+    conn.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql)
+}
+
 fn check_version(conn: &Connection, path: &Path) -> Result<i32> {
-    let number = |pragma: &str| conn.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
-    let application_id = number("application_id").map_err(|e| sql(e).context(quoted(path)))?;
+    let found = conn.pragma_query_value(None, "application_id", |row| row.get::<_, i32>(0));
+    let application_id = found.map_err(|e| sql(e).context(quoted(path)))?;
     if application_id != APPLICATION_ID {
         return Err(Error::corrupt(format!("{} is not a RaidTape catalog", quoted(path))));
     }
-    let version = number("user_version").map_err(sql)?;
+    let version = version(conn)?;
     if version > VERSION {
         let message = format!(
             "{} has schema version {version}, this program knows {VERSION}: use a newer one",
@@ -155,21 +156,56 @@ mod tests {
         assert_eq!(i32::try_from(MIGRATIONS.len()), Ok(VERSION));
     }
 
+    /// A catalog as it was made before there were comments, with one run.
+    fn catalog_of_version_1(path: &Path) {
+        let conn = Connection::open(path).unwrap();
+        conn.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        conn.pragma_update(None, "journal_mode", "WAL").unwrap();
+        conn.execute_batch(MIGRATIONS[0]).unwrap();
+        conn.pragma_update(None, "user_version", 1).unwrap();
+        let rows = "INSERT INTO sources VALUES (1, x'2f73');
+             INSERT INTO runs VALUES (1, 'u', 1, x'2f73', 1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 0, 0, 0,
+                 0, 0, 0, 0, x'68', 'raidtape 0.1.0');
+             INSERT INTO run_tags VALUES (1, 't')";
+        conn.execute_batch(rows).unwrap();
+    }
+
     #[test]
-    fn a_catalog_of_the_first_version_is_read_and_brought_up_to_date() {
+    fn a_catalog_without_comments_is_read_and_brought_up_to_date() {
+        use crate::catalog::Reader;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c");
-        let conn = create(&path).unwrap();
-        conn.execute_batch("DROP INDEX entries_begun; PRAGMA user_version = 1").unwrap();
-        drop(conn);
-        let version = |conn: &Connection| -> i32 {
-            conn.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+        catalog_of_version_1(&path);
+        let check = |reader: &Reader| {
+            let run = reader.run(1).unwrap();
+            assert_eq!(
+                (&*run.source, &*run.tags, &*run.comment),
+                (&b"/s"[..], &["t".into()][..], "")
+            );
         };
-        assert_eq!(version(&open_to_read(&path).unwrap()), 1);
+        let before = Reader::open(&path).unwrap();
+        check(&before);
+        assert_eq!(version(before.conn()).unwrap(), 1);
         let conn = open_to_write(&path).unwrap();
-        assert_eq!(version(&conn), VERSION);
+        assert_eq!(version(&conn).unwrap(), VERSION);
         let query = "SELECT count(*) FROM sqlite_schema WHERE name = 'entries_begun'";
         assert_eq!(conn.query_row(query, [], |row| row.get::<_, i64>(0)), Ok(1));
+        conn.execute("UPDATE runs SET comment = 'new'", []).unwrap();
+        // One that is open meanwhile goes on, and sees what is new.
+        assert_eq!(before.run(1).unwrap().comment, "new");
+        let long = "x".repeat(crate::catalog::COMMENT_BYTES_MAX + 1);
+        conn.execute("UPDATE runs SET comment = ?1", [long]).unwrap();
+        assert_eq!(before.run(1).unwrap_err().kind(), ErrorKind::Corrupt);
+    }
+
+    #[test]
+    fn a_catalog_that_was_never_finished_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c");
+        let conn = Connection::open(&path).unwrap();
+        conn.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        drop(conn);
+        assert_eq!(open_to_read(&path).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 
     #[test]

@@ -433,19 +433,21 @@ impl RunWriter<'_> {
         self.conn
     }
 
-    /// Makes the run visible: the one moment in which it begins to exist.
+    /// Makes the run visible, with its tags and its comment: the one moment in which it begins to
+    /// exist.
     pub fn commit(
         &mut self,
         counts: &Counts,
-        tags: &[String],
+        (tags, comment): (&[String], &str),
         problems: &[Problem],
         finished: Time,
     ) -> Result<RunId> {
         let query = "INSERT INTO runs (run, uuid, source, path, started_s, started_n, finished_s, \
              finished_n, added, modified, deleted, unchanged, dirs_added, dirs_modified, \
              dirs_deleted, dirs_unchanged, files, bytes, bytes_read, bytes_stored, problems, host, \
-             program) VALUES (?1, ?2, (SELECT number FROM sources WHERE name = ?3), ?4, ?5, ?6, \
-             ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23)";
+             program, comment) VALUES (?1, ?2, (SELECT number FROM sources WHERE name = ?3), ?4, \
+             ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, \
+             ?23, ?24)";
         let (entries, dirs) = (&counts.entries, &counts.dirs);
         let row = rusqlite::params![
             self.run,
@@ -471,6 +473,7 @@ impl RunWriter<'_> {
             counts.problems,
             sys::host_name(),
             concat!("raidtape ", env!("CARGO_PKG_VERSION")),
+            comment,
         ];
         self.conn.execute(query, row).map_err(sql)?;
         for tag in tags {

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use super::query;
 use crate::error::{Error, ErrorKind, Result};
 use crate::job::BackupArgs;
+use crate::job::grammar::size;
 use crate::sys::quoted;
 
 /// Deduplicating backup with every run browsable through a mount
@@ -57,7 +58,7 @@ pub enum Command {
     Init(Init),
     /// Make a volume of a directory and add it to the catalog
     AddVolume(AddVolume),
-    /// Back up a directory
+    /// Back up a directory, or a stream
     Backup(Backup),
     /// Show what a run added, modified and deleted
     ListChanges(ListChanges),
@@ -222,11 +223,6 @@ pub struct Umount {
     pub mountpoint: PathBuf,
 }
 
-/// A size in bytes, with an optional unit: `1048576`, `1MiB`, `1MB`.
-pub fn size(text: &str) -> std::result::Result<u64, String> {
-    text.parse::<bytesize::ByteSize>().map(|it| it.as_u64())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,13 +231,5 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_are_binary_and_decimal() {
-        assert_eq!(size("128MiB"), Ok(128 << 20));
-        assert_eq!(size("1000"), Ok(1000));
-        assert_eq!(size("1MB"), Ok(1_000_000));
-        assert!(size("many").is_err());
     }
 }

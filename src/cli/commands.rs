@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{args, bar, exit, show};
+use crate::backup::{Options, Planned};
 use crate::catalog::{EntryRow, Reader, RunId, Settings, Writer};
 use crate::chunk::split::Chunking;
 use crate::entry::Kind;
@@ -56,9 +57,12 @@ pub fn add_volume(catalog: &Path, args: &args::AddVolume) -> Result<u8> {
     Ok(exit::DONE)
 }
 
-pub fn backup(catalog: &Path, args: &args::Backup) -> Result<u8> {
+pub fn backup(catalog: &Path, args: &args::Backup, verbose: bool) -> Result<u8> {
     let progress = Progress::default();
-    let options = args.args.options();
+    let options = args.args.options()?;
+    if args.args.is_dry_run() {
+        return dry_run(catalog, &options, args.json, verbose);
+    }
     let summary = bar::with_bar(&progress, || crate::backup::run(catalog, &options, &progress))?;
     let counts = &summary.counts;
     show::print_problems(&summary.problems, counts.problems);
@@ -94,6 +98,37 @@ pub fn backup(catalog: &Path, args: &args::Backup) -> Result<u8> {
     Ok(exit::of_problems(&summary.problems, counts.problems))
 }
 
+fn dry_run(catalog: &Path, options: &Options, json: bool, verbose: bool) -> Result<u8> {
+    let progress = Progress::default();
+    let mut out = show::Out::new();
+    let mut each = |it: Planned<'_>| match (verbose, json) {
+        (false, _) => Ok(()),
+        (true, false) => out.line(&show::change_text(it.kind, it.path, it.meta.kind)),
+        (true, true) => out.json(&show::planned_json(&it)),
+    };
+    let mut look = || crate::backup::dry_run(catalog, options, &progress, &mut each);
+    // Lines for people and a bar would run into each other.
+    let plan = if verbose { look() } else { bar::with_bar(&progress, look) }?;
+    let counts = &plan.counts;
+    show::print_problems(&plan.problems, counts.problems);
+    if json {
+        let mut map = Map::new();
+        map.insert("dry_run".into(), true.into());
+        show::put_name(&mut map, "source", &plan.source);
+        map.extend(show::counts_json(counts));
+        map.insert("problem_list".into(), show::problems_json(&plan.problems));
+        out.json(&Value::Object(map))?;
+    } else {
+        out.line(&format!("dry run of {}: nothing was written", Quoted(&plan.source)))?;
+        out.line(&format!("  entries: {}", show::tally(&counts.entries)))?;
+        out.line(&format!("  directories: {}", show::tally(&counts.dirs)))?;
+        let (bytes, to_read) = (show::bytes(counts.bytes), show::bytes(counts.bytes_read));
+        out.line(&format!("  {} files, {bytes}; {to_read} to read", counts.files))?;
+    }
+    out.finish()?;
+    Ok(exit::of_problems(&plan.problems, counts.problems))
+}
+
 pub fn list_changes(catalog: &Path, args: &args::ListChanges) -> Result<u8> {
     let reader = Reader::open(catalog)?;
     let run = reader.run(args.run)?;
@@ -101,6 +136,9 @@ pub fn list_changes(catalog: &Path, args: &args::ListChanges) -> Result<u8> {
     let mut out = show::Out::new();
     if !args.json {
         out.line(&format!("run {} of {}", run.id, Quoted(&run.source)))?;
+        if !run.comment.is_empty() {
+            out.line(&format!("  comment: {}", Quoted(run.comment.as_bytes())))?;
+        }
         out.line(&format!("  entries: {}", show::tally(&run.counts.entries)))?;
         out.line(&format!("  directories: {}", show::tally(&run.counts.dirs)))?;
     }
@@ -214,8 +252,12 @@ pub fn runs(catalog: &Path, args: &args::Runs) -> Result<u8> {
             0 => String::new(),
             n => format!("  ({n} problems)"),
         };
+        let comment = match run.comment.is_empty() {
+            true => String::new(),
+            false => format!("  \"{}\"", Quoted(run.comment.as_bytes())),
+        };
         out.line(&format!(
-            "{:>5}  {:<19}  {:>9} {:>10} {:>10}  {}{tags}{problems}",
+            "{:>5}  {:<19}  {:>9} {:>10} {:>10}  {}{tags}{comment}{problems}",
             run.id,
             show::time(run.finished),
             run.counts.files,

@@ -53,7 +53,7 @@ fn run(args: &Args) -> crate::error::Result<u8> {
     match &args.command {
         Command::Init(it) => commands::init(&catalog, it),
         Command::AddVolume(it) => commands::add_volume(&catalog, it),
-        Command::Backup(it) => commands::backup(&catalog, it),
+        Command::Backup(it) => commands::backup(&catalog, it, args.verbose > 0),
         Command::ListChanges(it) => commands::list_changes(&catalog, it),
         Command::Diff(it) => query::diff(&catalog, it),
         Command::Find(it) => query::find(&catalog, it),

@@ -10,7 +10,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytesize::ByteSize;
 use serde_json::{Map, Value, json};
 
-use crate::catalog::{Change, Counts, DamagedFile, EntryRow, Run, Tally};
+use crate::backup::Planned;
+use crate::catalog::{Change, ChangeKind, Counts, DamagedFile, EntryRow, Run, Tally};
 use crate::entry::Kind;
 use crate::error::{Error, Problem, Quoted, Result};
 use crate::sys::Time;
@@ -169,6 +170,7 @@ pub fn run_json(run: &Run) -> Value {
     map.extend(counts_json(&run.counts));
     put_name(&mut map, "host", &run.host);
     map.insert("tags".into(), json!(run.tags));
+    map.insert("comment".into(), run.comment.clone().into());
     Value::Object(map)
 }
 
@@ -233,13 +235,28 @@ pub fn mode_text(kind: Kind, mode: u32) -> String {
 
 /// A change as a line: `+`, `M` or `-` and the path, a directory with a slash.
 pub fn change_line(change: &Change) -> String {
-    let sign = match change.kind {
-        crate::catalog::ChangeKind::Added => '+',
-        crate::catalog::ChangeKind::Modified => 'M',
-        crate::catalog::ChangeKind::Deleted => '-',
+    change_text(change.kind, &change.path, change.entry.meta.kind)
+}
+
+/// The same from its parts.
+pub fn change_text(change: ChangeKind, path: &[u8], kind: Kind) -> String {
+    let sign = match change {
+        ChangeKind::Added => '+',
+        ChangeKind::Modified => 'M',
+        ChangeKind::Deleted => '-',
     };
-    let slash = if change.entry.meta.kind == Kind::Dir { "/" } else { "" };
-    format!("{sign} {}{slash}", Quoted(&change.path))
+    let slash = if kind == Kind::Dir { "/" } else { "" };
+    format!("{sign} {}{slash}", Quoted(path))
+}
+
+/// What a run would change, as JSON.
+pub fn planned_json(planned: &Planned<'_>) -> Value {
+    let mut map = Map::new();
+    map.insert("change".into(), planned.kind.as_str().into());
+    put_name(&mut map, "path", planned.path);
+    map.insert("kind".into(), planned.meta.kind.as_str().into());
+    map.insert("size".into(), planned.meta.size.into());
+    Value::Object(map)
 }
 
 /// A validation report as lines.

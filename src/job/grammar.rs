@@ -7,10 +7,12 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser};
+use clap::builder::ValueParser;
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser};
 
-use crate::backup;
-use crate::error::{Error, Result};
+use crate::backup::{self, Input, Rule, Rules, Stream};
+use crate::error::{Error, Quoted, Result};
+use crate::sys::quoted;
 
 /// Longest line that a control file takes, in bytes.
 pub const LINE_BYTES_MAX: usize = 64 << 10;
@@ -22,46 +24,202 @@ pub const INGEST: &str = "ingest";
 #[derive(Args, Clone, Debug)]
 pub struct BackupArgs {
     /// Directory to back up
-    pub source: PathBuf,
+    source: Option<PathBuf>,
     /// Name of the source; runs of one name follow one another [default: the absolute path]
     #[arg(long = "as", value_name = "NAME")]
-    pub name: Option<OsString>,
+    name: Option<OsString>,
     /// Threads that read, hash and compress
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub max_workers: Option<u16>,
+    max_workers: Option<u16>,
     /// Threads that append to blocks at one time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub max_write_workers: Option<u16>,
+    max_write_workers: Option<u16>,
     /// Do everything in one thread
     #[arg(long)]
-    pub single_threaded: bool,
-    /// Leave out what matches, as in a .gitignore; may be given several times
-    #[arg(long, value_name = "GLOB")]
-    pub exclude: Vec<String>,
+    single_threaded: bool,
+    #[command(flatten)]
+    patterns: Patterns,
+    /// Leave out the contents of directories with a real CACHEDIR.TAG; the tag stays
+    #[arg(long)]
+    exclude_caches: bool,
+    /// Leave out the contents of directories in which NAME is; NAME stays, unless it is a
+    /// directory; may be given several times
+    #[arg(long, value_name = "NAME")]
+    exclude_if_present: Vec<OsString>,
+    /// Leave out files larger than SIZE, as in 500MB or 2GiB
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    exclude_larger_than: Option<u64>,
     /// Stay on the file system of the source
     #[arg(long)]
-    pub one_file_system: bool,
+    one_file_system: bool,
     /// Read files that look unchanged too
     #[arg(long)]
-    pub force_read: bool,
+    force_read: bool,
+    /// Say what would be added, modified and deleted, and write nothing; with -v every path
+    #[arg(long)]
+    dry_run: bool,
     /// Tag the run; may be given several times
     #[arg(long = "tag", value_name = "T")]
-    pub tags: Vec<String>,
+    tags: Vec<String>,
+    /// Keep a comment with the run
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    comment: String,
+    /// Back up standard input as one file, which --name names
+    #[arg(long)]
+    stdin: bool,
+    /// Back up what a command prints as one file, which --name names; if the command fails, so does
+    /// the run
+    #[arg(long)]
+    stdin_from_command: bool,
+    /// File that the stream becomes in the snapshot: a name or a relative path
+    #[arg(long = "name", value_name = "FILE")]
+    file: Option<OsString>,
+    /// The command of --stdin-from-command and its arguments
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// What `--exclude`, `--include` and `--exclude-from` say, in the order in which they stand: the
+/// last one that matches counts.
+#[derive(Clone, Debug, Default)]
+struct Patterns(Vec<Rule>);
+
+/// The options that patterns come with: name, name of the value, help.
+const PATTERNS: [(&str, &str, &str); 3] = [
+    (
+        "exclude",
+        "GLOB",
+        "Leave out what matches, as in a .gitignore in the source; the last pattern that matches \
+         counts; may be given several times",
+    ),
+    (
+        "include",
+        "GLOB",
+        "Keep what matches though an --exclude before it does not; a path also keeps the \
+         directories on its way; may be given several times",
+    ),
+    (
+        "exclude-from",
+        "FILE",
+        "Leave out what the lines of FILE say, which is written like a .gitignore; may be given \
+         several times",
+    ),
+];
+
+impl Args for Patterns {
+    fn augment_args(command: Command) -> Command {
+        PATTERNS.iter().fold(command, |command, &(name, value, help)| {
+            let arg = Arg::new(name).long(name).value_name(value).help(help);
+            command.arg(arg.action(ArgAction::Append).value_parser(ValueParser::os_string()))
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Patterns::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Patterns {
+    fn from_arg_matches(matches: &ArgMatches) -> std::result::Result<Patterns, clap::Error> {
+        let mut found: Vec<(usize, Rule)> = Vec::new();
+        for (name, _, _) in PATTERNS {
+            let values = matches.get_many::<OsString>(name).unwrap_or_default().cloned();
+            let indices = matches.indices_of(name).unwrap_or_default();
+            found.extend(indices.zip(values.map(|it| match name {
+                "exclude" => Rule::Exclude(it),
+                "include" => Rule::Include(it),
+                _ => Rule::ExcludeFrom(it.into()),
+            })));
+        }
+        found.sort_by_key(|it| it.0);
+        Ok(Patterns(found.into_iter().map(|it| it.1).collect()))
+    }
+
+    fn update_from_arg_matches(
+        &mut self,
+        matches: &ArgMatches,
+    ) -> std::result::Result<(), clap::Error> {
+        *self = Patterns::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// A size in bytes, with an optional unit: `1048576`, `1MiB`, `1MB`.
+pub fn size(text: &str) -> std::result::Result<u64, String> {
+    text.parse::<bytesize::ByteSize>().map(|it| it.as_u64())
 }
 
 impl BackupArgs {
-    /// What the backup has to do.
-    pub fn options(&self) -> backup::Options {
-        backup::Options {
-            source: self.source.clone(),
+    /// Whether only to say what would be done.
+    pub fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
+    /// What the backup has to do, if the arguments go together.
+    pub fn options(&self) -> Result<backup::Options> {
+        let (source, stream) = self.source_or_stream()?;
+        let rules = Rules {
+            rules: self.patterns.0.clone(),
+            only_plain_files: false,
+            caches: self.exclude_caches,
+            if_present: self.exclude_if_present.clone(),
+            larger_than: self.exclude_larger_than,
+        };
+        if stream.is_some() && !(rules.is_empty() && !self.one_file_system && !self.force_read) {
+            let message = "a stream is one file: --exclude and its kin, --one-file-system and \
+                           --force-read are about directories";
+            return Err(Error::usage(message));
+        }
+        Ok(backup::Options {
+            source,
+            stream,
             name: self.name.as_ref().map(|it| it.as_bytes().to_vec()),
             max_workers: self.max_workers.map(usize::from),
             max_write_workers: self.max_write_workers.map(usize::from),
             single_threaded: self.single_threaded,
-            exclude: self.exclude.clone(),
+            rules,
             one_file_system: self.one_file_system,
             force_read: self.force_read,
             tags: self.tags.clone(),
+            comment: self.comment.clone(),
+        })
+    }
+
+    fn source_or_stream(&self) -> Result<(PathBuf, Option<Stream>)> {
+        let (source, rest) = match (&self.source, self.command.as_slice()) {
+            // What stands after -- is the command only where there is one.
+            (None, [source]) if !self.stdin_from_command => (Some(source.into()), &[][..]),
+            (source, rest) => (source.clone(), rest),
+        };
+        let input = match (self.stdin, self.stdin_from_command) {
+            (true, true) => return Err(Error::usage("--stdin or --stdin-from-command, not both")),
+            (true, false) => Some(Input::Stdin),
+            (false, true) => Some(Input::Command(rest.to_vec())),
+            (false, false) => None,
+        };
+        if let (Some(word), false) = (rest.first(), self.stdin_from_command) {
+            let word = Quoted(word.as_bytes());
+            return Err(Error::usage(format!("what is '{word}' for? There is a source already")));
+        }
+        match (source, input, &self.file) {
+            (Some(source), None, None) => Ok((source, None)),
+            (None, None, _) => Err(Error::usage("what to back up? Give a directory, or --stdin")),
+            (Some(_), None, Some(_)) => {
+                Err(Error::usage("--name is for --stdin and --stdin-from-command"))
+            }
+            (Some(source), Some(_), _) => Err(Error::usage(format!(
+                "a stream or the directory {}, not both; a command stands after --",
+                quoted(&source)
+            ))),
+            (None, Some(_), None) => Err(Error::usage("which file is it? Give --name FILE")),
+            (None, Some(Input::Command(words)), _) if words.is_empty() => {
+                Err(Error::usage("which command? Give it after --"))
+            }
+            (None, Some(input), Some(file)) => {
+                let stream = Stream { file: file.clone(), input };
+                stream.check()?;
+                Ok((PathBuf::new(), Some(stream)))
+            }
         }
     }
 }
@@ -70,7 +228,7 @@ impl BackupArgs {
 #[derive(Clone, Debug)]
 pub enum Request {
     /// Back up a source.
-    Backup(Box<BackupArgs>),
+    Backup(Box<backup::Options>),
 }
 
 #[derive(Parser)]
@@ -91,15 +249,35 @@ pub fn parse_backup(line: &[u8], ingest_dir: &Path) -> Result<Request> {
         return Err(Error::usage("the line is empty"));
     }
     let parsed = BackupLine::try_parse_from(words);
-    let mut args = parsed.map_err(|e| Error::usage(e.kind().to_string()))?.args;
-    if args.source.as_os_str() == INGEST {
-        args.source = ingest_dir.to_path_buf();
-        args.name.get_or_insert_with(|| INGEST.into());
+    let args = parsed.map_err(|e| Error::usage(e.kind().to_string()))?.args;
+    if args.stdin || args.stdin_from_command {
+        let message = "a mount has no standard input and starts no commands: run raidtape backup";
+        return Err(Error::usage(message));
     }
-    if !args.source.is_absolute() {
+    if args.dry_run {
+        return Err(Error::usage("a job writes what it finds: run raidtape backup --dry-run"));
+    }
+    let mut options = args.options()?;
+    if options.source.as_os_str() == INGEST {
+        options.source = ingest_dir.to_path_buf();
+        options.name.get_or_insert_with(|| INGEST.into());
+    }
+    if !options.source.is_absolute() {
         return Err(Error::usage("the source must be an absolute path, or 'ingest'"));
     }
-    Ok(Request::Backup(Box::new(args)))
+    // The mount's process has a directory of its own, and reads the file as its owner, who wrote
+    // the line. It does so when the job's turn comes: the file may lie in the mount itself.
+    for rule in &options.rules.rules {
+        if let Rule::ExcludeFrom(path) = rule
+            && !path.is_absolute()
+        {
+            let message = format!("--exclude-from {} must be an absolute path", quoted(path));
+            return Err(Error::usage(message));
+        }
+    }
+    options.rules.check()?;
+    options.rules.only_plain_files = true;
+    Ok(Request::Backup(Box::new(options)))
 }
 
 /// Splits a line as a shell would. The splitter knows text only; every byte is made the character
@@ -120,34 +298,108 @@ fn split_words(line: &[u8]) -> Result<Vec<OsString>> {
 mod tests {
     use super::*;
 
-    fn parse(line: &[u8]) -> Result<BackupArgs> {
-        parse_backup(line, Path::new("/c.ingest")).map(|Request::Backup(args)| *args)
+    fn parse(line: &[u8]) -> Result<backup::Options> {
+        parse_backup(line, Path::new("/c.ingest")).map(|Request::Backup(options)| *options)
+    }
+
+    fn command_line(words: &[&str]) -> Result<backup::Options> {
+        let parsed = BackupLine::try_parse_from(words);
+        parsed.map_err(|e| Error::usage(e.to_string()))?.args.options()
     }
 
     #[test]
     fn a_line_is_the_argument_line_of_the_command() {
-        let args = parse(b"/home/me/stuff --tag nightly --exclude '*.o'\n").unwrap();
-        assert_eq!(args.source, Path::new("/home/me/stuff"));
-        assert_eq!(args.tags, ["nightly"]);
-        assert_eq!(args.exclude, ["*.o"]);
-        let args = parse(b"'/with space/\xff'").unwrap();
-        assert_eq!(args.source.as_os_str().as_bytes(), b"/with space/\xff");
+        let options =
+            parse(b"/home/me/stuff --tag nightly --exclude '*.o' --comment 'a b'\n").unwrap();
+        assert_eq!(options.source, Path::new("/home/me/stuff"));
+        assert_eq!(options.tags, ["nightly"]);
+        assert_eq!(options.comment, "a b");
+        assert_eq!(options.rules.rules, [Rule::Exclude("*.o".into())]);
+        let options = parse(b"'/with space/\xff' --exclude-if-present \xfe").unwrap();
+        assert_eq!(options.source.as_os_str().as_bytes(), b"/with space/\xff");
+        assert_eq!(options.rules.if_present, [OsString::from_vec(vec![0xfe])]);
+        // As a shell script would write it.
+        assert_eq!(parse(b"--tag x -- /-a").unwrap().source, Path::new("/-a"));
+    }
+
+    #[test]
+    fn patterns_keep_their_order() {
+        let line = b"--include c /s --exclude a --exclude-from /f --exclude=b --include d";
+        let rules = parse(line).unwrap().rules;
+        let (exclude, include) =
+            (|it: &str| Rule::Exclude(it.into()), |it: &str| Rule::Include(it.into()));
+        let from = Rule::ExcludeFrom("/f".into());
+        assert_eq!(rules.rules, [include("c"), exclude("a"), from, exclude("b"), include("d")]);
+        assert!(rules.only_plain_files);
     }
 
     #[test]
     fn ingest_stands_for_what_was_put_into_the_mount() {
-        let args = parse(b"ingest --tag x").unwrap();
-        assert_eq!(args.source, Path::new("/c.ingest"));
-        assert_eq!(args.name.unwrap(), INGEST);
+        let options = parse(b"ingest --tag x").unwrap();
+        assert_eq!(options.source, Path::new("/c.ingest"));
+        assert_eq!(options.name.unwrap(), INGEST.as_bytes());
+    }
+
+    #[test]
+    fn a_command_line_may_ask_for_a_stream() {
+        let stream = |words: &[&str]| command_line(words).unwrap().stream.unwrap();
+        assert_eq!(
+            stream(&["--stdin", "--name", "a/b"]),
+            Stream { file: "a/b".into(), input: Input::Stdin }
+        );
+        let asked = stream(&["--stdin-from-command", "--name", "a", "--", "pg_dump", "--all"]);
+        assert_eq!(asked.input, Input::Command(vec!["pg_dump".into(), "--all".into()]));
+        for words in [
+            &["--stdin"][..],
+            &["--stdin", "--name", "/a"],
+            &["--stdin", "--name", "a", "/source"],
+            &["--stdin", "--name", "a", "--", "command"],
+            &["--stdin", "--stdin-from-command", "--name", "a", "--", "command"],
+            &["--stdin-from-command", "--name", "a"],
+            &["--stdin-from-command", "--name", "a", "command"],
+            &["--stdin", "--name", "a", "--exclude", "b"],
+            &["--stdin", "--name", "a", "--force-read"],
+            &["/source", "--name", "a"],
+            &["/source", "--", "more"],
+            &["--", "/source", "more"],
+            &[],
+        ] {
+            let refused = command_line(words).unwrap_err();
+            assert_eq!(refused.kind(), crate::error::ErrorKind::Usage, "{words:?}");
+        }
     }
 
     #[test]
     fn malformed_lines_are_refused() {
-        for line in
-            [&b""[..], b"\n", b"--tag", b"relative", b"/a /b", b"'/a", b"/a --nonsense", b"/a\0"]
-        {
+        for line in [
+            &b""[..],
+            b"\n",
+            b"--tag",
+            b"relative",
+            b"/a /b",
+            b"'/a",
+            b"/a --nonsense",
+            b"/a\0",
+            b"--stdin --name a",
+            b"--stdin-from-command --name a -- true",
+            b"/a --dry-run",
+            b"/a --exclude-from relative",
+            b"/a --exclude-larger-than much",
+            b"/a --exclude [z-a]",
+            b"/a --exclude-if-present b/c",
+            b"/a --tag \xff",
+            b"/a --comment \xff",
+        ] {
             let refused = parse(line).unwrap_err();
             assert_eq!(refused.kind(), crate::error::ErrorKind::Usage, "{line:?}");
         }
+    }
+
+    #[test]
+    fn sizes_are_binary_and_decimal() {
+        assert_eq!(size("128MiB"), Ok(128 << 20));
+        assert_eq!(size("1000"), Ok(1000));
+        assert_eq!(size("1MB"), Ok(1_000_000));
+        assert!(size("many").is_err());
     }
 }

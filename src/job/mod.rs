@@ -314,10 +314,9 @@ impl Queue {
             if !job.begin() {
                 continue;
             }
-            let Request::Backup(args) = &job.request;
-            let options = args.options();
+            let Request::Backup(options) = &job.request;
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                backup::run(&self.catalog, &options, &job.progress)
+                backup::run(&self.catalog, options, &job.progress)
             }));
             let outcome = match result {
                 Ok(Ok(summary)) => Outcome::Done(summary),

@@ -269,6 +269,24 @@ pub fn advise_will_need(file: impl AsFd) {
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
 }
 
+/// Waits until reading `fd` would not block, or has nothing to wait for; `false` after `limit`.
+pub fn wait_readable(fd: impl AsFd, limit: std::time::Duration) -> io::Result<bool> {
+    use std::os::fd::AsRawFd;
+    let limit = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: one pollfd is passed and its count is one; it outlives the call, and so does `fd`.
+    #[allow(unsafe_code)]
+    let ready = unsafe { libc::poll(&raw mut poll, 1, limit) };
+    match ready {
+        0 => Ok(false),
+        1.. => Ok(true),
+        _ => match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::Interrupted => Ok(false),
+            e => Err(e),
+        },
+    }
+}
+
 /// The next part of `file` at or after `from` that holds data, as (start, end); `None` when only a
 /// hole is left. A file system without holes answers one part up to `size`.
 pub fn next_data(file: &File, from: u64, size: u64) -> io::Result<Option<(u64, u64)>> {

@@ -8,10 +8,10 @@ use serde_json::{Map, Value};
 
 use super::RunArg;
 use crate::catalog::{Conditions, Hit, Pattern, Reader};
-use crate::cli::args::size;
 use crate::cli::{exit, show};
 use crate::entry::Kind;
 use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::job::grammar::size;
 use crate::sys::Time;
 
 /// The arguments of `find`.
