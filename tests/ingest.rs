@@ -123,8 +123,10 @@ fn the_tools_that_move_trees_work_on_it() {
         "tar",
         args!["--xattrs", "--acls", "--xattrs-include=*", "-xpf", &packed, "-C", &at("tar")],
     );
+    // These tools write holes out.
+    let filled = |tree: Tree| tree.with(|node| node.data.clear());
     for dir in ["rsync", "tar"] {
-        assert_same(&source, &Tree::of(&at(dir)));
+        assert_same(&filled(source.clone()), &filled(Tree::of(&at(dir))));
     }
 
     let git = |dir: &Path, line: &[&str]| {
