@@ -16,6 +16,7 @@ mod ahead;
 mod commit;
 mod index;
 mod layout;
+mod look;
 mod overlap;
 mod scan;
 mod way;

@@ -32,8 +32,8 @@ pub enum Op {
     Xattrs,
 }
 
-/// Told of each request: what is asked, the path, and how often this was asked of it before. What it
-/// gives, if anything, is the error that the reader gets.
+/// Told of each request: what is asked, the path, and how often this was asked of it before. What
+/// it gives, if anything, is the error that the reader gets.
 pub type Hook = Box<dyn Fn(Op, &str, u32) -> Option<i32> + Send + Sync>;
 
 /// A mirror that is mounted.

@@ -79,7 +79,8 @@ pub const EXT4_OF_SECONDS: Kind = Kind {
     ..EXT4
 };
 
-/// A small file system of its own, mounted in a sandbox. Declared after the sandbox, it goes before.
+/// A small file system of its own, mounted in a sandbox. Declared after the sandbox, it goes
+/// before.
 pub struct Disk {
     pub point: PathBuf,
 }
