@@ -110,8 +110,8 @@ impl<'a> ChunkIndex<'a> {
         Ok(self.is_sound(place.block)?.then_some(place))
     }
 
-    /// Whether a version has this hash and these attributes, and every block that it has bytes in is
-    /// there.
+    /// Whether a version has this hash and these attributes, and every block that it has bytes in
+    /// is there.
     pub fn has_sound(&self, version: VersionId, hash: &Digest, extra: &Extra) -> Result<bool> {
         let (found, blocks) = self.run.lock().hash_and_blocks(version)?;
         if found.as_ref() != Some(hash) || self.run.lock().extra_of(version)? != *extra {

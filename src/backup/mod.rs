@@ -18,6 +18,7 @@ mod dry;
 mod filter;
 mod index;
 mod layout;
+mod look;
 mod overlap;
 mod scan;
 mod stream;
@@ -328,7 +329,8 @@ fn run_into(
         None => Walk::Tree(Box::new(Scanner::new(target, options, numbers, &ahead, progress)?)),
         Some(stream) => {
             let (basis, reader) = (target.basis, Reader::open(catalog)?);
-            Walk::Stream(StreamScan { stream, name, basis, reader, numbers, started })
+            let scan = StreamScan { stream, name, basis, reader, numbers, started };
+            Walk::Stream(Box::new(scan))
         }
     };
     let parts = Parts { settings, chunks: &chunks, blocks, ahead: &ahead, progress };
@@ -347,7 +349,7 @@ fn run_into(
 /// Where the entries of a run come from.
 enum Walk<'a, 'c> {
     Tree(Box<Scanner<'a, 'c>>),
-    Stream(StreamScan<'a, 'c>),
+    Stream(Box<StreamScan<'a, 'c>>),
 }
 
 impl Walk<'_, '_> {

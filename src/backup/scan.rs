@@ -14,6 +14,7 @@ use std::sync::Arc;
 use super::ahead::{Ahead, Listing, Name};
 use super::filter::{Filter, Verdict};
 use super::index::ChunkIndex;
+use super::look::{capture_steady, is_well_before};
 use super::way::{Level, Way};
 use super::{
     Change, EntryPlace, FileJob, Item, Options, Target, Unchanged, Unit, is_out_of_files,
@@ -24,7 +25,7 @@ use crate::chunk::frame::FRAME_PLAIN_BYTES_MAX;
 use crate::entry::{self, Kind, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
-use crate::sys::{self, Stat, Time, at, quoted};
+use crate::sys::{self, Stat, at, quoted};
 
 /// Files of this size and more get blocks of their own.
 pub const OWN_BLOCK_BYTES_MIN: u64 = 8 << 20;
@@ -37,17 +38,12 @@ const PACK_DIRS_MAX: usize = 32;
 const UNCHANGED_MAX: u64 = 1024;
 /// Entries that a page of the catalog's listing holds.
 const PAGE_ENTRIES: usize = 512;
-/// How often an entry that changes while it is looked at is looked at.
-const CAPTURE_TRIES: u32 = 3;
 /// Directories of one directory that are listed ahead: topped up to the second number when no more
 /// than the first are left.
 const DIRS_AHEAD_MIN: usize = 8;
 const DIRS_AHEAD_MAX: usize = 24;
 /// Names that are gone through for them at a time.
 const NAMES_AHEAD_MAX: usize = 4096;
-/// A file that changed this shortly before its run began, or later, may have changed once more
-/// within the same tick of the file system's clock: its times prove nothing.
-const CLOCK_TICK_NANOS: u32 = 20_000_000;
 
 /// Who is told what has to be done.
 pub type Sink<'a> = &'a mut dyn FnMut(Item) -> Result<()>;
@@ -550,36 +546,6 @@ impl<'a, 'c> Scanner<'a, 'c> {
         cursor.page = page.into();
         Ok(cursor.page.pop_front())
     }
-}
-
-fn is_well_before(ctime: Time, started: Time) -> bool {
-    // Whole seconds are the sign of a file system whose clock ticks in seconds, or every two.
-    let (secs, nanos) = if ctime.nanos == 0 { (2, 0) } else { (0, CLOCK_TICK_NANOS) };
-    let borrowed = i64::from(started.nanos < nanos);
-    let limit = Time {
-        secs: started.secs.saturating_sub(secs + borrowed),
-        nanos: started.nanos + if borrowed == 1 { 1_000_000_000 } else { 0 } - nanos,
-    };
-    ctime < limit
-}
-
-/// Link target and attributes of an entry that is not opened, with the metadata that belongs to
-/// them: the name may be given to something else between one look and the next.
-fn capture_steady(
-    parent: &OwnedFd,
-    name: &OsStr,
-    mut meta: Metadata,
-) -> std::io::Result<(Metadata, entry::Extra)> {
-    for _ in 0..CAPTURE_TRIES {
-        let extra = entry::capture(parent.as_fd(), name, meta.kind)?;
-        let now = Metadata::from_stat(&at::stat(parent, name)?);
-        match now.filter(|now| now.kind == meta.kind && (meta.nlink == 1 || now.ino == meta.ino)) {
-            Some(now) if now == meta => return Ok((meta, extra)),
-            Some(now) => meta = now,
-            None => break,
-        }
-    }
-    Err(std::io::Error::other("it was replaced while it was looked at"))
 }
 
 /// Tells of a change.

@@ -295,6 +295,7 @@ impl<'a, 'c> Worker<'a, 'c> {
         }
         // Holes are a part of what is kept, so they are a part of the hash: see FORMAT.md.
         let mut hash = FileHash::of_segments(self.hash);
+        let mut has_holes = false;
         loop {
             let next = sys::next_data(file, content.size, size);
             let next = next.map_err(|e| Stop::File("looking for its holes", e))?;
@@ -302,8 +303,13 @@ impl<'a, 'c> Worker<'a, 'c> {
             if start > content.size {
                 content.add(Part::At(Extent::Hole { len: start - content.size }));
                 content.size = start;
+                has_holes = true;
             }
             let Some((start, end)) = next else { break };
+            if !has_holes && end == size {
+                // It takes little room for another reason: it is compressed, or nobody counts.
+                return self.read_content(file, size, false, target);
+            }
             hash.begin_segment(start, end - start);
             self.read_data(file, start, end, &mut content, &mut hash, target)?;
             if content.size < end {
@@ -311,7 +317,11 @@ impl<'a, 'c> Worker<'a, 'c> {
                 break;
             }
         }
-        Ok((hash.finish_segments(content.size), content))
+        match has_holes {
+            true => Ok((hash.finish_segments(content.size), content)),
+            // It shrank before its first hole.
+            false => self.read_content(file, size, false, target),
+        }
     }
 
     /// Reads from `start` to `end`, or to the end of the file if that comes first.

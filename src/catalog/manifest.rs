@@ -21,8 +21,8 @@ use crate::wire::{self, Reader};
 
 /// Version of the manifest format.
 const VERSION: u32 = 1;
-/// Level for manifests and metas. Half of one is hashes in hex, which only entropy coding makes smaller: the
-/// lowest level does that best (2.01 MB of 12.0 for 30,000 files, level 6 gives 2.14).
+/// Level for manifests and metas. Half of one is hashes in hex, which only entropy coding makes
+/// smaller: the lowest level does that best (2.01 MB of 12.0 for 30,000 files, level 6 gives 2.14).
 pub(super) const ZSTD_LEVEL: i32 = 1;
 
 /// Name of a run's manifest, relative to the volume.

@@ -29,8 +29,8 @@ pub fn document_name(block: &BlockId) -> String {
     format!("meta/{block}.meta.json.zst")
 }
 
-/// Name that a block's meta had while metas were not compressed (format 1); what replaces it removes
-/// it.
+/// Name that a block's meta had while metas were not compressed (format 1); what replaces it
+/// removes it.
 pub fn former_name(block: &BlockId) -> String {
     format!("meta/{block}.meta.json")
 }

@@ -1,8 +1,8 @@
 //! File flags: those that are kept, their letters, and putting them on a file.
 //!
-//! Kept is what a user sets with `chattr`; what a file system notes for itself (extents, hash trees,
-//! inline data, encryption, checksums) is not. Flags are set last of all: an immutable file takes
-//! no metadata, no name and no link any more.
+//! Kept is what a user sets with `chattr`; what a file system notes for itself (extents, hash
+//! trees, inline data, encryption, checksums) is not. Flags are set last of all: an immutable file
+//! takes no metadata, no name and no link any more.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -58,8 +58,8 @@ pub fn flag_letters(flags: u32) -> String {
     KEPT.iter().filter(|it| flags & it.0 != 0).map(|it| it.1).collect()
 }
 
-/// Gives a file that is still empty the flags that its content depends on. Whatever fails is told by
-/// [`apply_flags`], which tries again.
+/// Gives a file that is still empty the flags that its content depends on. Whatever fails is told
+/// by [`apply_flags`], which tries again.
 pub fn prepare(fd: BorrowedFd<'_>, extra: &Extra) {
     let wanted = extra.flags & BEFORE_CONTENT;
     if wanted != 0

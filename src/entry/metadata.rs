@@ -1,8 +1,8 @@
 //! Taking metadata off a tree and putting it on one.
 //!
-//! Order of application: owner, then extended attributes, then mode, then times, and file flags last
-//! of all ([`super::apply_flags`]); changing the owner clears setuid bits and capabilities, and
-//! everything touches the times. Nothing follows a link.
+//! Order of application: owner, then extended attributes, then mode, then times, and file flags
+//! last of all ([`super::apply_flags`]); changing the owner clears setuid bits and capabilities,
+//! and everything touches the times. Nothing follows a link.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -26,8 +26,8 @@ pub fn capture(dir: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> io::Result<Extr
     Ok(extra)
 }
 
-/// Reads extended attributes and flags of a regular file or a directory that is open for reading: of
-/// the very one that is read, whatever has its name by now.
+/// Reads extended attributes and flags of a regular file or a directory that is open for reading:
+/// of the very one that is read, whatever has its name by now.
 pub fn capture_file(file: BorrowedFd<'_>) -> io::Result<Extra> {
     let mut extra = Extra { flags: flags::capture(file)?, ..Extra::default() };
     for key in at::flist_xattrs(file)? {

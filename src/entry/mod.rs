@@ -155,8 +155,8 @@ impl Extra {
         self.target.is_none() && self.xattrs.is_empty() && self.flags == 0
     }
 
-    /// The catalog's form: items of a tag and what belongs to it. Tag 1: link target. Tag 2: key and
-    /// value of an attribute. Tag 3: file flags.
+    /// The catalog's form: items of a tag and what belongs to it. Tag 1: link target. Tag 2: key
+    /// and value of an attribute. Tag 3: file flags.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         if let Some(target) = &self.target {

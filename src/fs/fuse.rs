@@ -979,7 +979,7 @@ impl Filesystem for Mounted {
                 _ => Err(Errno(c::ENOTTY)),
             };
             match asked {
-                Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
+                Ok(flags) => reply.ioctl(0, &flags::answer(flags)),
                 Err(e) => reply.error(errno(e)),
             }
         });

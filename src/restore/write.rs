@@ -389,7 +389,8 @@ impl<'a> Tree<'a> {
         parent: Option<Arc<TargetDir<'a>>>,
     ) -> Result<Option<Level<'a>>> {
         let Some(id) = entry.child else { return Ok(None) };
-        // Or what is made in it would inherit what the snapshot does not have. Mostly there is none.
+        // Or what is made in it would inherit what the snapshot does not have. Mostly there is
+        // none.
         let _ = at::fremove_xattr(&fd, OsStr::new("system.posix_acl_default"));
         let extra = self.snapshots.file(entry.version)?.content.extra.clone();
         let finish = Finish {

@@ -26,3 +26,10 @@ pub fn file_flags(fd: impl AsFd) -> io::Result<Option<u32>> {
 pub fn set_file_flags(fd: impl AsFd, flags: u32) -> io::Result<()> {
     Ok(rustix::fs::ioctl_setflags(fd, IFlags::from_bits_retain(flags))?)
 }
+
+/// Flags as the kernel expects them in an answer to [`GET_FLAGS`].
+pub fn answer(flags: u32) -> [u8; 4] {
+    // For this machine's kernel, and nothing that is kept.
+    #[allow(clippy::disallowed_methods)]
+    flags.to_ne_bytes()
+}

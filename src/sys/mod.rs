@@ -441,6 +441,12 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     #[test]
+    fn files_of_procfs_are_told_apart() {
+        assert!(is_proc(File::open("/proc/version").unwrap()));
+        assert!(!is_proc(tempfile::tempfile().unwrap()));
+    }
+
+    #[test]
     fn mounts_with_strange_names_are_read() {
         let line =
             b"36 35 98:0 / /mnt/a\\040b\\134c rw,noatime shared:1 - fuse.raidtape /c\\040d rw";

@@ -25,6 +25,8 @@ pub struct Kind {
     /// Longest value of an attribute beside others.
     xattr_bytes: usize,
     link_bytes: usize,
+    /// Highest number of a device.
+    device: (u32, u32),
     /// Seconds of the earliest and the latest time.
     times: (i64, i64),
     /// Letters for `chattr` on a file, and on a directory.
@@ -35,10 +37,11 @@ pub struct Kind {
 /// With large attributes.
 pub const EXT4: Kind = Kind {
     mkfs: "mkfs.ext4",
-    options: &["-q", "-F", "-m", "0", "-O", "ea_inode"],
+    options: &["-q", "-F", "-m", "0", "-b", "4096", "-O", "ea_inode"],
     mib: 256,
     xattr_bytes: 65_536,
     link_bytes: 4095,
+    device: (4095, (1 << 20) - 1),
     times: (-(1 << 31), (1 << 34) - (1 << 31) - 1),
     file_flags: "iadSA",
     dir_flags: "iadSADT",
@@ -50,6 +53,7 @@ pub const XFS: Kind = Kind {
     mib: 512,
     xattr_bytes: 65_536,
     link_bytes: 1023,
+    device: (511, (1 << 18) - 1),
     times: (-(1 << 31), 16_299_260_424),
     file_flags: "iadSA",
     dir_flags: "iadSA",
@@ -61,6 +65,7 @@ pub const BTRFS: Kind = Kind {
     mib: 512,
     xattr_bytes: 15_000,
     link_bytes: 3_800,
+    device: (4095, (1 << 20) - 1),
     times: (-(1 << 50), 1 << 50),
     file_flags: "iadSACc",
     dir_flags: "iadSACc",
@@ -68,26 +73,32 @@ pub const BTRFS: Kind = Kind {
 
 /// Inodes of 128 bytes, whose clock ticks in whole seconds.
 pub const EXT4_OF_SECONDS: Kind = Kind {
-    options: &["-q", "-F", "-m", "0", "-I", "128"],
+    options: &["-q", "-F", "-m", "0", "-b", "4096", "-I", "128"],
     xattr_bytes: 3_000,
     times: (-(1 << 31), (1 << 31) - 1),
     ..EXT4
 };
 
-/// A small file system of its own, mounted in a sandbox. Declared after the sandbox, it goes before.
+/// A small file system of its own, mounted in a sandbox. Declared after the sandbox, it goes
+/// before.
 pub struct Disk {
     pub point: PathBuf,
 }
 
 impl Disk {
     pub fn new(sandbox: &Sandbox, name: &str, kind: &Kind) -> Disk {
+        Disk::with(sandbox, name, kind, "loop")
+    }
+
+    /// With these options of mount, of which `loop` is one.
+    pub fn with(sandbox: &Sandbox, name: &str, kind: &Kind, options: &str) -> Disk {
         need_root("it mounts small file systems");
         let (image, point) = (sandbox.path(&format!("{name}.img")), sandbox.path(name));
         File::create(&image).unwrap().set_len(kind.mib << 20).unwrap();
         tool(kind.mkfs, kind.options.iter().map(OsStr::new).chain([image.as_os_str()]));
         fs::create_dir(&point).unwrap();
         let disk = Disk { point };
-        tool("mount", args!["-o", "loop", &image, &disk.point]);
+        tool("mount", args!["-o", options, &image, &disk.point]);
         disk
     }
 }
@@ -199,7 +210,7 @@ fn kinds(dir: &Path, kind: &Kind) {
     node("fifo", FileType::Fifo, 0);
     node("null", FileType::CharacterDevice, rustix::fs::makedev(1, 3));
     node("0:0", FileType::CharacterDevice, 0);
-    node("high", FileType::CharacterDevice, rustix::fs::makedev(4095, (1 << 20) - 1));
+    node("high", FileType::CharacterDevice, rustix::fs::makedev(kind.device.0, kind.device.1));
     node("disk", FileType::BlockDevice, rustix::fs::makedev(8, 257));
     drop(UnixListener::bind(dir.join("socket")).unwrap());
     for (target, name) in [
@@ -296,7 +307,9 @@ fn times(dir: &Path, kind: &Kind) {
     fs::create_dir(dir).unwrap();
     let (first, last) = kind.times;
     for (secs, nanos) in [
-        (first, 1),
+        // At its limits a file system keeps no nanoseconds.
+        (first, 0),
+        (first + 1, 1),
         (-1, 0),
         (-1, 999_999_999),
         (-86_400 * 365, 5),
@@ -307,7 +320,8 @@ fn times(dir: &Path, kind: &Kind) {
         (1 << 31, 0),
         (1 << 32, 1),
         (13_000_000_000, 500_000_000),
-        (last, 999_999_999),
+        (last - 1, 999_999_999),
+        (last, 0),
     ] {
         let name = |what: &str| dir.join(format!("{what} {secs}.{nanos}"));
         fs::write(name("file"), "x").unwrap();
