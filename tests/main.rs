@@ -39,6 +39,8 @@ mod memory;
 mod mount;
 /// Odd names, kinds, times and attributes.
 mod names;
+/// Restoring onto what is there: overwriting, deleting, parts, owners, hostile targets.
+mod restore;
 /// Full volumes.
 mod rotation;
 /// Rules of the house, checked on the sources.

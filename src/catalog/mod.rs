@@ -2,6 +2,7 @@
 
 mod changes;
 mod check;
+mod contents;
 pub mod extent;
 mod json;
 pub mod manifest;

@@ -8,6 +8,7 @@ mod bar;
 mod commands;
 mod exit;
 mod mount;
+mod restore;
 mod show;
 
 use clap::Parser;
@@ -55,9 +56,9 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::Backup(it) => commands::backup(&catalog, it),
         Command::ListChanges(it) => commands::list_changes(&catalog, it),
         Command::Validate(it) => commands::validate(&catalog, it),
-        Command::Restore(it) => commands::restore(&catalog, it),
-        Command::RestoreFolder(it) => commands::restore_folder(&catalog, it),
-        Command::RevertToRun(it) => commands::revert_to_run(&catalog, it),
+        Command::Restore(it) => restore::restore(&catalog, it),
+        Command::RestoreFolder(it) => restore::restore_folder(&catalog, it),
+        Command::RevertToRun(it) => restore::revert_to_run(&catalog, it),
         Command::Runs(it) => commands::runs(&catalog, it),
         Command::Volumes(it) => commands::volumes(&catalog, it),
         Command::Ls(it) => commands::ls(&catalog, it),
