@@ -71,6 +71,8 @@ struct Level<'a> {
     /// Entries still to come, and the name from which the next page begins.
     page: VecDeque<(EntryRow, Arc<FileMap>)>,
     after: Option<Vec<u8>>,
+    /// Whether there is no page after this one.
+    is_last: bool,
 }
 
 /// A directory on the way down.
@@ -142,6 +144,7 @@ impl<'a> Tree<'a> {
             extra: None,
             page: VecDeque::new(),
             after: None,
+            is_last: false,
         }];
         while let Some(level) = levels.last_mut() {
             self.shared.check()?;
@@ -177,10 +180,11 @@ impl<'a> Tree<'a> {
     }
 
     fn next_entry(&self, level: &mut Level<'a>) -> Result<Option<(EntryRow, Arc<FileMap>)>> {
-        if level.page.is_empty() {
+        if level.page.is_empty() && !level.is_last {
             let snapshots = self.shared.work.snapshots;
             let after = level.after.as_deref();
             let page = snapshots.list(self.shared.run.id, level.id, after, PAGE_ENTRIES)?;
+            level.is_last = page.len() < PAGE_ENTRIES;
             level.after = page.last().map(|it| it.name.clone());
             let versions: Vec<VersionId> = page.iter().map(|it| it.version).collect();
             let maps = snapshots.files(&versions)?;
@@ -401,6 +405,7 @@ fn level_of<'a>(
         extra: Some(map.content.extra.clone()),
         page: VecDeque::new(),
         after: None,
+        is_last: false,
     })
 }
 
