@@ -514,8 +514,8 @@ fn no_change_looks_like_none() {
     assert_seen("content that becomes a hole", |sandbox, at| {
         keep_time(sandbox, &at("block"), &|| {
             let file = File::options().write(true).open(at("block")).unwrap();
-            let mode = rustix::fs::FallocateFlags::PUNCH_HOLE
-                | rustix::fs::FallocateFlags::KEEP_SIZE;
+            let mode =
+                rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
             rustix::fs::fallocate(&file, mode, 0, 4096).unwrap();
         });
     });

@@ -57,7 +57,10 @@ fn assert_torture_comes_back(kind: &Kind) {
     sandbox.assert_valid();
     // Another look finds nothing new, and what was read is as it was.
     let again = sandbox.backup();
-    assert_eq!((&again["added"], &again["modified"], &again["bytes_stored"]), (&json!(0), &json!(0), &json!(0)));
+    assert_eq!(
+        (&again["added"], &again["modified"], &again["bytes_stored"]),
+        (&json!(0), &json!(0), &json!(0))
+    );
     assert_same(&source, &Tree::of(&sandbox.source));
     mount.end();
     drop(disk);
@@ -291,9 +294,8 @@ fn names_of_owners_are_kept_with_the_run_and_in_its_manifest() {
             .collect()
     };
     let expected = [("user", 0, "root"), ("user", 65_534, &nobody), ("group", 0, "root")];
-    let mut expected: BTreeMap<_, _> = expected
-        .map(|(kind, id, name)| ((kind.to_owned(), id), name.to_owned()))
-        .into();
+    let mut expected: BTreeMap<_, _> =
+        expected.map(|(kind, id, name)| ((kind.to_owned(), id), name.to_owned())).into();
     expected.insert(("group".to_owned(), 1), "daemon".to_owned());
     assert_eq!(owners(1), expected);
     // What is known is not said again, and stays known.

@@ -28,8 +28,7 @@ pub fn read_again(
     if places.is_empty() {
         return Ok(());
     }
-    let root = sys::open_dir(root)
-        .map_err(|e| Error::io(format!("source {}", quoted(root)), e))?;
+    let root = sys::open_dir(root).map_err(|e| Error::io(format!("source {}", quoted(root)), e))?;
     let mut worker = Worker::new(parts.settings, parts.chunks, parts.blocks, parts.progress)?;
     let mut links: HashMap<(u64, u64), (VersionId, Metadata)> = HashMap::new();
     for place in places {

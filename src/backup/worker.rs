@@ -260,9 +260,10 @@ impl<'a, 'c> Worker<'a, 'c> {
             let changed = match stayed {
                 false => Some("it changed while it was read".to_owned()),
                 // Files of the kernel say any size and give another, however often they are read.
-                true if content.size != meta.size => {
-                    Some(format!("it says that it has {} bytes and gave {}", meta.size, content.size))
-                }
+                true if content.size != meta.size => Some(format!(
+                    "it says that it has {} bytes and gave {}",
+                    meta.size, content.size
+                )),
                 true => None,
             };
             meta.size = content.size;

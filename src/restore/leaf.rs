@@ -64,7 +64,7 @@ impl<'a> Shared<'a> {
                 if done.is_err() {
                     remove_made(job, name);
                 } else {
-                    self.verify(job, file, scratch);
+                    self.complete(job, file, scratch);
                 }
                 return done.map(|()| Outcome::Restored);
             }
@@ -98,6 +98,7 @@ impl<'a> Shared<'a> {
 
     /// Writes content and metadata of a file that is empty and `now` what it is.
     fn fill(&self, job: &Job<'a>, file: &File, now: &Stat) -> Result<()> {
+        entry::prepare(file.as_fd(), &job.map.content.extra);
         content::write_new(self, &job.map, file)?;
         self.apply(file.as_fd(), now, &job.entry.meta, &job.map.content.extra, &job.path);
         Ok(())
@@ -118,7 +119,7 @@ impl<'a> Shared<'a> {
             fill(&file, &now).and_then(|()| job.dir.put_in_place(self, &temp, name, &job.path));
         match done {
             Ok(()) => {
-                self.verify(job, file, scratch);
+                self.complete(job, file, scratch);
                 Ok(Outcome::Restored)
             }
             Err(e) => {
@@ -137,7 +138,14 @@ impl<'a> Shared<'a> {
             return Ok(None);
         }
         let name = os(&job.entry.name);
-        let Ok(file) = target::open_in_place(&job.dir.fd, name) else { return Ok(None) };
+        let (file, may_write) = match target::open_in_place(&job.dir.fd, name) {
+            Ok(file) => (file, true),
+            // What nobody may write may still be as it should be.
+            Err(_) => match at::open_read(&job.dir.fd, name) {
+                Ok(file) => (file, false),
+                Err(_) => return Ok(None),
+            },
+        };
         let now = state(&file)?;
         if !now.is_file() || (now.dev, now.ino, now.nlink) != (stat.dev, stat.ino, 1) {
             return Ok(None);
@@ -146,10 +154,10 @@ impl<'a> Shared<'a> {
         if difference.is_none() {
             Progress::add(&self.work.progress.bytes, job.map.size());
             let changed = self.bring_metadata(job, &file, &now)?;
-            self.verify(job, file, scratch);
+            self.complete(job, file, scratch);
             return Ok(Some(if changed { Outcome::Restored } else { Outcome::Unchanged }));
         }
-        if job.map.size() < PATCH_FROM_BYTES {
+        if !may_write || job.map.size() < PATCH_FROM_BYTES {
             return Ok(None);
         }
         let outcome = match self.copy_and_patch(job, &file, &difference, scratch)? {
@@ -182,7 +190,7 @@ impl<'a> Shared<'a> {
         });
         match done {
             Ok(()) => {
-                self.verify(job, file, scratch);
+                self.complete(job, file, scratch);
                 Ok(Some(Outcome::Restored))
             }
             Err(e) => {
@@ -217,7 +225,7 @@ impl<'a> Shared<'a> {
         });
         match done {
             Ok(()) => {
-                self.verify(job, file, scratch);
+                self.complete(job, file, scratch);
                 Ok(Outcome::Restored)
             }
             Err(e) => {
@@ -331,7 +339,12 @@ impl<'a> Shared<'a> {
         Ok(is_it.then_some((handle, now)))
     }
 
-    fn verify(&self, job: &Job<'a>, file: File, scratch: &mut Scratch) {
+    /// What comes last, under the final name. File flags close a file to renames and links, so one
+    /// with further names gets them when those are made.
+    fn complete(&self, job: &Job<'a>, file: File, scratch: &mut Scratch) {
+        if job.entry.meta.nlink == 1 {
+            self.apply_flags(file.as_fd(), &job.map.content.extra, &job.path);
+        }
         if self.work.options.verify {
             scratch.verify_later(self, file, &job.map, &job.path);
         }

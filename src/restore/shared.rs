@@ -255,7 +255,15 @@ impl<'a> Shared<'a> {
             // The owner will be refused, but the group may be one that this user is in.
             let _ = at::chown_fd(fd, None, Some(wanted.gid));
         }
-        let applied = apply(&wanted);
+        self.note_applied(apply(&wanted), path);
+    }
+
+    /// Gives an open file or directory its file flags, after everything else.
+    pub fn apply_flags(&self, fd: BorrowedFd<'_>, extra: &Extra, path: &[u8]) {
+        self.note_applied(entry::apply_flags(fd, extra), path);
+    }
+
+    fn note_applied(&self, applied: Applied, path: &[u8]) {
         if applied.owner_not_permitted {
             self.owners_skipped.fetch_add(1, Ordering::Relaxed);
         }

@@ -192,6 +192,7 @@ impl Drop for TargetDir<'_> {
                     Ok(now) => it.shared.apply(fd, &now, meta, extra, &it.path),
                     Err(e) => it.shared.problem(&it.path, e),
                 }
+                it.shared.apply_flags(fd, extra, &it.path);
             }
         }
     }

@@ -6,6 +6,7 @@
 //! and so is memory.
 
 use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -58,6 +59,8 @@ struct Linked {
     path: Vec<u8>,
     id: (u64, u64),
     names_left: u64,
+    /// What it gets when it has all its names: file flags close a file to links.
+    flags_of: Option<Arc<FileMap>>,
 }
 
 struct Level<'a> {
@@ -171,6 +174,9 @@ impl<'a> Tree<'a> {
             }
         }
         self.flush()?;
+        // Names that are not below what is restored will not be made.
+        let links = std::mem::take(&mut self.links);
+        links.values().for_each(|it| self.close_file(it));
         self.scratch.verify(&self.shared);
         Ok(())
     }
@@ -367,8 +373,10 @@ impl<'a> Tree<'a> {
                 Ok(outcome) => self.shared.note(outcome, &job.entry),
                 Err(e) => self.shared.problem(&job.path, e),
             }
-            if linked.names_left == 0 {
-                self.links.remove(&version);
+            if linked.names_left == 0
+                && let Some(linked) = self.links.remove(&version)
+            {
+                self.close_file(&linked);
             }
             return Ok(());
         }
@@ -383,9 +391,30 @@ impl<'a> Tree<'a> {
             };
             let names_left = job.entry.meta.nlink - 1;
             let id = (stat.dev, stat.ino);
-            self.links.insert(version, Linked { path: job.path, id, names_left });
+            let flags_of = (job.map.content.extra.flags != 0).then_some(job.map);
+            self.links.insert(version, Linked { path: job.path, id, names_left, flags_of });
         }
         Ok(())
+    }
+
+    /// Gives a file that has all its names its flags.
+    fn close_file(&self, linked: &Linked) {
+        let (Some(map), Some(base)) = (&linked.flags_of, &self.base) else { return };
+        let below = linked.path.get(self.base_path_len..).unwrap_or_default();
+        let opened = open_dir_of(base, below).and_then(|(dir, name)| {
+            let file = at::open_read(&dir, name)?;
+            let stat = sys::fstat(&file)?;
+            match (stat.dev, stat.ino) == linked.id {
+                true => Ok(file),
+                false => Err(io::Error::other("it is another file by now")),
+            }
+        });
+        match opened {
+            Ok(file) => {
+                self.shared.apply_flags(file.as_fd(), &map.content.extra, &linked.path);
+            }
+            Err(e) => self.shared.problem(&linked.path, Error::io("setting its file flags", e)),
+        }
     }
 }
 
@@ -409,8 +438,7 @@ fn level_of<'a>(
     })
 }
 
-/// Links the file `id` at `path`, below `base`, to the job's name, going down without following any
-/// link.
+/// Links the file `id` at `path`, below `base`, to the job's name.
 fn make_link(
     shared: &Shared<'_>,
     base: Option<&OwnedFd>,
@@ -420,13 +448,8 @@ fn make_link(
 ) -> Result<Outcome> {
     let failed = |e| Error::io("linking it", e);
     let base = base.ok_or_else(|| failed(io::Error::from_raw_os_error(c::ENOENT)))?;
-    let mut names = path.split(|byte| *byte == b'/');
-    let last = names.next_back().unwrap_or_default();
-    let mut at_dir = base.try_clone().map_err(failed)?;
-    for name in names {
-        at_dir = at::open_dir(&at_dir, os(name)).map_err(failed)?;
-    }
-    let (last, name) = (os(last), os(&job.entry.name));
+    let (at_dir, last) = open_dir_of(base, path).map_err(failed)?;
+    let name = os(&job.entry.name);
     let first = at::stat(&at_dir, last).map_err(failed)?;
     if (first.dev, first.ino) != id {
         let message = "linking it: somebody else changes what it is to be linked to";
@@ -455,6 +478,18 @@ fn make_link(
         let _ = at::unlink(&job.dir.fd, &temp);
     }
     done.map(|()| Outcome::Restored)
+}
+
+/// Opens the directory of `path`, below `base`, going down without following any link; gives the
+/// last name too.
+fn open_dir_of<'p>(base: &OwnedFd, path: &'p [u8]) -> io::Result<(OwnedFd, &'p OsStr)> {
+    let mut names = path.split(|byte| *byte == b'/');
+    let last = names.next_back().unwrap_or_default();
+    let mut dir = base.try_clone()?;
+    for name in names {
+        dir = at::open_dir(&dir, os(name))?;
+    }
+    Ok((dir, os(last)))
 }
 
 /// Opens the user's own path, which may lead over links; what lies below is walked without them.
