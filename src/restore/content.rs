@@ -22,6 +22,8 @@ use crate::sys::{self, c, target};
 const PIECE_BYTES: usize = 256 << 10;
 /// What differs is found to this many bytes.
 const GRAIN_BYTES: usize = 4 << 10;
+/// At least the size of a file system's block.
+const HOLE_ALIGN: u64 = 64 << 10;
 /// Ranges that are kept apart; if more differ, all from there on is written.
 const RANGES_MAX: usize = 1 << 16;
 /// Files from this length on are worth the try to share their blocks.
@@ -261,7 +263,7 @@ pub fn patch(
         let mut at = *start;
         let first = segments.partition_point(|it| it.1 <= *start);
         for (from, to) in segments.iter().skip(first).take_while(|it| it.0 < *end) {
-            empty(file, at, *from)?;
+            empty(file, at, *from, map.size())?;
             let (from, to) = ((*from).max(*start), (*to).min(*end));
             shared.work.snapshots.pieces(map, from, to, &mut |at, bytes| {
                 shared.check()?;
@@ -271,18 +273,20 @@ pub fn patch(
             })?;
             at = to;
         }
-        empty(file, at, *end)?;
+        empty(file, at, *end, map.size())?;
     }
     Ok(())
 }
 
 /// Makes a range of a file a hole, or zeros where there are no holes.
-fn empty(file: &File, from: u64, to: u64) -> Result<()> {
+fn empty(file: &File, from: u64, to: u64, size: u64) -> Result<()> {
     if from >= to {
         return Ok(());
     }
     let failed = |e| Error::io("making a hole in it", e);
-    match target::punch_hole(file, from, to - from) {
+    // Only whole blocks are freed, and the last one ends after the file.
+    let block_end = if to == size { to.next_multiple_of(HOLE_ALIGN) } else { to };
+    match target::punch_hole(file, from, block_end - from) {
         Err(e) if e.raw_os_error() == Some(c::EOPNOTSUPP) => {
             let zeros = [0; 8 << 10];
             let mut at = from;

@@ -111,6 +111,21 @@ pub fn make_room(
     }
 }
 
+/// Tells what [`make_room`] would remove.
+pub fn foretell_room(
+    shared: &Shared<'_>,
+    dir: &TargetDir<'_>,
+    name: &OsStr,
+    path: &[u8],
+) -> Result<()> {
+    if !shared.work.options.delete {
+        return Ok(());
+    }
+    let above = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    let choice = shared.filter.choose_deep(path.get(..above).unwrap_or_default());
+    remove(shared, dir.fd.as_fd(), name, path.to_vec(), choice)
+}
+
 /// A directory that is being emptied.
 struct Level {
     /// Where it is listed; `None` for the directory that holds the first name.

@@ -1,4 +1,4 @@
-//! Which entries of a snapshot are wanted: patterns as in a .gitignore, on the path in the snapshot.
+//! Which entries are wanted: patterns as in a .gitignore, on the path in the snapshot.
 //!
 //! What is excluded is neither restored nor deleted. Where there are patterns of what to include,
 //! an entry is wanted if it or a directory above it matches one.

@@ -353,6 +353,12 @@ impl<'a> Tree<'a> {
                 Decision::Keep => Outcome::Kept,
                 Decision::Same => Outcome::Unchanged,
                 Decision::Replace => {
+                    let name = os(&job.entry.name);
+                    if stat.is_dir()
+                        && let Err(e) = delete::foretell_room(shared, &job.dir, name, &job.path)
+                    {
+                        shared.problem(&job.path, e);
+                    }
                     (shared.work.tell)(Step::Replace, &job.path);
                     Outcome::Restored
                 }
