@@ -43,6 +43,8 @@ mod mount;
 mod names;
 /// Asking the runs: diff, find, stats, dump.
 mod queries;
+/// Restoring onto what is there: overwriting, deleting, parts, owners, hostile targets.
+mod restore;
 /// Full volumes.
 mod rotation;
 /// Backups of what comes through a pipe.

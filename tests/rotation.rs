@@ -1,44 +1,9 @@
 //! Full volumes.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
+use std::fs;
 
-use crate::common::{Sandbox, Tree, args, assert_same, data, mount, need_root, tool};
-
-/// A small file system of its own; unmounted with the test, and its loop device with it.
-struct SmallDisk {
-    point: PathBuf,
-}
-
-impl SmallDisk {
-    fn new(sandbox: &Sandbox, name: &str, mib: u64) -> SmallDisk {
-        need_root("it mounts small file systems");
-        let (image, point) = (sandbox.path(&format!("{name}.img")), sandbox.path(name));
-        File::create(&image).unwrap().set_len(mib << 20).unwrap();
-        tool("mkfs.ext4", args!["-q", "-F", "-m", "0", &image]);
-        fs::create_dir(&point).unwrap();
-        let disk = SmallDisk { point };
-        tool("mount", args!["-o", "loop", &image, &disk.point]);
-        disk
-    }
-
-    fn free(&self) -> u64 {
-        let it = rustix::fs::statvfs(&self.point).unwrap();
-        it.f_bavail * it.f_frsize
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // The loop device was made by mount and goes with the mount.
-        if mount::is_mount_point(&self.point) {
-            let flags = rustix::mount::UnmountFlags::empty();
-            if rustix::mount::unmount(&self.point, flags).is_err() {
-                mount::detach(&self.point);
-            }
-        }
-    }
-}
+use crate::common::disk::Disk;
+use crate::common::{Sandbox, Tree, args, assert_same, data};
 
 fn statuses(sandbox: &Sandbox) -> Vec<String> {
     let volumes = sandbox.ok(["volumes", "--json"]).json();
@@ -62,7 +27,7 @@ fn bytes_seed(name: &str) -> u64 {
 /// The whole story, with this much of each disk left free.
 fn fill_disks(reserve: u8, small_files: bool) {
     let sandbox = Sandbox::bare();
-    let disks = [SmallDisk::new(&sandbox, "disk1", 48), SmallDisk::new(&sandbox, "disk2", 48)];
+    let disks = [Disk::ext4(&sandbox, "disk1", 48), Disk::ext4(&sandbox, "disk2", 48)];
     sandbox.init(&[
         "--block-size",
         "4MiB",
@@ -107,7 +72,7 @@ fn fill_disks(reserve: u8, small_files: bool) {
         assert_same(tree, &Tree::of(&sandbox.revert(run, &format!("before{run}"))));
     }
 
-    let _third = SmallDisk::new(&sandbox, "disk3", 96);
+    let _third = Disk::ext4(&sandbox, "disk3", 96);
     sandbox.add_volume("disk3/volume");
     sandbox.backup();
     trees.push(Tree::of(&sandbox.source));

@@ -2,6 +2,7 @@
 
 mod changes;
 mod check;
+mod contents;
 mod diff;
 pub mod extent;
 mod find;

@@ -7,18 +7,17 @@ use serde_json::{Map, Value, json};
 
 use super::{args, bar, exit, show};
 use crate::backup::{Options, Planned};
-use crate::catalog::{EntryRow, Reader, RunId, Settings, Writer};
+use crate::catalog::{EntryRow, Reader, Settings, Writer};
 use crate::chunk::split::Chunking;
 use crate::entry::Kind;
 use crate::error::{Error, Quoted, Result};
 use crate::progress::Progress;
-use crate::restore::{self, Summary};
 use crate::snapshot::{Snapshots, resolve};
 use crate::sys::{self, quoted};
 use crate::volume::{Status, Volume};
 
 /// Memory for decompressed data of one-shot commands.
-const CACHE_BYTES: u64 = 32 << 20;
+pub const CACHE_BYTES: u64 = 32 << 20;
 /// Default of `--chunk-size`.
 const FASTCDC_AVERAGE: u64 = 64 << 10;
 const FIXED_SIZE: u64 = 128 << 20;
@@ -178,57 +177,6 @@ pub fn validate(catalog: &Path, args: &args::Validate) -> Result<u8> {
     }
     out.finish()?;
     Ok(report.worst().map_or(exit::DONE, exit::of_kind))
-}
-
-pub fn restore(catalog: &Path, args: &args::Restore) -> Result<u8> {
-    let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
-    let found = resolve(&snapshots, args.src_file.as_os_str().as_bytes(), args.run)?;
-    let progress = Progress::default();
-    let summary = bar::with_bar(&progress, || {
-        restore::restore_file(&snapshots, &found, &args.dest, &progress)
-    })?;
-    Ok(print_restored(&summary, found.run.id))
-}
-
-pub fn restore_folder(catalog: &Path, args: &args::RestoreFolder) -> Result<u8> {
-    let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
-    let found = resolve(&snapshots, args.src_folder.as_os_str().as_bytes(), args.run)?;
-    let progress = Progress::default();
-    let summary = bar::with_bar(&progress, || {
-        restore::restore_folder(&snapshots, &found, &args.dest_dir, &progress)
-    })?;
-    Ok(print_restored(&summary, found.run.id))
-}
-
-pub fn revert_to_run(catalog: &Path, args: &args::RevertToRun) -> Result<u8> {
-    let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
-    let run = snapshots.run(args.run)?;
-    let progress = Progress::default();
-    let summary = bar::with_bar(&progress, || {
-        restore::revert_to_run(&snapshots, &run, &args.dest, &progress)
-    })?;
-    Ok(print_restored(&summary, run.id))
-}
-
-fn print_restored(summary: &Summary, run: RunId) -> u8 {
-    let count = summary.problems.len() as u64;
-    show::print_problems(&summary.problems, count);
-    show::say(format_args!(
-        "restored {} entries, {} directories, {} from run {run}",
-        summary.entries,
-        summary.dirs,
-        show::bytes(summary.bytes)
-    ));
-    if summary.owners_skipped > 0 {
-        show::say(format_args!(
-            "the owner of {} entries could not be set: only root may do that",
-            summary.owners_skipped
-        ));
-    }
-    if count > 0 {
-        show::say(format_args!("{count} problems, named above"));
-    }
-    exit::of_problems(&summary.problems, count)
 }
 
 pub fn runs(catalog: &Path, args: &args::Runs) -> Result<u8> {

@@ -9,6 +9,7 @@ mod commands;
 mod exit;
 mod mount;
 mod query;
+mod restore;
 mod show;
 
 use clap::Parser;
@@ -60,9 +61,9 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::Stats(it) => query::stats(&catalog, it),
         Command::Dump(it) => query::dump(&catalog, it),
         Command::Validate(it) => commands::validate(&catalog, it),
-        Command::Restore(it) => commands::restore(&catalog, it),
-        Command::RestoreFolder(it) => commands::restore_folder(&catalog, it),
-        Command::RevertToRun(it) => commands::revert_to_run(&catalog, it),
+        Command::Restore(it) => restore::restore(&catalog, it),
+        Command::RestoreFolder(it) => restore::restore_folder(&catalog, it),
+        Command::RevertToRun(it) => restore::revert_to_run(&catalog, it),
         Command::Runs(it) => commands::runs(&catalog, it),
         Command::Volumes(it) => commands::volumes(&catalog, it),
         Command::Ls(it) => commands::ls(&catalog, it),

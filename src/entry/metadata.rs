@@ -64,7 +64,7 @@ impl Applied {
         }
     }
 
-    fn note_owner(&mut self, result: io::Result<()>) {
+    pub(super) fn note_owner(&mut self, result: io::Result<()>) {
         match result {
             Err(e) if e.raw_os_error() == Some(c::EPERM) => self.owner_not_permitted = true,
             other => self.note("owner", other),
@@ -104,7 +104,7 @@ pub fn apply_fd(fd: BorrowedFd<'_>, meta: &Metadata, extra: &Extra) -> Applied {
 }
 
 /// Setuid and setgid belong to an owner: without the owner they would give away somebody else's.
-fn permitted_mode(mode: u32, applied: &Applied) -> u32 {
+pub(super) fn permitted_mode(mode: u32, applied: &Applied) -> u32 {
     match applied.owner_not_permitted {
         true => mode & !(c::S_ISUID | c::S_ISGID),
         false => mode,
@@ -112,7 +112,7 @@ fn permitted_mode(mode: u32, applied: &Applied) -> u32 {
 }
 
 /// `security.` and `trusted.` attributes are root's business: for others they count with the owner.
-fn note_xattr(applied: &mut Applied, key: &OsStr, result: io::Result<()>) {
+pub(super) fn note_xattr(applied: &mut Applied, key: &OsStr, result: io::Result<()>) {
     let is_roots = [&b"security."[..], b"trusted."].iter().any(|it| key.as_bytes().starts_with(it));
     match result {
         Err(e) if is_roots && e.raw_os_error() == Some(c::EPERM) => {

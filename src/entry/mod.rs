@@ -6,9 +6,11 @@
 //! not known here.
 
 mod flags;
+mod made;
 mod metadata;
 
 pub use flags::{apply_flags, flag_letters, prepare};
+pub use made::{apply_handle, apply_made, has_xattrs, remove_other_xattrs};
 pub use metadata::{Applied, apply, apply_fd, capture, capture_file};
 
 use std::str::FromStr;

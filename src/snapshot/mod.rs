@@ -5,10 +5,11 @@
 //! bounded in bytes. No lock is held while a disk is read. Who is reading is not known here.
 
 mod cache;
+mod pieces;
 mod pool;
 mod resolve;
 
-pub use resolve::{Found, resolve};
+pub use resolve::{Found, Wish, choose_run, resolve, resolve_wish};
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -158,13 +159,7 @@ impl Snapshots {
             return Ok(map.clone());
         }
         let content = self.with_reader(|reader| reader.content(version))?;
-        let mut starts = Vec::with_capacity(content.extents.len());
-        let mut size = 0;
-        for extent in &content.extents {
-            starts.push(size);
-            size += extent.len();
-        }
-        let map = Arc::new(FileMap { content, starts, size });
+        let map = Arc::new(FileMap::new(content));
         self.file_maps.lock().put(version, map.clone());
         Ok(map)
     }
@@ -270,6 +265,16 @@ impl Snapshots {
 }
 
 impl FileMap {
+    fn new(content: Content) -> FileMap {
+        let mut starts = Vec::with_capacity(content.extents.len());
+        let mut size = 0;
+        for extent in &content.extents {
+            starts.push(size);
+            size += extent.len();
+        }
+        FileMap { content, starts, size }
+    }
+
     /// Length of the content in bytes.
     pub fn size(&self) -> u64 {
         self.size

@@ -7,6 +7,7 @@
 
 pub mod at;
 pub mod flags;
+pub mod target;
 pub mod user;
 
 use std::ffi::OsStr;

@@ -326,6 +326,11 @@ impl Volumes {
         Err(last.unwrap_or_else(|| Error::corrupt(format!("block {id} is on no known volume"))))
     }
 
+    /// The first volume of `numbers` that is there.
+    pub fn first_present(&self, numbers: &[i64]) -> Option<&Volume> {
+        numbers.iter().find_map(|number| self.get(*number))
+    }
+
     fn why_missing(&self, number: i64, id: &BlockId) -> Option<Error> {
         let (config, reason) = self.missing.iter().find(|it| it.0.number == number)?;
         let message = format!(

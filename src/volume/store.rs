@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::block::BlockId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{self, Space, quoted};
+use crate::sys::{self, Space, c, quoted};
 
 /// Holds blocks under their names.
 pub trait BlockStore: Send + Sync {
@@ -33,6 +33,34 @@ pub trait BlockStore: Send + Sync {
     fn remove(&self, id: &BlockId) -> Result<()>;
     /// Free and total space.
     fn space(&self) -> Result<Space>;
+    /// Says that a range of a block will be read soon. Advice only.
+    fn will_need(&self, _id: &BlockId, _offset: u64, _len: u64) {}
+    /// Makes a range of `dest` share a range of a block's bytes instead of copying them; `false`
+    /// where that cannot be had.
+    fn clone_range(&self, _range: &BlockRange<'_>, _dest: &File, _dest_offset: u64) -> Cloned {
+        Cloned::Never
+    }
+}
+
+/// A range of a block's bytes.
+pub struct BlockRange<'a> {
+    /// The block.
+    pub id: &'a BlockId,
+    /// Where in it.
+    pub offset: u64,
+    /// How many bytes.
+    pub len: u64,
+}
+
+/// What came of the wish to share a block's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cloned {
+    /// They are shared.
+    Done,
+    /// Not these ones.
+    NotHere,
+    /// No others either: the file system cannot do it, or there are two of them.
+    Never,
 }
 
 /// A block being written.
@@ -212,6 +240,23 @@ impl BlockStore for DirStore {
                 Err(Error::io(format!("removing block {id}"), e))
             }
             _ => Ok(()),
+        }
+    }
+
+    fn will_need(&self, id: &BlockId, offset: u64, len: u64) {
+        if let Ok(file) = self.file(id) {
+            sys::target::will_need(&file, offset, len);
+        }
+    }
+
+    fn clone_range(&self, range: &BlockRange<'_>, dest: &File, dest_offset: u64) -> Cloned {
+        let Ok(file) = self.file(range.id) else { return Cloned::NotHere };
+        let cloned = sys::target::clone_range(&file, range.offset, range.len, dest, dest_offset);
+        match cloned.map_err(|e| e.raw_os_error()) {
+            Ok(()) => Cloned::Done,
+            // A place that is not a multiple of the file system's block.
+            Err(Some(c::EINVAL)) => Cloned::NotHere,
+            Err(_) => Cloned::Never,
         }
     }
 

@@ -4,6 +4,7 @@
 //! only processes that it started.
 
 pub mod data;
+pub mod disk;
 pub mod mirror;
 pub mod mount;
 pub mod torture;
@@ -307,6 +308,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("rsync", "rsync"),
     ("setfacl", "acl"),
     ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
+    ("mkfs.btrfs", "btrfs-progs"),
     ("mount", "mount"),
     ("umount", "mount"),
     ("losetup", "mount"),
@@ -320,6 +323,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("diff", "diffutils"),
     ("cp", "coreutils"),
     ("find", "findutils"),
+    ("unshare", "util-linux"),
 ];
 
 /// Ends the test with a clear word when a tool is missing.
