@@ -5,12 +5,12 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{RenameFlags, XattrFlags};
+use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 use serde_json::Value;
 
 use crate::common::disk::Disk;
@@ -811,13 +811,18 @@ fn nothing_is_written_outside_while_others_swap_directories() {
             let mut swaps = 0u64;
             let cwd = rustix::fs::CWD;
             while !done.load(Ordering::Relaxed) {
-                for name in ["victim", "victim/inner"] {
+                for (dir, name) in [("", "victim"), ("victim", "inner")] {
+                    // Not through the link, or the outside would be changed from here.
+                    let how = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+                    let dir = out.join(dir).components().collect::<PathBuf>();
+                    let Ok(dir) = rustix::fs::open(&dir, how, Mode::empty()) else { continue };
                     let flags = RenameFlags::EXCHANGE;
-                    let swapped = rustix::fs::renameat_with(cwd, out.join(name), cwd, &trap, flags);
+                    let swap = || rustix::fs::renameat_with(&dir, name, cwd, &trap, flags);
+                    let swapped = swap();
                     swaps += u64::from(swapped.is_ok());
                     std::thread::yield_now();
                     if swapped.is_ok() {
-                        let _ = rustix::fs::renameat_with(cwd, out.join(name), cwd, &trap, flags);
+                        let _ = swap();
                     }
                 }
                 if !trap.is_symlink() {
