@@ -89,9 +89,9 @@ fn node(row: &Value) -> Node {
         "symlink" => content.len() as u64,
         _ => 0,
     };
-    let device = row["device"].as_array().map_or(0, |it| {
-        rustix::fs::makedev(number(&it[0]) as u32, number(&it[1]) as u32)
-    });
+    let device = row["device"]
+        .as_array()
+        .map_or(0, |it| rustix::fs::makedev(number(&it[0]) as u32, number(&it[1]) as u32));
     let no_xattrs = serde_json::Map::new();
     let xattrs = row["xattrs_b64"].as_object().unwrap_or(&no_xattrs);
     Node {
@@ -147,9 +147,8 @@ fn a_fixture_comes_back_by_mount_and_restore() {
         }
         mount.end();
         let lines = sandbox.ok(["list-changes", "2", "--json"]).json_lines();
-        let told = lines.iter().map(|it| {
-            (name_of(it, "path"), it["change"].as_str().unwrap().to_owned())
-        });
+        let told =
+            lines.iter().map(|it| (name_of(it, "path"), it["change"].as_str().unwrap().to_owned()));
         let told: BTreeMap<Vec<u8>, String> = told.collect();
         assert_eq!(told, differences(&trees[0], &trees[1]), "{name}");
         assert!(["added", "modified", "deleted"].iter().all(|it| told.values().any(|w| w == it)));

@@ -17,7 +17,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner
 use raidtape::catalog::{ChangeKind, DirId, EntryRow, Run, VersionId};
 use raidtape::chunk::HashAlgo;
 use raidtape::entry::Kind;
-use raidtape::snapshot::{FileMap, Snapshots};
+use raidtape::snapshot::{FileMap, Snapshots, resolve};
 use serde_json::Value;
 
 use crate::common::data::Seeded;
@@ -56,8 +56,11 @@ struct Step {
 
 fn step(ops: std::ops::Range<usize>) -> impl Strategy<Value = Step> {
     let kill = prop::option::weighted(0.4, 0u16..300);
-    (prop::collection::vec(op(), ops), any::<u8>(), kill)
-        .prop_map(|(ops, way, kill)| Step { ops, way, kill })
+    (prop::collection::vec(op(), ops), any::<u8>(), kill).prop_map(|(ops, way, kill)| Step {
+        ops,
+        way,
+        kill,
+    })
 }
 
 /// A tree to begin with, and changes.
@@ -98,7 +101,7 @@ fn every_run_stays_what_the_model_was() {
         match result {
             Ok(()) => {}
             Err(TestError::Fail(why, steps)) => {
-                panic!("RAIDTAPE_MODEL_SEED={seed} (init {store:?}): {why}\nwith {steps:#?}")
+                panic!("RAIDTAPE_MODEL_SEED={seed} (init {store:?}): {why}\nwith {steps:?}")
             }
             Err(e) => panic!("RAIDTAPE_MODEL_SEED={seed}: {e}"),
         }
@@ -219,8 +222,14 @@ impl Play {
                 (ChangeKind::Modified, Some(Told::Modified | Told::MaybeModified)) => true,
                 _ => false,
             };
-            let expected = expected.get(path);
-            assert!(fits, "run {number} says {kind:?} of {}, not {expected:?}", shown(path));
+            assert!(
+                fits,
+                "run {number} says {kind:?} of {}, not {:?}; before {:?}, now {:?}",
+                shown(path),
+                expected.get(path),
+                self.row(number - 1, path),
+                self.row(number, path)
+            );
         }
         for (path, how) in &expected {
             let is_told = told.contains_key(path) || *how == Told::MaybeModified;
@@ -230,12 +239,12 @@ impl Play {
         self.runs.push(model);
     }
 
-    fn check_counts(
-        &self,
-        run: &Run,
-        model: &Model,
-        told: &BTreeMap<Vec<u8>, (ChangeKind, bool)>,
-    ) {
+    /// What the catalog has of a path at a run.
+    fn row(&self, run: i64, path: &[u8]) -> Option<EntryRow> {
+        resolve(&self.snapshots, path, Some(run)).ok().map(|it| it.entry)
+    }
+
+    fn check_counts(&self, run: &Run, model: &Model, told: &BTreeMap<Vec<u8>, (ChangeKind, bool)>) {
         let counts = &run.counts;
         let tree = model.tree(Links::OfSource);
         for (tally, dirs) in [(&counts.entries, false), (&counts.dirs, true)] {

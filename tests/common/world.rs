@@ -77,34 +77,104 @@ impl Data {
 #[derive(Clone, Debug)]
 pub enum Op {
     /// A new file, directory, link or pipe.
-    Create { dir: u16, name: u8, data: Data },
-    MakeDir { dir: u16, name: u8 },
-    Symlink { dir: u16, name: u8, target: u8 },
-    Pipe { dir: u16, name: u8 },
+    Create {
+        dir: u16,
+        name: u8,
+        data: Data,
+    },
+    MakeDir {
+        dir: u16,
+        name: u8,
+    },
+    Symlink {
+        dir: u16,
+        name: u8,
+        target: u8,
+    },
+    Pipe {
+        dir: u16,
+        name: u8,
+    },
     /// The content of a file in a new one.
-    Copy { file: u16, dir: u16, name: u8 },
+    Copy {
+        file: u16,
+        dir: u16,
+        name: u8,
+    },
     /// The same with something inserted, so that all after it is shifted.
-    CopyShifted { file: u16, at: u32, insert: Data, dir: u16, name: u8 },
+    CopyShifted {
+        file: u16,
+        at: u32,
+        insert: Data,
+        dir: u16,
+        name: u8,
+    },
     /// Overwrites, from within the file.
-    Edit { file: u16, at: u32, data: Data },
-    Append { file: u16, data: Data },
+    Edit {
+        file: u16,
+        at: u32,
+        data: Data,
+    },
+    Append {
+        file: u16,
+        data: Data,
+    },
     /// Writes beyond the end: what is between is a hole.
-    Beyond { file: u16, gap: u32, data: Data },
-    Truncate { file: u16, len: u32 },
+    Beyond {
+        file: u16,
+        gap: u32,
+        data: Data,
+    },
+    Truncate {
+        file: u16,
+        len: u32,
+    },
     /// As editors do: a new file, renamed over the old one.
-    Save { file: u16, data: Data },
+    Save {
+        file: u16,
+        data: Data,
+    },
     /// Two entries change names.
-    Swap { one: u16, other: u16 },
-    Delete { entry: u16 },
-    Rename { entry: u16, dir: u16, name: u8 },
+    Swap {
+        one: u16,
+        other: u16,
+    },
+    Delete {
+        entry: u16,
+    },
+    Rename {
+        entry: u16,
+        dir: u16,
+        name: u8,
+    },
     /// Something of another kind under the name.
-    Turn { entry: u16, kind: u8 },
-    Link { entry: u16, dir: u16, name: u8 },
-    Mode { entry: u16, mode: u16 },
-    Owner { entry: u16, uid: u8, gid: u8 },
+    Turn {
+        entry: u16,
+        kind: u8,
+    },
+    Link {
+        entry: u16,
+        dir: u16,
+        name: u8,
+    },
+    Mode {
+        entry: u16,
+        mode: u16,
+    },
+    Owner {
+        entry: u16,
+        uid: u8,
+        gid: u8,
+    },
     /// Only times.
-    Touch { entry: u16 },
-    Xattr { entry: u16, key: u8, value: Option<Vec<u8>> },
+    Touch {
+        entry: u16,
+    },
+    Xattr {
+        entry: u16,
+        key: u8,
+        value: Option<Vec<u8>>,
+    },
 }
 
 fn data() -> impl Strategy<Value = Data> {
@@ -227,6 +297,10 @@ impl Model {
         self.names.iter().filter(|it| Model::is_kept(it.0)).map(|(path, id)| (path, *id))
     }
 
+    fn paths_of(&self, id: Id) -> Vec<&Vec<u8>> {
+        self.names.iter().filter(|it| *it.1 == id).map(|it| it.0).collect()
+    }
+
     /// The tree as it must come back.
     pub fn tree(&self, count: Links) -> Tree {
         let mut links: BTreeMap<Id, (u64, Option<&Vec<u8>>)> = BTreeMap::new();
@@ -300,10 +374,14 @@ impl Model {
                 Some(old) => {
                     // Which of its names is the first is not a matter of the entry itself.
                     let plain = |it: &Node| Node { first_name: None, ..it.clone() };
-                    let is_same_inode = before.names[path] == self.names[path];
+                    let id = self.names[path];
+                    // A name that moved with its directory makes a new version of the inode, which
+                    // its other names share.
+                    let is_same =
+                        before.names[path] == id && before.paths_of(id) == self.paths_of(id);
                     if plain(old) != plain(node) {
                         Told::Modified
-                    } else if !is_same_inode || touched.contains(&self.names[path]) {
+                    } else if !is_same || touched.contains(&id) {
                         Told::MaybeModified
                     } else {
                         continue;
