@@ -216,12 +216,12 @@ impl Play {
         };
         self.snapshots.with_reader(|reader| reader.changes(&run, each)).unwrap();
         for (path, (kind, _)) in &told {
-            let fits = match (kind, expected.get(path)) {
-                (ChangeKind::Added, Some(Told::Added)) => true,
-                (ChangeKind::Deleted, Some(Told::Deleted)) => true,
-                (ChangeKind::Modified, Some(Told::Modified | Told::MaybeModified)) => true,
-                _ => false,
-            };
+            let fits = matches!(
+                (kind, expected.get(path)),
+                (ChangeKind::Added, Some(Told::Added))
+                    | (ChangeKind::Deleted, Some(Told::Deleted))
+                    | (ChangeKind::Modified, Some(Told::Modified | Told::MaybeModified))
+            );
             assert!(
                 fits,
                 "run {number} says {kind:?} of {}, not {:?}; before {:?}, now {:?}",

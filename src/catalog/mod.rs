@@ -14,6 +14,8 @@ mod run;
 mod schema;
 mod settings;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use changes::{Change, ChangeKind};
