@@ -315,10 +315,11 @@ mod tests {
                 let codec = if raw { Codec::Raw } else { Codec::Zstd };
                 Frame { codec, stored_len, plain_len, check }
             };
+            let chunk = |(id, len)| ChunkRef { id: Digest(id), len };
             let block = BlockIndex {
                 id: Digest(id),
                 frames: frames.into_iter().map(frame).collect(),
-                chunks: chunks.into_iter().map(|(id, len)| ChunkRef { id: Digest(id), len }).collect(),
+                chunks: chunks.into_iter().map(chunk).collect(),
             };
             let mut out = Vec::new();
             write_head(&block, HashAlgo::Sha256, &mut out)?;

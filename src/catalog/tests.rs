@@ -107,8 +107,10 @@ fn entries_contents_and_runs_come_back() {
             let ((name, meta, content, data_len), n, (source, tags), started, finished) = case;
             let mut writer = writer.borrow_mut();
             let mut run = writer.begin_run(&source, std::path::Path::new("/s"), started)?;
-            let (version, dir, child) = (run.new_version(), run.new_dir(), run.new_dir());
-            let child = (meta.kind == Kind::Dir).then_some(child);
+            let version = run.new_version();
+            // A directory that no other case has.
+            let dir = version * 2;
+            let child = (meta.kind == Kind::Dir).then_some(dir + 1);
             let data_len = data_len.map(u64::from);
             run.put_entry(&NewEntry { dir, name: &name, version, child, meta: &meta, data_len })?;
             run.put_content(version, meta.kind, &content)?;

@@ -154,7 +154,11 @@ mod tests {
         }
 
         #[test]
-        fn any_digest_is_read_or_refused(text: String, hex in "[0-9a-fA-F]{60,68}", bytes: Vec<u8>) {
+        fn any_digest_is_read_or_refused(
+            text: String,
+            hex in "[0-9a-fA-F]{60,68}",
+            bytes: Vec<u8>,
+        ) {
             prop_assert!(text.len() == 64 || text.parse::<Digest>().is_err());
             if let Ok(digest) = hex.parse::<Digest>() {
                 prop_assert_eq!(digest.to_string(), hex);

@@ -211,7 +211,11 @@ mod tests {
         }
 
         #[test]
-        fn any_body_is_read_or_refused(bytes: Vec<u8>, block in any_block(), at: prop::sample::Index) {
+        fn any_body_is_read_or_refused(
+            bytes: Vec<u8>,
+            block in any_block(),
+            at: prop::sample::Index,
+        ) {
             let _ = decode_body(&bytes);
             // Nearly right is worse than nonsense.
             let mut body = encode_record(&block).split_off(12);

@@ -130,7 +130,10 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_read_or_refused(text: String, line in "(format|status|volume_id)=[1-9a-z]*") {
+        fn any_text_is_read_or_refused(
+            text: String,
+            line in "(format|status|volume_id)=[1-9a-z]*",
+        ) {
             let _ = VolumeManifest::parse(&text);
             let _ = VolumeManifest::parse(&format!("format=1\n{line}\n{text}"));
         }
