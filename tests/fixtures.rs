@@ -104,7 +104,9 @@ fn node(row: &Value) -> Node {
         links: row["links"].as_u64().unwrap_or(1),
         first_name: row["first_name_b64"].is_string().then(|| bytes(&row["first_name_b64"])),
         content,
+        data: Vec::new(),
         xattrs: xattrs.iter().map(|it| (it.0.as_bytes().to_vec(), bytes(it.1))).collect(),
+        flags: 0,
     }
 }
 
@@ -112,6 +114,8 @@ fn node(row: &Value) -> Node {
 fn tree(root: &Path) -> Tree {
     let mut tree = Tree::of(root);
     for (path, node) in &mut tree.0 {
+        // Where the holes are is looked at apart.
+        node.data.clear();
         if node.kind == "file" {
             let mut hasher = sha2::Sha256::new();
             let mut file = File::open(root.join(path_of(path))).unwrap();

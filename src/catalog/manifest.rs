@@ -308,8 +308,8 @@ mod tests {
     use super::*;
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD as BASE64;
-    use serde_json::{Value, json};
     use proptest::prelude::*;
+    use serde_json::{Value, json};
 
     /// Reads back what [`put_name`] wrote.
     fn name_of(value: &Value, key: &str) -> Vec<u8> {

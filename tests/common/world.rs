@@ -333,7 +333,10 @@ impl Model {
                 links: links.0,
                 first_name: links.1.filter(|_| links.0 > 1).cloned(),
                 content,
+                // Holes are zeros here: where they are is the file system's choice.
+                data: Vec::new(),
                 xattrs: inode.xattrs.clone(),
+                flags: 0,
             }
         };
         Tree(self.kept().map(|(path, id)| (path.clone(), node(id))).collect())
