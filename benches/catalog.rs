@@ -133,7 +133,7 @@ fn commit(c: &mut Criterion) {
                 })
                 .unwrap();
             }
-            run.commit(&Counts::default(), &[], &[], now).unwrap()
+            run.commit(&Counts::default(), (&[], ""), &[], now).unwrap()
         });
     });
     group.finish();

@@ -397,6 +397,7 @@ mod tests {
             started: Time::default(),
             hash: HashAlgo::Blake3,
             tags: &[],
+            comment: "",
         };
         let mut out = Vec::new();
         spool.write_manifest(&header, &mut |it| Ok(name_of_block(it)), &mut out).unwrap();

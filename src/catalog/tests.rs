@@ -101,10 +101,11 @@ fn entries_contents_and_runs_come_back() {
     with_catalog(|path, writer| {
         let writer = std::cell::RefCell::new(writer);
         let numbers = prop::collection::vec(0u64..1 << 40, 13);
-        let texts = (any_name(), prop::collection::btree_set("[^\0]{0,9}", 0..3));
+        let texts = (any_name(), prop::collection::btree_set("[^\0]{0,9}", 0..3), "[^\0]{0,20}");
         let entry = (any_name(), any_metadata(), any_content(), any::<Option<u32>>());
         check(&(entry, numbers, texts, any_time(), any_time()), |case| {
-            let ((name, meta, content, data_len), n, (source, tags), started, finished) = case;
+            let ((name, meta, content, data_len), n, (source, tags, comment), started, finished) =
+                case;
             let mut writer = writer.borrow_mut();
             let mut run = writer.begin_run(&source, std::path::Path::new("/s"), started)?;
             let version = run.new_version();
@@ -131,7 +132,7 @@ fn entries_contents_and_runs_come_back() {
             };
             let tags: Vec<String> = tags.into_iter().collect();
             let problems = [Problem::new(&name[..], &Error::corrupt("bad"))];
-            let id = run.commit(&counts, &tags, &problems, finished)?;
+            let id = run.commit(&counts, (&tags, &comment), &problems, finished)?;
             let uuid = run.uuid().to_owned();
             drop(run);
 
@@ -161,7 +162,7 @@ fn entries_contents_and_runs_come_back() {
             let run = reader.run(id)?;
             prop_assert_eq!((run.counts, run.uuid, run.tags), (counts, uuid, tags));
             prop_assert_eq!((run.started, run.finished), (started, finished));
-            prop_assert_eq!(run.source, source);
+            prop_assert_eq!((run.source, run.comment), (source, comment));
             let [(at, kind, message)] = &reader.problems(id)?[..] else { panic!("one problem") };
             prop_assert_eq!((at, &kind[..], &message[..]), (&name, "corrupt", "bad"));
             Ok(())
@@ -193,7 +194,7 @@ fn settings_come_back() {
 fn any_row_is_read_or_refused() {
     with_catalog(|path, writer| {
         let mut run = writer.begin_run(b"s", std::path::Path::new("/s"), Time::now()).unwrap();
-        let id = run.commit(&Counts::default(), &[], &[], Time::now()).unwrap();
+        let id = run.commit(&Counts::default(), (&[], ""), &[], Time::now()).unwrap();
         drop(run);
         let conn = rusqlite::Connection::open(path).unwrap();
         let reader = Reader::open(path).unwrap();

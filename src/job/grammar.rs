@@ -338,7 +338,7 @@ mod tests {
             }
             let args = parse(&line)?;
             prop_assert_eq!(args.source.as_os_str().as_bytes(), source);
-            prop_assert_eq!(args.name.unwrap().into_vec(), name);
+            prop_assert_eq!(args.name.unwrap(), name);
             prop_assert_eq!(args.tags, tags);
         }
 
