@@ -209,6 +209,50 @@ fn is_format_char(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// Undoes [`Quoted`].
+    fn unquoted(text: &str) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut rest = text;
+        while let Some(c) = rest.chars().next() {
+            rest = &rest[c.len_utf8()..];
+            if c != '\\' {
+                out.extend(c.to_string().bytes());
+                continue;
+            }
+            let (kind, after) = rest.split_at(1);
+            rest = after;
+            match kind {
+                "\\" => out.push(b'\\'),
+                "n" => out.push(b'\n'),
+                "r" => out.push(b'\r'),
+                "t" => out.push(b'\t'),
+                "x" => {
+                    out.push(u8::from_str_radix(&rest[..2], 16).unwrap());
+                    rest = &rest[2..];
+                }
+                _ => {
+                    let (number, after) = rest[1..].split_once('}').unwrap();
+                    let number = u32::from_str_radix(number, 16).unwrap();
+                    out.extend(char::from_u32(number).unwrap().to_string().bytes());
+                    rest = after;
+                }
+            }
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_can_be_told_from_its_quoted_form(bytes: Vec<u8>, text: String) {
+            for name in [bytes, text.into_bytes()] {
+                let shown = Quoted(&name).to_string();
+                prop_assert_eq!(unquoted(&shown), name);
+                prop_assert!(!shown.chars().any(|c| c.is_control() || is_format_char(c)));
+            }
+        }
+    }
 
     #[test]
     fn quoting_is_one_line_and_unambiguous() {

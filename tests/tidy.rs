@@ -70,7 +70,7 @@ fn sources(dirs: &[&str]) -> Vec<Source> {
 }
 
 fn all() -> Vec<Source> {
-    sources(&["src", "mountctl/src", "mountctl/tests", "tests"])
+    sources(&["src", "mountctl/src", "mountctl/tests", "tests", "benches"])
 }
 
 #[track_caller]

@@ -304,10 +304,147 @@ fn put_extra(line: &mut Object<'_>, extra: &Extra) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{any_content, any_metadata};
     use super::*;
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD as BASE64;
+    use proptest::prelude::*;
     use serde_json::{Value, json};
+
+    /// Reads back what [`put_name`] wrote.
+    fn name_of(value: &Value, key: &str) -> Vec<u8> {
+        match (value[key].as_str(), value[format!("{key}_b64")].as_str()) {
+            (Some(text), None) => text.as_bytes().to_vec(),
+            (None, Some(text)) => BASE64.decode(text).unwrap(),
+            _ => panic!("no {key} in {value}"),
+        }
+    }
+
+    /// Blocks are named by their numbers here.
+    fn name_of_block(number: u64) -> BlockId {
+        let mut name = [0; 32];
+        name[..8].copy_from_slice(&number.to_le_bytes());
+        Digest(name)
+    }
+
+    fn number_of_block(value: &Value) -> u64 {
+        let name: Digest = value.as_str().unwrap().parse().unwrap();
+        u64::from_le_bytes(name.0[..8].try_into().unwrap())
+    }
+
+    /// File flags from their letters.
+    fn flags_of(letters: &str) -> u32 {
+        let bits = (0..32).map(|bit| 1u32 << bit);
+        let is_in = |bit: &u32| {
+            let letter = flag_letters(*bit);
+            !letter.is_empty() && letters.contains(&letter)
+        };
+        bits.filter(is_in).sum()
+    }
+
+    /// The metadata and content that a line of the manifest says.
+    fn entry_of(line: &Value) -> (Metadata, Content) {
+        let number = |key: &str| line[key].as_u64().unwrap();
+        let small = |key: &str| u32::try_from(number(key)).unwrap();
+        let time = |key: &str| Time {
+            secs: line[key][0].as_i64().unwrap(),
+            nanos: u32::try_from(line[key][1].as_u64().unwrap()).unwrap(),
+        };
+        let meta = Metadata {
+            kind: line["kind"].as_str().unwrap().parse().unwrap(),
+            mode: small("mode"),
+            uid: small("uid"),
+            gid: small("gid"),
+            size: number("size"),
+            mtime: time("mtime"),
+            ctime: time("ctime"),
+            ino: number("ino"),
+            nlink: number("nlink"),
+            rdev: number("rdev"),
+        };
+        let list = |key: &str| line[key].as_array().cloned().unwrap_or_default();
+        let extent = |it: &Value| {
+            let len = it[2].as_u64().unwrap();
+            match it[0].is_null() {
+                true => Extent::Hole { len },
+                false => {
+                    let (block, offset) = (number_of_block(&it[0]), it[1].as_u64().unwrap());
+                    Extent::Data { block, offset, len }
+                }
+            }
+        };
+        let xattr = |it: &Value| {
+            (name_of(it, "key"), BASE64.decode(it["value_b64"].as_str().unwrap()).unwrap())
+        };
+        let has_target = line.get("target").is_some() || line.get("target_b64").is_some();
+        let content = Content {
+            hash: line["hash"].as_str().map(|it| it.parse().unwrap()),
+            extents: list("extents").iter().map(extent).collect(),
+            extra: Extra {
+                target: has_target.then(|| name_of(line, "target")),
+                xattrs: list("xattrs").iter().map(xattr).collect(),
+                flags: flags_of(line["flags"].as_str().unwrap_or_default()),
+            },
+        };
+        (meta, content)
+    }
+
+    fn lines_of(spool: &mut Spool) -> Vec<Value> {
+        let header = Header {
+            run: 1,
+            uuid: "u",
+            source: b"s",
+            started: Time::default(),
+            hash: HashAlgo::Blake3,
+            tags: &[],
+            comment: "",
+        };
+        let mut out = Vec::new();
+        spool.write_manifest(&header, &mut |it| Ok(name_of_block(it)), &mut out).unwrap();
+        let text = String::from_utf8(zstd::decode_all(&out[..]).unwrap()).unwrap();
+        text.lines().map(|it| serde_json::from_str(it).unwrap()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn any_entry_comes_back_from_a_manifest(
+            path: Vec<u8>,
+            version: i64,
+            meta in any_metadata(),
+            content in any_content(),
+        ) {
+            let dir = tempfile::tempdir()?;
+            let mut spool = Spool::new(dir.path())?;
+            spool.put(&path, version, &meta, &content)?;
+            spool.link(&path, version)?;
+            spool.delete(&path)?;
+            spool.empty(&path)?;
+            spool.owner("group", meta.gid, &path)?;
+            let lines = lines_of(&mut spool);
+            let words: Vec<&str> = lines.iter().filter_map(|it| it["op"].as_str()).collect();
+            prop_assert_eq!(words, ["run", "put", "link", "delete", "empty", "owner", "end"]);
+            for line in &lines[1..5] {
+                prop_assert_eq!(name_of(line, "path"), &path[..]);
+            }
+            prop_assert_eq!(name_of(&lines[5], "name"), &path[..]);
+            prop_assert_eq!(lines[5]["id"].as_u64(), Some(meta.gid.into()));
+            prop_assert_eq!(lines[1]["version"].as_i64(), Some(version));
+            prop_assert_eq!(lines[2]["version"].as_i64(), Some(version));
+            let (meta_back, content_back) = entry_of(&lines[1]);
+            prop_assert_eq!(meta_back, meta);
+            // Only files have extents.
+            let is_file = meta.kind == Kind::File;
+            let extents = if is_file { content.extents.clone() } else { Vec::new() };
+            prop_assert_eq!(content_back, Content { extents, ..content });
+        }
+
+        #[test]
+        fn any_record_is_read_or_refused(bytes: Vec<u8>, op in 0u8..9) {
+            let mut name = |number: u64| Ok(name_of_block(number));
+            let _ = put_change(&mut Vec::new(), &bytes, &mut name);
+            let _ = put_change(&mut Vec::new(), &[&[op][..], &bytes].concat(), &mut name);
+        }
+    }
 
     #[test]
     fn a_manifest_says_what_the_spool_was_told() {

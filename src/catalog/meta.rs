@@ -272,3 +272,108 @@ fn put_mapping(
     }
     mapping.end();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::any_metadata;
+    use super::*;
+    use crate::chunk::ChunkRef;
+    use crate::chunk::frame::{Codec, Frame};
+    use base64::Engine;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn digest(value: &Value) -> Digest {
+        value.as_str().unwrap().parse().unwrap()
+    }
+
+    /// The block that a meta describes.
+    fn block_of(meta: &Value) -> BlockIndex {
+        let number = |it: &Value| u32::try_from(it.as_u64().unwrap()).unwrap();
+        let frame = |it: &Value| Frame {
+            codec: it[0].as_str().unwrap().parse::<Codec>().unwrap(),
+            stored_len: number(&it[1]),
+            plain_len: number(&it[2]),
+            check: u64::from_str_radix(it[3].as_str().unwrap(), 16).unwrap(),
+        };
+        let chunk = |it: &Value| ChunkRef { id: digest(&it[0]), len: number(&it[1]) };
+        BlockIndex {
+            id: digest(&meta["block"]),
+            frames: meta["frames"].as_array().unwrap().iter().map(frame).collect(),
+            chunks: meta["chunks"].as_array().unwrap().iter().map(chunk).collect(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_block_comes_back_from_its_meta(
+            id: [u8; 32],
+            frames in prop::collection::vec((any::<bool>(), 1u32.., 1u32.., any::<u64>()), 0..9),
+            chunks in prop::collection::vec((any::<[u8; 32]>(), 1u32..), 0..9),
+        ) {
+            let frame = |(raw, stored_len, plain_len, check)| {
+                let codec = if raw { Codec::Raw } else { Codec::Zstd };
+                Frame { codec, stored_len, plain_len, check }
+            };
+            let chunk = |(id, len)| ChunkRef { id: Digest(id), len };
+            let block = BlockIndex {
+                id: Digest(id),
+                frames: frames.into_iter().map(frame).collect(),
+                chunks: chunks.into_iter().map(chunk).collect(),
+            };
+            let mut out = Vec::new();
+            write_head(&block, HashAlgo::Sha256, &mut out)?;
+            out.extend(b"\n]\n}\n");
+            let meta: Value = serde_json::from_slice(&out)?;
+            prop_assert_eq!(block_of(&meta), block.clone());
+            prop_assert_eq!(meta["stored_len"].as_u64(), Some(block.stored_len()));
+            prop_assert_eq!(meta["plain_len"].as_u64(), Some(block.plain_len()));
+            prop_assert_eq!(&meta["hash_algo"], "sha256");
+        }
+
+        #[test]
+        fn any_mapping_comes_back(
+            names: [Vec<u8>; 2],
+            numbers: [u32; 4],
+            hash: [u8; 32],
+            runs in (1i64..9, 0i64..9),
+            meta in any_metadata(),
+        ) {
+            let [source, path] = names;
+            let [seq, at, len, offset] = numbers.map(u64::from);
+            let last_run = if runs.1 == 0 { OPEN } else { runs.0 + runs.1 };
+            let entry = EntryRow {
+                dir: 1,
+                name: path.clone(),
+                first_run: runs.0,
+                last_run,
+                version: 1,
+                child: None,
+                meta,
+                data_len: None,
+            };
+            let piece = Piece { seq, at, len, offset };
+            let mut line = Vec::new();
+            put_mapping(&mut line, (&source, &path), &entry, &piece, &Digest(hash));
+            let value: Value = serde_json::from_slice(&line)?;
+            for (key, name) in [("source", &source), ("path", &path)] {
+                let back = match value[key].as_str() {
+                    Some(text) => text.as_bytes().to_vec(),
+                    None => {
+                        let text = value[format!("{key}_b64")].as_str().unwrap();
+                        base64::engine::general_purpose::STANDARD.decode(text)?
+                    }
+                };
+                prop_assert_eq!(&back, name);
+            }
+            for (key, number) in [("seq", seq), ("at", at), ("len", len), ("offset", offset)] {
+                prop_assert_eq!(value[key].as_u64(), Some(number));
+            }
+            prop_assert_eq!(value["size"].as_u64(), Some(meta.size));
+            prop_assert_eq!(&value["mtime"], &json!([meta.mtime.secs, meta.mtime.nanos]));
+            prop_assert_eq!(digest(&value["hash"]), Digest(hash));
+            let last = (last_run != OPEN).then_some(last_run);
+            prop_assert_eq!(&value["runs"], &json!([runs.0, last]));
+        }
+    }
+}

@@ -15,6 +15,8 @@ mod run;
 mod schema;
 mod settings;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use changes::{Change, ChangeKind};

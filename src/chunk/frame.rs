@@ -273,6 +273,42 @@ mod tests {
         fn any_table_is_read_or_refused(bytes: Vec<u8>) {
             let _ = get_frames(&mut Reader::new(&bytes, "test"));
         }
+
+        #[test]
+        fn any_frame_is_decoded_or_refused(
+            stored in prop::collection::vec(any::<u8>(), 0..300),
+            plain_len in 1..=FRAME_PLAIN_BYTES_MAX,
+            at: prop::sample::Index,
+        ) {
+            // Nonsense and what is nearly right, both with a check that matches.
+            let text = [&stored[..], b"so that it is not empty"].concat().repeat(100);
+            let (_, mut near) = encode(Compression::Zstd(3), &text);
+            if let Some(byte) = near.get_mut(at.index(stored.len().max(1))) {
+                *byte ^= 0x40;
+            }
+            for stored in [&stored, &near] {
+                let stored_len = u32::try_from(stored.len()).unwrap();
+                let frame =
+                    Frame { codec: Codec::Zstd, stored_len, plain_len, check: xxh3_64(stored) };
+                let mut plain = vec![1, 2, 3];
+                if frame.decode(stored, &mut plain).is_ok() {
+                    prop_assert_eq!(plain.len(), 3 + plain_len as usize);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_codec_and_compression_has_its_word() {
+        for codec in [Codec::Raw, Codec::Zstd] {
+            assert_eq!(codec.as_str().parse::<Codec>().unwrap(), codec);
+        }
+        for compression in (1..=19).map(Compression::Zstd).chain([Compression::None]) {
+            assert_eq!(compression.to_word().parse::<Compression>().unwrap(), compression);
+        }
+        for word in ["", "zstd:", "zstd:0", "zstd:20", "zstd:-1", "none:1", "lz4"] {
+            assert!(word.parse::<Compression>().is_err(), "{word}");
+        }
     }
 
     #[test]

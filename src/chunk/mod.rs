@@ -143,6 +143,37 @@ pub struct ChunkRef {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn digests_come_back(bytes: [u8; 32]) {
+            let digest = Digest(bytes);
+            prop_assert_eq!(digest.to_string().parse::<Digest>()?, digest);
+            prop_assert_eq!(Digest::from_slice(&bytes)?, digest);
+        }
+
+        #[test]
+        fn any_digest_is_read_or_refused(
+            text: String,
+            hex in "[0-9a-fA-F]{60,68}",
+            bytes: Vec<u8>,
+        ) {
+            prop_assert!(text.len() == 64 || text.parse::<Digest>().is_err());
+            if let Ok(digest) = hex.parse::<Digest>() {
+                prop_assert_eq!(digest.to_string(), hex);
+            }
+            prop_assert_eq!(Digest::from_slice(&bytes).is_ok(), bytes.len() == 32);
+        }
+    }
+
+    #[test]
+    fn every_hash_has_its_word() {
+        for algo in [HashAlgo::Blake3, HashAlgo::Sha256] {
+            assert_eq!(algo.as_str().parse::<HashAlgo>().unwrap(), algo);
+        }
+        assert!("md5".parse::<HashAlgo>().is_err());
+    }
 
     #[test]
     fn known_hashes() {

@@ -196,6 +196,17 @@ mod tests {
 
     proptest! {
         #[test]
+        fn every_chunking_has_its_word_and_size(size: u64, small in 0u64..=1 << 30) {
+            for word in ["fastcdc", "fixed"] {
+                for size in [size, small] {
+                    if let Ok(chunking) = Chunking::new(word, size) {
+                        prop_assert_eq!((chunking.as_str(), chunking.size()), (word, size));
+                    }
+                }
+            }
+        }
+
+        #[test]
         fn chunks_put_together_are_the_content(len in 0usize..300_000, seed: u64) {
             let data = noise(len, seed);
             for chunking in [

@@ -330,3 +330,28 @@ pub fn report_json(report: &Report) -> Value {
         "bad_blocks": report.bad_blocks.iter().map(block).collect::<Value>(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn names_come_back_from_json(bytes: Vec<u8>, text: String) {
+            for name in [bytes, text.into_bytes()] {
+                let mut map = Map::new();
+                put_name(&mut map, "name", &name);
+                let line = Value::Object(map).to_string();
+                prop_assert!(!line.contains('\n'));
+                let value: Value = serde_json::from_str(&line)?;
+                let back = match (value["name"].as_str(), value["name_b64"].as_str()) {
+                    (Some(text), None) => text.as_bytes().to_vec(),
+                    (None, Some(text)) => BASE64.decode(text)?,
+                    _ => panic!("{line}"),
+                };
+                prop_assert_eq!(back, name);
+            }
+        }
+    }
+}

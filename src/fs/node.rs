@@ -127,6 +127,35 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_number_that_fits_comes_back(n: u64, m: u64) {
+            let cut = |n: u64, bits: u32| (n & ((1 << bits) - 1)).cast_signed();
+            let job = cut(n, 50).cast_unsigned();
+            for node in [
+                Node::Dir(cut(n, RUN_BITS), cut(m, DIR_BITS)),
+                Node::Version(cut(n, 60)),
+                Node::Latest(cut(n, RUN_BITS)),
+                Node::Ingest(cut(n, 60).cast_unsigned()),
+                Node::Job(job),
+                Node::JobFile(job, JOB_FILES[usize::from(m.to_le_bytes()[0]) % 4].0),
+            ] {
+                prop_assert_eq!(node.ino().and_then(Node::from_ino), Some(node));
+            }
+        }
+
+        #[test]
+        fn any_number_stands_for_one_thing_or_nothing(ino: u64, few in 0u64..100, bit in 0u32..64) {
+            for ino in [ino, few, few | 1 << bit, ino >> bit] {
+                let node = Node::from_ino(ino);
+                if let Some(again) = node.and_then(Node::ino) {
+                    prop_assert_eq!(Node::from_ino(again), node);
+                }
+            }
+        }
+    }
 
     #[test]
     fn numbers_come_back_and_are_unlike_each_other() {

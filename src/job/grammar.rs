@@ -297,6 +297,60 @@ fn split_words(line: &[u8]) -> Result<Vec<OsString>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    /// A word as a shell wants it quoted.
+    fn quote(word: &[u8]) -> Vec<u8> {
+        let mut out = vec![b'\''];
+        for byte in word {
+            match byte {
+                b'\'' => out.extend(b"'\\''"),
+                other => out.push(*other),
+            }
+        }
+        out.push(b'\'');
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn quoted_words_come_back(
+            words in prop::collection::vec(prop::collection::vec(1u8.., 0..20), 0..6),
+            blanks in "[ \t\n]{1,3}",
+        ) {
+            let quoted: Vec<Vec<u8>> = words.iter().map(|it| quote(it)).collect();
+            let line = quoted.join(blanks.as_bytes());
+            let back = split_words(&line)?;
+            prop_assert_eq!(back.into_iter().map(OsString::into_vec).collect::<Vec<_>>(), words);
+        }
+
+        #[test]
+        fn a_quoted_request_comes_back(
+            source in prop::collection::vec(1u8.., 0..20),
+            name in prop::collection::vec(1u8.., 1..20),
+            tags in prop::collection::vec("[^\0]{0,9}", 0..3),
+        ) {
+            let source = [b"/", &source[..]].concat();
+            let mut line = quote(&source);
+            line.extend([b" --as=", &quote(&name)[..]].concat());
+            for tag in &tags {
+                line.extend([b" --tag=", &quote(tag.as_bytes())[..]].concat());
+            }
+            let args = parse(&line)?;
+            prop_assert_eq!(args.source.as_os_str().as_bytes(), source);
+            prop_assert_eq!(args.name.unwrap(), name);
+            prop_assert_eq!(args.tags, tags);
+        }
+
+        #[test]
+        fn any_line_is_read_or_refused(bytes: Vec<u8>, text in "[a-z/'\"\\\\ \n=-]{0,60}") {
+            for line in [&bytes[..], text.as_bytes()] {
+                if let Err(e) = parse(line) {
+                    prop_assert_eq!(e.kind(), crate::error::ErrorKind::Usage);
+                }
+            }
+        }
+    }
 
     fn parse(line: &[u8]) -> Result<backup::Options> {
         parse_backup(line, Path::new("/c.ingest")).map(|Request::Backup(options)| *options)

@@ -439,7 +439,31 @@ pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &OsStr) -> io::Result<Stat> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::time::{Duration, UNIX_EPOCH};
+
+    proptest! {
+        #[test]
+        fn mount_points_come_back(path in prop::collection::vec(1u8.., 1..60), plain in "/[a-z]+") {
+            // As the kernel writes them.
+            let escape = |byte: &u8| match byte {
+                b' ' | b'\t' | b'\n' | b'\\' => format!("\\{byte:03o}").into_bytes(),
+                other => vec![*other],
+            };
+            let escaped: Vec<u8> = path.iter().flat_map(escape).collect();
+            prop_assert_eq!(&unescape_octal(&escaped), &path);
+            let line = [b"1 2 0:3 / ", &escaped[..], b" rw - ext4 ", plain.as_bytes(), b" rw"];
+            let mount = parse_mount(&line.concat()).unwrap();
+            prop_assert_eq!(mount.path.as_os_str().as_bytes(), &path);
+            prop_assert_eq!(mount.fs_type, b"ext4");
+        }
+
+        #[test]
+        fn any_mount_line_is_read_or_refused(line: Vec<u8>, text in "[ a-z0-7\\\\-]{0,60}") {
+            let _ = parse_mount(&line);
+            let _ = parse_mount(text.as_bytes());
+        }
+    }
 
     #[test]
     fn files_of_procfs_are_told_apart() {

@@ -112,6 +112,40 @@ impl VolumeManifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_manifest_comes_back(
+            uuid in "[ -~]{0,40}",
+            sealed: bool,
+            sha: bool,
+            reserve_percent in 0u8..=100,
+            other in prop::collection::vec(("[a-c]{6,9}", "[ -~]{0,20}"), 0..4),
+        ) {
+            let status = if sealed { Status::Sealed } else { Status::Active };
+            let hash = if sha { HashAlgo::Sha256 } else { HashAlgo::Blake3 };
+            let manifest = VolumeManifest { uuid, status, reserve_percent, hash, other };
+            prop_assert_eq!(VolumeManifest::parse(&manifest.to_text())?, manifest);
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(
+            text: String,
+            line in "(format|status|volume_id)=[1-9a-z]*",
+        ) {
+            let _ = VolumeManifest::parse(&text);
+            let _ = VolumeManifest::parse(&format!("format=1\n{line}\n{text}"));
+        }
+    }
+
+    #[test]
+    fn every_status_has_its_word() {
+        for status in [Status::Active, Status::Sealed, Status::Missing] {
+            assert_eq!(status.as_str().parse::<Status>().unwrap(), status);
+        }
+        assert!("open".parse::<Status>().is_err());
+    }
 
     #[test]
     fn manifests_come_back_with_keys_of_later_versions() {

@@ -9,6 +9,7 @@ pub mod mirror;
 pub mod mount;
 pub mod torture;
 pub mod tree;
+pub mod world;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
