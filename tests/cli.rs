@@ -28,6 +28,18 @@ fn help_and_version_are_no_errors() {
     }
 }
 
+/// Nothing new would be stored, but the run would leave no trace on any volume.
+#[test]
+fn a_run_without_any_volume_there_is_4() {
+    let sandbox = small_store();
+    fs::rename(sandbox.path("volume"), sandbox.path("away")).unwrap();
+    let source = sandbox.source.to_str().unwrap().to_owned();
+    let ran = sandbox.run(&["backup", &source]).code(4);
+    assert!(ran.errors().contains("volume"), "{}", ran.errors());
+    fs::rename(sandbox.path("away"), sandbox.path("volume")).unwrap();
+    sandbox.run(&["backup", &source]).code(0);
+}
+
 #[test]
 fn what_makes_no_sense_is_2() {
     let sandbox = small_store();

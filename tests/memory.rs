@@ -69,6 +69,38 @@ fn a_large_file_takes_little_memory() {
     assert!(most < (128 + 64) * MIB, "the mount took {} MiB", most / MIB);
 }
 
+/// What is set lower than anything can be is no reason to fail: one worker remains.
+#[test]
+fn little_memory_slows_a_run_down() {
+    let sandbox = Sandbox::new();
+    let mut seeded = data::Seeded::new(122);
+    for number in 0..200 {
+        fs::write(sandbox.source.join(format!("f{number}")), seeded.noise(100_000)).unwrap();
+    }
+    let source = sandbox.source.to_str().unwrap().to_owned();
+    assert_peak(&sandbox, 64 * MIB, &["backup", &source, "--memory-limit", "1MiB"]);
+    sandbox.assert_valid();
+    sandbox.run(&["backup", &source, "--memory-limit", "much"]).code(2);
+}
+
+/// Files with further names in the tree are forgotten when all names have been met.
+#[test]
+fn many_links_take_little_memory() {
+    let sandbox = Sandbox::new();
+    let files = number_from_env("RAIDTAPE_TEST_FILES", 8_000);
+    for dir in ["a", "b"] {
+        fs::create_dir(sandbox.source.join(dir)).unwrap();
+    }
+    for number in 0..files {
+        let [first, second] = ["a", "b"].map(|dir| sandbox.source.join(format!("{dir}/{number}")));
+        fs::write(&first, number.to_string()).unwrap();
+        fs::hard_link(first, second).unwrap();
+    }
+    let source = sandbox.source.to_str().unwrap().to_owned();
+    assert_peak(&sandbox, 96 * MIB, &["backup", &source]);
+    sandbox.assert_valid();
+}
+
 #[test]
 fn many_files_take_little_memory() {
     let sandbox = Sandbox::new();

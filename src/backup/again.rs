@@ -57,7 +57,8 @@ pub fn read_again(
         };
         let key = (stat.dev, stat.ino);
         if let Some((version, meta)) = links.get(&key) {
-            committer.take(Change::Link { place, meta: *meta, version: *version })?;
+            let (meta, version) = (*meta, *version);
+            committer.take(Change::Link { place, meta, version, is_last: false })?;
             continue;
         }
         let version = parts.chunks.run().new_version();

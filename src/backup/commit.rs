@@ -3,7 +3,6 @@
 //! Runs on one thread and is alone in writing entries. The end has a fixed order: blocks durable,
 //! then metas and the manifest on the volumes, then the catalog's commit, and only then the answer.
 
-use std::collections::hash_map::Entry as Slot;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -40,6 +39,14 @@ enum Fate {
     Failed,
 }
 
+/// Names that wait for a version.
+#[derive(Default)]
+struct Waiting {
+    names: Vec<EntryPlace>,
+    /// Whether no further one can follow.
+    is_all: bool,
+}
+
 /// Writes the entries of one run.
 pub struct Committer<'a, 'c> {
     chunks: &'a ChunkIndex<'c>,
@@ -54,7 +61,7 @@ pub struct Committer<'a, 'c> {
     /// Versions of this run with several names: what became of them.
     fates: HashMap<VersionId, Fate>,
     /// Names whose version is still with a worker.
-    waiting: HashMap<VersionId, Vec<EntryPlace>>,
+    waiting: HashMap<VersionId, Waiting>,
     /// Names of files that have to be looked up again.
     astray: Vec<EntryPlace>,
     users: HashSet<u32>,
@@ -118,7 +125,9 @@ impl<'a, 'c> Committer<'a, 'c> {
                 self.count_file(old.meta.kind, old.meta.size);
                 self.settle(version, linked, Fate::Kept(old.version, old.meta))?;
             }
-            Change::Link { place, meta, version } => self.link(place, meta, version)?,
+            Change::Link { place, meta, version, is_last } => {
+                self.link(place, meta, version, is_last)?;
+            }
             Change::Gone { row, path } => self.gone(&row, &path)?,
             Change::Emptied { dir, path } => {
                 // If the directory itself is unchanged, it has no line of its own in the manifest.
@@ -225,18 +234,27 @@ impl<'a, 'c> Committer<'a, 'c> {
     }
 
     /// A further name of a version.
-    fn link(&mut self, place: EntryPlace, meta: Metadata, version: VersionId) -> Result<()> {
-        let fate = match version < self.first_version {
-            true => Some(Fate::Kept(version, meta)),
-            false => self.fates.get(&version).copied(),
-        };
-        match fate {
-            None => {
-                self.waiting.entry(version).or_default().push(place);
-                Ok(())
-            }
-            Some(fate) => self.link_to(place, fate),
+    fn link(
+        &mut self,
+        place: EntryPlace,
+        meta: Metadata,
+        version: VersionId,
+        is_last: bool,
+    ) -> Result<()> {
+        if version < self.first_version {
+            return self.link_to(place, Fate::Kept(version, meta));
         }
+        let Some(fate) = self.fates.get(&version).copied() else {
+            let waiting = self.waiting.entry(version).or_default();
+            waiting.names.push(place);
+            waiting.is_all |= is_last;
+            return Ok(());
+        };
+        if is_last {
+            // Nobody will ask again: memory must not grow with every link of a tree.
+            self.fates.remove(&version);
+        }
+        self.link_to(place, fate)
     }
 
     fn link_to(&mut self, place: EntryPlace, fate: Fate) -> Result<()> {
@@ -265,15 +283,11 @@ impl<'a, 'c> Committer<'a, 'c> {
 
     /// Notes what became of a version, and deals with the names that waited for it.
     fn settle(&mut self, version: VersionId, linked: bool, fate: Fate) -> Result<()> {
-        if linked {
+        let waiting = self.waiting.remove(&version).unwrap_or_default();
+        if linked && !waiting.is_all {
             self.fates.insert(version, fate);
         }
-        if let Slot::Occupied(names) = self.waiting.entry(version) {
-            for place in names.remove() {
-                self.link_to(place, fate)?;
-            }
-        }
-        Ok(())
+        waiting.names.into_iter().try_for_each(|place| self.link_to(place, fate))
     }
 
     /// The names that have to be looked up again.
@@ -343,7 +357,7 @@ impl<'a, 'c> Committer<'a, 'c> {
     pub fn finish(mut self, options: &Options, source: &[u8], started: Time) -> Result<Summary> {
         // Every version has been settled by now; a name that still waits is told, not dropped.
         let waiting = std::mem::take(&mut self.waiting);
-        for place in waiting.into_values().flatten() {
+        for place in waiting.into_values().flat_map(|it| it.names) {
             self.link_to(place, Fate::Failed)?;
         }
         self.progress.set_phase("storing");

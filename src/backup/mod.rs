@@ -69,6 +69,9 @@ pub struct Options {
     pub max_workers: Option<usize>,
     /// Threads that append to blocks at one time; no limit of its own when `None`.
     pub max_write_workers: Option<usize>,
+    /// Bytes of memory that the workers may take together; of the machine's when `None`: a half, at
+    /// most 16 GiB.
+    pub memory_limit: Option<u64>,
     /// Everything in the calling thread.
     pub single_threaded: bool,
     /// What to leave out.
@@ -167,7 +170,13 @@ enum Change {
         linked: bool,
     },
     /// A further name of a version of this run or of an earlier one.
-    Link { place: EntryPlace, meta: Metadata, version: VersionId },
+    Link {
+        place: EntryPlace,
+        meta: Metadata,
+        version: VersionId,
+        /// Whether no further name can follow.
+        is_last: bool,
+    },
     /// Entries as they were in the run before, many together: telling of each would cost more than
     /// finding it unchanged.
     Unchanged(Unchanged),
@@ -226,6 +235,14 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
             return Err(Error::new(ErrorKind::Version, reason.to_string()));
         }
         log::warn!("volume {} is not there: {reason}", quoted(&config.path));
+    }
+    if volumes.present().is_empty()
+        && let Some((config, _)) = volumes.missing().first()
+    {
+        // Even a run that stores nothing new leaves its manifest on a volume.
+        let path = quoted(&config.path);
+        let message = format!("no volume is there, not {path}: connect one, or add-volume another");
+        return Err(Error::new(ErrorKind::Offline, message));
     }
     let adopted = adopt_all(&mut writer, &volumes)?;
     let basis = Reader::open(catalog)?.latest(Some(&name))?;
@@ -339,6 +356,7 @@ fn run_into(
         true => run_alone(&mut walk, &mut committer, &parts)?,
         false => {
             let workers = options.max_workers.unwrap_or_else(default_workers).clamp(1, 64);
+            let workers = workers.min(workers_within(options.memory_limit, settings));
             run_together(&mut walk, &mut committer, &parts, workers)?;
         }
     }
@@ -365,6 +383,18 @@ impl Walk<'_, '_> {
 /// turn, so more would only drive each other's tables out of the processor's caches.
 fn default_workers() -> usize {
     (std::thread::available_parallelism().map_or(2, usize::from) + 1).min(8)
+}
+
+/// What a run takes besides its workers, in bytes: pages of the catalog, queues, tables of blocks.
+const OTHER_BYTES: u64 = 48 << 20;
+/// The most that is taken of a machine that nobody has set a limit for, in bytes.
+const MEMORY_BYTES_MAX: u64 = 16 << 30;
+
+/// How many workers fit the memory; one in any case: a run is slowed down, not refused.
+fn workers_within(limit: Option<u64>, settings: &Settings) -> usize {
+    let limit = limit.unwrap_or_else(|| (sys::memory_bytes() / 2).min(MEMORY_BYTES_MAX));
+    let fit = limit.saturating_sub(OTHER_BYTES) / Worker::memory_bytes(settings);
+    usize::try_from(fit).unwrap_or(usize::MAX).max(1)
 }
 
 /// What an earlier run has left on the volumes.

@@ -401,7 +401,8 @@ impl<'a, 'c> Scanner<'a, 'c> {
         {
             let (version, first) = (linked.version, linked.meta);
             linked.names_left = linked.names_left.saturating_sub(1);
-            if linked.names_left == 0 {
+            let is_last = linked.names_left == 0;
+            if is_last {
                 self.links.remove(&key);
             }
             if let Some(old) = &place.old
@@ -409,7 +410,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
             {
                 return self.note_unchanged(meta.kind, meta.size, sink);
             }
-            return tell(sink, Change::Link { place, meta: first, version });
+            return tell(sink, Change::Link { place, meta: first, version, is_last });
         }
         let unchanged = place.old.as_ref().filter(|old| self.is_unchanged(&meta, old));
         if let Some(old) = unchanged {

@@ -142,6 +142,14 @@ impl<'a, 'c> Worker<'a, 'c> {
         })
     }
 
+    /// What a worker takes of memory, in bytes: the splitter's buffer, the frame being filled, what
+    /// it compresses to, and the compressor's tables.
+    pub fn memory_bytes(settings: &Settings) -> u64 {
+        let longest = settings.chunking.chunk_bytes_max().min(CHUNK_IN_MEMORY_MAX);
+        let frame = longest.max(FRAME_PLAIN_BYTES_MAX.into());
+        frame * 4 + settings.compression.memory_bytes()
+    }
+
     /// Does one unit and tells `sink` what came of it.
     pub fn work(&mut self, unit: Unit, sink: Sink<'_>) -> Result<()> {
         match unit {

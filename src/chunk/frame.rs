@@ -131,6 +131,16 @@ pub enum Compression {
 }
 
 impl Compression {
+    /// What an encoder takes of memory beyond its output, in bytes, for frames of the largest size.
+    pub fn memory_bytes(self) -> u64 {
+        match self {
+            Compression::None => 0,
+            Compression::Zstd(..=5) => 5 << 20,
+            Compression::Zstd(6..=12) => 12 << 20,
+            Compression::Zstd(_) => 32 << 20,
+        }
+    }
+
     /// The word for it in settings and on the command line.
     pub fn to_word(self) -> String {
         match self {

@@ -34,6 +34,10 @@ pub struct BackupArgs {
     /// Threads that append to blocks at one time
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     max_write_workers: Option<u16>,
+    /// Memory for all that reads and compresses at one time: fewer do where it is little [default:
+    /// half of the machine's, at most 16GiB]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory_limit: Option<u64>,
     /// Do everything in one thread
     #[arg(long)]
     single_threaded: bool,
@@ -176,6 +180,7 @@ impl BackupArgs {
             name: self.name.as_ref().map(|it| it.as_bytes().to_vec()),
             max_workers: self.max_workers.map(usize::from),
             max_write_workers: self.max_write_workers.map(usize::from),
+            memory_limit: self.memory_limit,
             single_threaded: self.single_threaded,
             rules,
             one_file_system: self.one_file_system,

@@ -265,6 +265,12 @@ pub fn advise_sequential(file: impl AsFd) {
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Sequential);
 }
 
+/// Bytes of memory that the machine has.
+pub fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram.saturating_mul(info.mem_unit.into())
+}
+
 /// Has the kernel start reading a file into its cache, without waiting for it.
 pub fn advise_will_need(file: impl AsFd) {
     let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::WillNeed);
