@@ -34,10 +34,10 @@ fn a_run_without_any_volume_there_is_4() {
     let sandbox = small_store();
     fs::rename(sandbox.path("volume"), sandbox.path("away")).unwrap();
     let source = sandbox.source.to_str().unwrap().to_owned();
-    let ran = sandbox.run(&["backup", &source]).code(4);
+    let ran = sandbox.run(["backup", &source]).code(4);
     assert!(ran.errors().contains("volume"), "{}", ran.errors());
     fs::rename(sandbox.path("away"), sandbox.path("volume")).unwrap();
-    sandbox.run(&["backup", &source]).code(0);
+    sandbox.run(["backup", &source]).code(0);
 }
 
 #[test]

@@ -80,7 +80,7 @@ fn little_memory_slows_a_run_down() {
     let source = sandbox.source.to_str().unwrap().to_owned();
     assert_peak(&sandbox, 64 * MIB, &["backup", &source, "--memory-limit", "1MiB"]);
     sandbox.assert_valid();
-    sandbox.run(&["backup", &source, "--memory-limit", "much"]).code(2);
+    sandbox.run(["backup", &source, "--memory-limit", "much"]).code(2);
 }
 
 /// Files with further names in the tree are forgotten when all names have been met.
