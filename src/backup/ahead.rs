@@ -159,8 +159,11 @@ impl Ahead {
                 Slot::Ready(_) => {
                     let Some(Slot::Ready(listing)) = state.slots.remove(path) else { return None };
                     state.ready -= 1;
+                    let was_full = state.ready + 1 == READY_DIRS_MAX;
                     drop(state);
-                    self.more.notify_one();
+                    if was_full {
+                        self.more.notify_one();
+                    }
                     return Some(listing);
                 }
             }
