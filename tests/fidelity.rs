@@ -134,7 +134,7 @@ fn a_deep_tree_that_is_moved_away_meanwhile_is_told_and_the_rest_goes_on() {
     let behind = sandbox.path("behind");
     fs::create_dir_all(&behind).unwrap();
     torture::chain(&behind, 60, "d");
-    for dir in ["", "d/"] {
+    for dir in ["", "d/", "d/d/"] {
         fs::write(behind.join(dir).join("zz last"), "x").unwrap();
     }
     let deepest = ["d"; 60].join("/");

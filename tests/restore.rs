@@ -483,6 +483,97 @@ fn the_store_itself_is_neither_deleted_nor_overwritten() {
 }
 
 #[test]
+fn a_mount_on_a_directory_of_the_snapshot_keeps_what_is_in_it() {
+    need_root("it mounts a directory on another");
+    let sandbox = Sandbox::new();
+    for name in ["data/inner/file", "data/in the way", "other/file"] {
+        let path = sandbox.source.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, name).unwrap();
+    }
+    sandbox.backup();
+    let (out, outside) = (sandbox.path("out"), sandbox.path("outside"));
+    restore(&sandbox, &out, &[]);
+    let mine = ["mine", "inner/mine", "deep/mine", "in the way/mine"];
+    for name in mine {
+        fs::create_dir_all(outside.join(name).parent().unwrap()).unwrap();
+        fs::write(outside.join(name), "mine").unwrap();
+    }
+    fs::write(out.join("other/extra"), "x").unwrap();
+    tool("mount", args!["--bind", &outside, &out.join("data")]);
+    let line = args!["restore-folder", ".", &out, "--delete"];
+    let foretold = sandbox.run(line.iter().chain(&args!["--dry-run"]));
+    let ran = sandbox.run(line);
+    tool("umount", args![&out.join("data")]);
+    assert!(!foretold.text().contains("mine"), "{}", foretold.text());
+    assert!(ran.code(3).errors().contains("data/in the way: a directory that is not empty"));
+    for name in mine {
+        assert_eq!(read(&outside.join(name)), "mine", "{name}");
+    }
+    assert_eq!(read(&outside.join("inner/file")), "data/inner/file");
+    assert!(!out.join("other/extra").exists());
+}
+
+#[test]
+fn the_store_is_no_target_even_where_the_snapshot_has_such_a_directory() {
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.source.join("file"), "x").unwrap();
+    fs::create_dir(sandbox.source.join("volume")).unwrap();
+    sandbox.backup();
+    let volume = sandbox.path("volume");
+    let before = Tree::of(&volume);
+    for dest in [volume.clone(), volume.join("new/deep"), volume.join("new/../../volume")] {
+        for options in [&["--delete"][..], &["--delete", "--dry-run"]] {
+            let line = args!["restore-folder", ".", &dest].to_vec();
+            let line = line.into_iter().chain(options.iter().map(Into::into));
+            let ran = sandbox.run(line).code(2);
+            assert!(ran.errors().contains("belongs to the store itself"), "{}", ran.errors());
+            let _ = fs::remove_dir(volume.join("new"));
+        }
+    }
+    sandbox.run(args!["restore", "file", &volume]).code(2);
+    assert_same(&before.clone().without(|path, _| path.is_empty()), &{
+        Tree::of(&volume).without(|path, _| path.is_empty())
+    });
+    let line = args!["revert-to-run", "1", &sandbox.path("."), "--delete"];
+    for options in [&["--dry-run"][..], &[]] {
+        let ran = sandbox.run(line.iter().cloned().chain(options.iter().map(Into::into))).code(3);
+        let errors = ran.errors();
+        assert!(errors.contains("volume: what is there belongs to the store"), "{errors}");
+    }
+    assert_eq!(read(&sandbox.path("file")), "x");
+    sandbox.assert_valid();
+}
+
+#[test]
+fn nothing_is_deleted_by_a_run_of_another_source() {
+    let sandbox = Sandbox::new();
+    fs::write(sandbox.source.join("file"), "x").unwrap();
+    sandbox.backup();
+    let out = sandbox.path("out");
+    restore(&sandbox, &out, &["--delete"]);
+    let other = sandbox.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("another"), "y").unwrap();
+    sandbox.ok(args!["backup", &other]);
+    for line in [
+        args!["restore-folder", ".", &out, "--delete"].to_vec(),
+        args!["restore-folder", ".", &out, "--delete", "--run", "latest"].to_vec(),
+        args!["revert-to-run", "latest", &out, "--delete"].to_vec(),
+    ] {
+        let errors = sandbox.run(line).code(2).errors();
+        assert!(errors.contains("name the run by its number"), "{errors}");
+    }
+    assert_eq!(paths(&out), ["", "file"]);
+    sandbox.ok(args!["restore-folder", ".", &out, "--delete", "--dry-run"]);
+    sandbox.ok(args!["restore-folder", &sandbox.source, &out, "--delete"]);
+    sandbox.ok(args!["restore-folder", ".", &out, "--delete", "--run", "1"]);
+    assert_eq!(paths(&out), ["", "file"]);
+    sandbox.ok(args!["revert-to-run", "2", &out, "--delete"]);
+    assert_eq!(paths(&out), ["", "another"]);
+}
+
+#[test]
 fn a_directory_that_is_not_empty_is_only_deleted_on_request() {
     let sandbox = Sandbox::new();
     let source = |name: &str| sandbox.source.join(name);

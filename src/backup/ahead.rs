@@ -146,8 +146,9 @@ impl Ahead {
         self.more.notify_all();
     }
 
-    /// The directory at `path`, if it has been or is being listed.
-    pub fn take(&self, path: &[u8]) -> Option<io::Result<Listing>> {
+    /// The directory at `path`, if it has been or is being listed. What went wrong ahead of its turn
+    /// may go right in it.
+    pub fn take(&self, path: &[u8]) -> Option<Listing> {
         let mut state = self.state.lock();
         loop {
             match state.slots.get(path)? {
@@ -164,7 +165,7 @@ impl Ahead {
                     if was_full {
                         self.more.notify_one();
                     }
-                    return Some(listing);
+                    return listing.ok().filter(|it| it.names.is_ok());
                 }
             }
         }
@@ -195,10 +196,14 @@ impl Ahead {
             state.ready += 1;
             let only_dev = state.only_dev;
             drop(state);
-            let mut listing = Listing::open(&dir, &name, only_dev);
-            if let Ok(listing) = &mut listing {
+            // Whatever happens here, the scanner must not wait for ever.
+            let listing = std::panic::catch_unwind(|| {
+                let mut listing = Listing::open(&dir, &name, only_dev)?;
                 listing.look();
-            }
+                Ok(listing)
+            });
+            let panicked = |_| Err(io::Error::other("a thread of the scan has panicked"));
+            let listing = listing.unwrap_or_else(panicked);
             state = self.state.lock();
             state.slots.insert(path, Slot::Ready(listing));
             self.done.notify_all();

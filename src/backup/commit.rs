@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::index::ChunkIndex;
 use super::{
     Change, EntryPlace, Options, PROBLEMS_MAX, Summary, WAITING_BLOCKS_MAX, WAITING_BYTES_MAX,
+    WAITING_CHUNKS_MAX,
 };
 use crate::catalog::manifest::{self, Header};
 use crate::catalog::meta;
@@ -154,6 +155,7 @@ impl<'a, 'c> Committer<'a, 'c> {
     fn checkpoint_if_due(&mut self) -> Result<()> {
         let is_late = self.last_checkpoint.elapsed() > CHECKPOINT_EVERY;
         let is_much = self.blocks.waiting_bytes() > WAITING_BYTES_MAX
+            || self.blocks.waiting_chunks() > WAITING_CHUNKS_MAX
             || self.blocks.waiting_blocks() > WAITING_BLOCKS_MAX;
         if !is_late && !is_much {
             return Ok(());

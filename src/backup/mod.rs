@@ -110,7 +110,7 @@ const QUEUE_BATCHES_MAX: usize = 16;
 const BATCH_CHANGES_MAX: usize = 128;
 /// Units that wait for a worker at most. A unit is at most a frame's bytes, and holds the
 /// directories of its files open.
-const QUEUE_ITEMS_MAX: usize = 16;
+const QUEUE_ITEMS_MAX: usize = 8;
 /// Threads that list directories ahead of the scan: how many requests for metadata a disk has at a
 /// time.
 const LISTERS: usize = 4;
@@ -121,6 +121,8 @@ const STREAM_NAME: &str = "stdin";
 const STREAM_PATH: &str = "-";
 /// Closed blocks that wait to be made durable at most, in bytes.
 const WAITING_BYTES_MAX: u64 = 256 << 20;
+/// Chunks in them at most: each takes some memory until its block is in the catalog.
+const WAITING_CHUNKS_MAX: u64 = 1 << 16;
 
 /// A changed regular file on its way to a worker.
 struct FileJob {
@@ -503,6 +505,8 @@ fn run_together(
             threads.push(scope.spawn(move || work(parts, &units, &changes)));
         }
         drop(unit_in);
+        // However this ends, nobody waits for the threads ahead for ever.
+        let _closing = Closing(parts.ahead);
         for _ in 0..LISTERS {
             scope.spawn(|| parts.ahead.work());
         }

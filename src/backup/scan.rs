@@ -85,7 +85,7 @@ impl Numbers<'_, '_> {
 /// What has been seen of a name ahead of its turn.
 struct Seen {
     stat: Option<Stat>,
-    listing: Option<std::io::Result<Listing>>,
+    listing: Option<Listing>,
 }
 
 /// Walks one source.
@@ -219,7 +219,9 @@ impl<'a, 'c> Scanner<'a, 'c> {
                 }
             }
         }
-        self.ahead.want(&way.fd()?, wanted);
+        if !wanted.is_empty() {
+            self.ahead.want(&way.fd()?, wanted);
+        }
         Ok(())
     }
 
@@ -230,7 +232,11 @@ impl<'a, 'c> Scanner<'a, 'c> {
             return Err(out_of_files(e));
         }
         let Some((level, path)) = way.deepest() else { return Ok(()) };
-        level.names.clear();
+        for it in level.names.drain(..).filter(|it| it.is_dir) {
+            // What was listed ahead is let go of.
+            self.ahead.take(&join(path, it.name.as_bytes()));
+        }
+        (level.seen, level.dirs_ahead) = (0, 0);
         tell(sink, Change::Noted(Problem::new(path, &Error::io("going back to it", e))))
     }
 
@@ -267,7 +273,7 @@ impl<'a, 'c> Scanner<'a, 'c> {
         match meta.kind {
             Kind::Dir => {
                 let open = || Listing::open(parent, &place.name, self.only_dev);
-                let opened = seen.listing.unwrap_or_else(open);
+                let opened = seen.listing.map_or_else(open, Ok);
                 match opened {
                     Ok(listing) => self.enter(place, listing, verdict, way, sink),
                     Err(e) => self.closed_dir(parent, place, &stat, e, sink),
@@ -435,8 +441,14 @@ impl<'a, 'c> Scanner<'a, 'c> {
                 let linked = meta.nlink > 1;
                 tell(sink, Change::Put { place, meta, version, child: None, content, linked })
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => gone(place, sink),
-            Err(e) => fail(place, "reading its metadata", e, sink),
+            Err(e) => {
+                // Its other names are looked at by themselves.
+                self.links.remove(&key);
+                match e.kind() {
+                    std::io::ErrorKind::NotFound => gone(place, sink),
+                    _ => fail(place, "reading its metadata", e, sink),
+                }
+            }
         }
     }
 

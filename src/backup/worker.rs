@@ -36,7 +36,7 @@ const CHUNK_IN_MEMORY_MAX: u64 = 16 << 20;
 const READ_TRIES: u32 = 2;
 
 /// Files of a pack that are open, and being read by the kernel, before their turn comes.
-const AHEAD_FILES_MAX: usize = 32;
+const AHEAD_FILES_MAX: usize = 16;
 /// What is read of a file that says it has no length: of one that never ends, no more.
 const UNSIZED_MAX: u64 = 32 << 20;
 
@@ -272,10 +272,15 @@ impl<'a, 'c> Worker<'a, 'c> {
             let changed = match stayed {
                 false => Some("it changed while it was read".to_owned()),
                 // Files of the kernel say any size and give another, however often they are read.
-                true if content.size != meta.size => Some(format!(
-                    "it says that it has {} bytes and gave {}",
-                    meta.size, content.size
-                )),
+                true if content.size != meta.size => {
+                    let cut = meta.size == 0 && content.size >= UNSIZED_MAX;
+                    Some(format!(
+                        "it says that it has {} bytes and gave {}{}",
+                        meta.size,
+                        content.size,
+                        if cut { " or more, cut there" } else { "" }
+                    ))
+                }
                 true => None,
             };
             meta.size = content.size;

@@ -10,11 +10,11 @@ use serde_json::{Map, Value};
 use super::args::{OverwriteWhen, RestoreHow, RestoreWhich};
 use super::commands::CACHE_BYTES;
 use super::{args, bar, exit, show};
-use crate::catalog::RunId;
-use crate::error::{Quoted, Result};
+use crate::catalog::{Run, RunId};
+use crate::error::{Error, Quoted, Result};
 use crate::progress::Progress;
 use crate::restore::{self, Options, Overwrite, Owners, Step, Summary, Work};
-use crate::snapshot::{Snapshots, choose_run, resolve_wish};
+use crate::snapshot::{Snapshots, Wish, choose_run, resolve_wish};
 
 pub fn restore(catalog: &Path, args: &args::Restore) -> Result<u8> {
     let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
@@ -29,6 +29,9 @@ pub fn restore_folder(catalog: &Path, args: &args::RestoreFolder) -> Result<u8> 
     let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
     let path = args.src_folder.as_os_str().as_bytes();
     let found = resolve_wish(&snapshots, path, args.run.as_ref())?;
+    if args.which.delete && !args.how.dry_run && !found.with_source {
+        check_meant(&snapshots, args.run.as_ref(), &found.run)?;
+    }
     with_work(&snapshots, &args.how, Some(&args.which), found.run.id, |work| {
         restore::restore_folder(work, &found, &args.dest_dir)
     })
@@ -37,9 +40,29 @@ pub fn restore_folder(catalog: &Path, args: &args::RestoreFolder) -> Result<u8> 
 pub fn revert_to_run(catalog: &Path, args: &args::RevertToRun) -> Result<u8> {
     let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
     let run = snapshots.with_reader(|reader| choose_run(reader, &args.run, b""))?;
+    if args.which.delete && !args.how.dry_run {
+        check_meant(&snapshots, Some(&args.run), &run)?;
+    }
     with_work(&snapshots, &args.how, Some(&args.which), run.id, |work| {
         restore::revert_to_run(work, &run, &args.dest)
     })
+}
+
+/// Refuses to delete by a run that may be of another source than the user has in mind.
+fn check_meant(snapshots: &Snapshots, wish: Option<&Wish>, run: &Run) -> Result<()> {
+    if matches!(wish, Some(Wish::Number(_))) {
+        return Ok(());
+    }
+    let runs = snapshots.with_reader(|reader| reader.runs())?;
+    if runs.iter().all(|it| it.source == run.source) {
+        return Ok(());
+    }
+    Err(Error::usage(format!(
+        "--delete, and there are runs of several sources: this would be run {} of '{}'; name the \
+         run by its number, or the path with its source",
+        run.id,
+        Quoted(&run.source)
+    )))
 }
 
 fn options(how: &RestoreHow, which: Option<&RestoreWhich>) -> Options {
@@ -85,7 +108,13 @@ fn with_work(
     let work = Work { snapshots, options: &options, progress: &progress, tell: &tell };
     let summary = bar::with_bar(&progress, || call(&work));
     let _ = out.lock().flush();
-    Ok(print(&summary?, run, how))
+    let mut summary = summary?;
+    if let Some(error) = summary.ended_by.take() {
+        // What has been left half done is told in any case.
+        show::print_problems(&summary.problems, summary.problem_count);
+        return Err(error);
+    }
+    Ok(print(&summary, run, how))
 }
 
 fn step_line(step: Step, path: &[u8]) -> String {

@@ -190,7 +190,8 @@ pub fn compare(
             for piece in bytes.chunks(PIECE_BYTES) {
                 shared.check()?;
                 buffer.resize(piece.len(), 0);
-                let got = read_some(file, at, buffer)?;
+                // What cannot be read is not as wanted, and may well be written.
+                let got = read_some(file, at, buffer).unwrap_or(0);
                 let here = buffer.get(..got).unwrap_or_default();
                 differ(at, piece, here, &mut found);
                 at += piece.len() as u64;
@@ -248,7 +249,8 @@ fn read_some(file: &File, at: u64, buffer: &mut [u8]) -> Result<usize> {
 }
 
 /// Writes the ranges that differ, and gives the file its length. [`compare`] has checked every byte
-/// of the snapshot before.
+/// of the snapshot before; once begun, nothing but a failure ends it half way. What it has written
+/// is on the disk when it is done, before the file gets its name.
 pub fn patch(
     shared: &Shared<'_>,
     map: &FileMap,
@@ -266,7 +268,6 @@ pub fn patch(
             empty(file, at, *from, map.size())?;
             let (from, to) = ((*from).max(*start), (*to).min(*end));
             shared.work.snapshots.pieces(map, from, to, &mut |at, bytes| {
-                shared.check()?;
                 file.write_all_at(bytes, at).map_err(|e| Error::io("writing it", e))?;
                 shared.note_written(bytes.len() as u64);
                 Ok(())
@@ -275,7 +276,7 @@ pub fn patch(
         }
         empty(file, at, *end, map.size())?;
     }
-    Ok(())
+    file.sync_data().map_err(|e| Error::io("writing it out", e))
 }
 
 /// Makes a range of a file a hole, or zeros where there are no holes.

@@ -93,8 +93,12 @@ pub fn make_room(
     name: &OsStr,
     path: &[u8],
 ) -> Result<()> {
-    if !shared.work.options.delete {
+    if !shared.work.options.delete || !dir.may_delete {
         return at::rmdir(&dir.fd, name).map_err(|e| match e.raw_os_error() {
+            Some(c::ENOTEMPTY | c::EEXIST) if !dir.may_delete => Error::new(
+                ErrorKind::Io,
+                "a directory that is not empty is in the way: it lies in a mount, so it stays",
+            ),
             Some(c::ENOTEMPTY | c::EEXIST) => Error::new(
                 ErrorKind::Io,
                 "a directory that is not empty is in the way: empty it, or use --delete",
@@ -118,7 +122,7 @@ pub fn foretell_room(
     name: &OsStr,
     path: &[u8],
 ) -> Result<()> {
-    if !shared.work.options.delete {
+    if !shared.work.options.delete || !dir.may_delete {
         return Ok(());
     }
     let above = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);

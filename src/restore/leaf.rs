@@ -10,11 +10,11 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::content::{self, Difference, Scratch};
-use super::shared::{Decision, Outcome, Shared, state};
+use super::shared::{Decision, Outcome, Shared, ends_all, state};
 use super::target::{TargetDir, belongs_to_store, os, temp_name};
 use crate::catalog::EntryRow;
 use crate::entry::{self, Kind};
@@ -162,7 +162,10 @@ impl<'a> Shared<'a> {
         }
         let outcome = match self.copy_and_patch(job, &file, &difference, scratch)? {
             Some(outcome) => outcome,
-            None => self.patch_in_place(job, file, &now, &difference, scratch)?,
+            None => match self.patch_in_place(job, file, &now, &difference, scratch)? {
+                Some(outcome) => outcome,
+                None => return Ok(None),
+            },
         };
         Progress::add(&self.work.progress.bytes, job.map.size());
         Ok(Some(outcome))
@@ -200,6 +203,7 @@ impl<'a> Shared<'a> {
         }
     }
 
+    /// Patches the file itself, under another name; `None` where it cannot be moved aside safely.
     fn patch_in_place(
         &self,
         job: &Job<'a>,
@@ -207,11 +211,15 @@ impl<'a> Shared<'a> {
         now: &Stat,
         difference: &Difference,
         scratch: &mut Scratch,
-    ) -> Result<Outcome> {
+    ) -> Result<Option<Outcome>> {
         let (name, temp) = (os(&job.entry.name), temp_name());
         let dir = &job.dir.fd;
         let failed = |e| Error::io("moving it aside", e);
-        at::rename(dir, name, dir, &temp, c::RENAME_NOREPLACE).map_err(failed)?;
+        match at::rename(dir, name, dir, &temp, c::RENAME_NOREPLACE) {
+            // Not every file system can do that: NFS cannot.
+            Err(e) if matches!(e.raw_os_error(), Some(c::EINVAL | c::ENOSYS)) => return Ok(None),
+            other => other.map_err(failed)?,
+        }
         let moved = at::stat(dir, &temp).map_err(failed)?;
         if (moved.dev, moved.ino) != (now.dev, now.ino) {
             // Somebody has put another file there since it was opened: that one stays.
@@ -219,18 +227,27 @@ impl<'a> Shared<'a> {
             let message = "somebody else changes it: what is there now stays";
             return Err(Error::new(ErrorKind::Io, message));
         }
-        let done = content::patch(self, &job.map, &file, difference).and_then(|()| {
-            self.bring_metadata(job, &file, now)?;
+        // Else after a loss of power the old name might have what is written from here on.
+        let done = sync_dir(dir).map_err(failed).and_then(|()| {
+            content::patch(self, &job.map, &file, difference)?;
+            // By that it has got another time.
+            self.bring_metadata(job, &file, &state(&file)?)?;
             job.dir.put_in_place(self, &temp, name, &job.path)
         });
         match done {
             Ok(()) => {
                 self.complete(job, file, scratch);
-                Ok(Outcome::Restored)
+                Ok(Some(Outcome::Restored))
             }
             Err(e) => {
                 let temp = sys::quoted(temp.as_ref());
-                Err(e.context(format!("partly brought up to date, and now named {temp}")))
+                let left = format!("partly brought up to date, and now named {temp}");
+                if ends_all(&e) {
+                    // Of several errors that end the restore one is told, but this in any case.
+                    self.problem(&job.path, Error::new(ErrorKind::Io, left));
+                    return Err(e);
+                }
+                Err(e.context(left))
             }
         }
     }
@@ -331,7 +348,7 @@ impl<'a> Shared<'a> {
 
     /// A handle on `name` and its state, if that is a thing of the right kind with no other name:
     /// what else may have got there meanwhile is not to be touched.
-    fn handle(&self, job: &Job<'a>, name: &OsStr) -> Result<Option<(std::os::fd::OwnedFd, Stat)>> {
+    fn handle(&self, job: &Job<'a>, name: &OsStr) -> Result<Option<(OwnedFd, Stat)>> {
         let failed = |e| Error::io("opening it", e);
         let handle = at::open_path(&job.dir.fd, name).map_err(failed)?;
         let now = state(&handle)?;
@@ -353,6 +370,15 @@ impl<'a> Shared<'a> {
 
 fn creating(e: io::Error) -> Error {
     Error::io("creating it", e)
+}
+
+/// Waits until the names in a directory are on the disk.
+fn sync_dir(dir: &OwnedFd) -> io::Result<()> {
+    match File::from(dir.try_clone()?).sync_all() {
+        // Some file systems know nothing of the kind.
+        Err(e) if e.raw_os_error() == Some(c::EINVAL) => Ok(()),
+        other => other,
+    }
 }
 
 /// Removes what could not be completed. What had the entry's name before is still there.

@@ -118,6 +118,8 @@ pub struct Summary {
     pub problem_count: u64,
     /// Entries whose owner could not be set because only root may do that.
     pub owners_skipped: u64,
+    /// What ended it before all was done; the rest says how far it had come.
+    pub ended_by: Option<Error>,
 }
 
 /// Groups of files that wait for a worker at most.
@@ -138,13 +140,15 @@ pub fn restore_file(work: &Work<'_>, found: &Found, dest: &Path) -> Result<Summa
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     let failed = |e| Error::io(format!("target {}", quoted(parent)), e);
     let shared = Shared::new(work, &found.run)?;
+    keep_out_of_store(&shared, parent)?;
     work.progress.set_phase("restoring");
     Progress::add(&work.progress.bytes_total, found.entry.meta.size);
     if work.options.dry_run {
         foretell_file(&shared, found, &parent.join(name))?;
-        return shared.into_summary();
+        return Ok(shared.into_summary());
     }
     std::fs::create_dir_all(parent).map_err(failed)?;
+    keep_out_of_store(&shared, parent)?;
     let dir = Arc::new(TargetDir::plain(open_target(parent).map_err(failed)?));
     let mut entry = found.entry.clone();
     entry.name = name.as_bytes().to_vec();
@@ -154,7 +158,7 @@ pub fn restore_file(work: &Work<'_>, found: &Found, dest: &Path) -> Result<Summa
     let mut scratch = Scratch::default();
     shared.leaf(&Job { dir, entry, map, path: found.path.clone() }, &mut scratch);
     scratch.verify(&shared);
-    shared.into_summary()
+    Ok(shared.into_summary())
 }
 
 fn foretell_file(shared: &Shared<'_>, found: &Found, dest: &Path) -> Result<()> {
@@ -214,12 +218,15 @@ fn restore_tree(
     let failed = |e| Error::io(format!("target {}", quoted(dest)), e);
     sys::raise_open_files_limit();
     let shared = Arc::new(Shared::new(work, run)?);
+    keep_out_of_store(&shared, dest)?;
     let is_old = dest.is_dir();
     let fd = match work.options.dry_run {
         true if !is_old => None,
         true => Some(open_target(dest).map_err(failed)?),
         false => {
             std::fs::create_dir_all(dest).map_err(failed)?;
+            // By now every name on the way is there, and leads where it leads.
+            keep_out_of_store(&shared, dest)?;
             Some(open_target(dest).map_err(failed)?)
         }
     };
@@ -245,9 +252,27 @@ fn restore_tree(
         tree.walk(fd, is_old, root, path)
     });
     let shared = Arc::into_inner(shared).ok_or_else(|| Error::usage("restore is still at work"))?;
-    match (shared.into_summary(), result) {
+    let mut summary = shared.into_summary();
+    if let Err(e) = result {
         // What ended the restore says more than that it has ended.
-        (Err(e), _) | (Ok(_), Err(e)) => Err(e),
-        (Ok(summary), Ok(())) => Ok(summary),
+        summary.ended_by.get_or_insert(e);
+    }
+    Ok(summary)
+}
+
+/// Refuses a target in the store itself: what is there is neither to be merged nor deleted.
+fn keep_out_of_store(shared: &Shared<'_>, dest: &Path) -> Result<()> {
+    let failed = |e| Error::io(format!("target {}", quoted(dest)), e);
+    let dest = std::path::absolute(dest).map_err(failed)?;
+    // What is not there yet will be made below what is.
+    let there = dest.ancestors().find_map(|it| it.canonicalize().ok()).unwrap_or_default();
+    let is_own = |it: &&Path| sys::stat(it).is_ok_and(|stat| shared.is_own(&stat));
+    match there.ancestors().find(is_own) {
+        None => Ok(()),
+        Some(own) => Err(Error::usage(format!(
+            "cannot restore to {}: {} belongs to the store itself",
+            quoted(&dest),
+            quoted(own)
+        ))),
     }
 }

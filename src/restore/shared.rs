@@ -115,13 +115,10 @@ impl<'a> Shared<'a> {
         })
     }
 
-    /// What the restore came to; an error if something ended it.
-    pub fn into_summary(self) -> Result<Summary> {
-        if let Some(error) = self.fatal.into_inner() {
-            return Err(error);
-        }
+    /// What the restore came to.
+    pub fn into_summary(self) -> Summary {
         let problems = self.problems.into_inner();
-        Ok(Summary {
+        Summary {
             entries: self.entries.into_inner(),
             dirs: self.dirs.into_inner(),
             bytes: self.bytes.into_inner(),
@@ -134,7 +131,8 @@ impl<'a> Shared<'a> {
             problems: problems.kept,
             problem_count: problems.count,
             owners_skipped: self.owners_skipped.into_inner(),
-        })
+            ended_by: self.fatal.into_inner(),
+        }
     }
 
     /// Fails once the restore is to end.
@@ -149,12 +147,11 @@ impl<'a> Shared<'a> {
     pub fn problem(&self, path: &[u8], error: Error) {
         let problem = Problem::new(path, &error);
         log::warn!("{problem}");
-        let fatal = match error.kind() {
-            ErrorKind::NoSpace => Some(error.context(crate::error::Quoted(path))),
-            ErrorKind::Interrupted => Some(error),
-            _ => None,
-        };
-        if let Some(error) = fatal {
+        if ends_all(&error) {
+            let error = match error.kind() {
+                ErrorKind::NoSpace => error.context(crate::error::Quoted(path)),
+                _ => error,
+            };
             if !self.is_over.swap(true, Ordering::Relaxed) {
                 *self.fatal.lock() = Some(error);
             }
@@ -172,7 +169,9 @@ impl<'a> Shared<'a> {
     /// What becomes of what is there, seen as `stat`, when `entry` goes to its name.
     pub fn decide(&self, stat: &Stat, meta: &Metadata) -> Decision {
         let is_kind = Kind::from_mode(stat.mode) == Some(meta.kind);
-        if is_kind && self.is_unfinished(stat) {
+        // Where the snapshot's own file has that mode, the mode says nothing.
+        let has_odd_mode = meta.mode & 0o7777 == sys::target::UNFINISHED_MODE;
+        if is_kind && !has_odd_mode && self.is_unfinished(stat) {
             return Decision::Replace;
         }
         let has_size = matches!(meta.kind, Kind::File | Kind::Symlink);
@@ -301,6 +300,11 @@ impl<'a> Shared<'a> {
     }
 }
 
+/// Whether an error ends the restore: the next file would meet it too.
+pub fn ends_all(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Interrupted)
+}
+
 /// Device and inode number of volumes and of the catalog's files.
 fn own_files(work: &Work<'_>) -> HashSet<(u64, u64)> {
     let mut own = HashSet::new();
@@ -309,6 +313,10 @@ fn own_files(work: &Work<'_>) -> HashSet<(u64, u64)> {
     };
     for volume in work.snapshots.volumes().present() {
         add(&volume.config.path);
+    }
+    // What cannot be read today may still hold the blocks.
+    for (config, _) in work.snapshots.volumes().missing() {
+        add(&config.path);
     }
     let catalog = work.snapshots.catalog();
     for suffix in ["", "-wal", "-shm", ".lock"] {

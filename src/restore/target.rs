@@ -26,6 +26,8 @@ pub struct TargetDir<'a> {
     pub fd: OwnedFd,
     /// Whether it was there before this restore.
     pub is_old: bool,
+    /// Whether what the snapshot lacks may go: not in or below what is mounted in the target.
+    pub may_delete: bool,
     /// Whether files made in it get an access list from it.
     gives_acl: bool,
     finish: Option<Finish<'a>>,
@@ -61,7 +63,7 @@ impl<'a> TargetDir<'a> {
     /// A directory whose metadata stays as it is.
     pub fn plain(fd: OwnedFd) -> TargetDir<'a> {
         let gives_acl = has_default_acl(&fd);
-        TargetDir { fd, is_old: true, gives_acl, finish: None }
+        TargetDir { fd, is_old: true, may_delete: true, gives_acl, finish: None }
     }
 
     /// The root of the target, or a directory in `parent`, opened as `fd`.
@@ -72,6 +74,9 @@ impl<'a> TargetDir<'a> {
         wish: DirWish<'_>,
         parent: Option<Arc<TargetDir<'a>>>,
     ) -> Result<TargetDir<'a>> {
+        if is_old && shared.is_own(&state(&fd)?) {
+            return Err(belongs_to_store());
+        }
         let keeps = is_old && shared.work.options.overwrite == Overwrite::Never;
         let mut finish = Finish {
             shared: shared.clone(),
@@ -97,7 +102,8 @@ impl<'a> TargetDir<'a> {
         } else if finish._parent.as_ref().is_some_and(|it| it.gives_acl) {
             remove_acl(&fd)?;
         }
-        Ok(TargetDir { fd, is_old, gives_acl, finish: finish_needed.then_some(finish) })
+        let finish = finish_needed.then_some(finish);
+        Ok(TargetDir { fd, is_old, may_delete: true, gives_acl, finish })
     }
 
     /// Makes directory `name`, or takes the one that is there, and lets this process write into it.
@@ -112,11 +118,11 @@ impl<'a> TargetDir<'a> {
         match at::mkdir(&self.fd, name, 0o700) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                 let stat = at::stat(&self.fd, name).map_err(failed)?;
+                if shared.is_own(&stat) {
+                    return Err(belongs_to_store());
+                }
                 is_old = stat.is_dir();
                 if !is_old {
-                    if shared.is_own(&stat) {
-                        return Err(belongs_to_store());
-                    }
                     if shared.decide(&stat, wish.meta) == Decision::Keep {
                         let message = "something that is no directory is in the way and stays";
                         return Err(Error::new(ErrorKind::Io, message));
@@ -127,14 +133,16 @@ impl<'a> TargetDir<'a> {
             }
             other => other.map_err(failed)?,
         }
-        let opened = match at::open_dir(&self.fd, name) {
+        let opened = match open_there(&self.fd, name) {
             Err(e) if is_old && e.kind() == io::ErrorKind::PermissionDenied => {
                 open_up(&self.fd, name)
             }
             other => other,
         };
-        let fd = opened.map_err(|e| Error::io("opening it", e))?;
-        TargetDir::new(shared, fd, is_old, wish, Some(self.clone()))
+        let (fd, is_in_mount) = opened.map_err(|e| Error::io("opening it", e))?;
+        let mut dir = TargetDir::new(shared, fd, is_old, wish, Some(self.clone()))?;
+        dir.may_delete = self.may_delete && is_in_mount;
+        Ok(dir)
     }
 
     /// Creates a file that is not there yet; the second is its state.
@@ -203,15 +211,24 @@ pub fn belongs_to_store() -> Error {
     Error::new(ErrorKind::Denied, "what is there belongs to the store itself: it stays")
 }
 
+/// Opens a directory; the second is whether it is known to lie in the same mount as `dir`.
+pub fn open_there(dir: &OwnedFd, name: &OsStr) -> io::Result<(OwnedFd, bool)> {
+    match sys::target::open_dir_in_mount(dir, name) {
+        Ok(fd) => Ok((fd, true)),
+        // Restoring into a mount is fine, and so it is where the kernel cannot tell.
+        Err(_) => Ok((at::open_dir(dir, name)?, false)),
+    }
+}
+
 /// Opens a directory that is closed to its own owner, who opens it up for that.
-fn open_up(dir: &OwnedFd, name: &OsStr) -> io::Result<OwnedFd> {
+fn open_up(dir: &OwnedFd, name: &OsStr) -> io::Result<(OwnedFd, bool)> {
     let handle = at::open_path(dir, name)?;
     let now = sys::fstat(&handle)?;
     if !now.is_dir() {
         return Err(io::Error::from_raw_os_error(c::ENOTDIR));
     }
     at::chmod_fd(&handle, now.mode & 0o7777 | 0o700)?;
-    at::open_dir(dir, name)
+    open_there(dir, name)
 }
 
 fn has_default_acl(fd: &OwnedFd) -> bool {

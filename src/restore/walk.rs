@@ -18,7 +18,7 @@ use super::delete::{self, Gaps, Place, join};
 use super::filter::Choice;
 use super::leaf::Job;
 use super::shared::{Decision, Outcome, Shared};
-use super::target::{DirWish, TargetDir, os, temp_name};
+use super::target::{DirWish, TargetDir, belongs_to_store, open_there, os, temp_name};
 use super::{Options, Step};
 use crate::catalog::{DirId, EntryRow, VersionId};
 use crate::entry::{Extra, Kind, Metadata};
@@ -237,10 +237,13 @@ impl<'a> Tree<'a> {
             return Ok(Dir::Absent);
         };
         match at::stat(&parent.fd, name) {
+            Ok(stat) if self.shared.is_own(&stat) => Err(belongs_to_store()),
             Ok(stat) if stat.is_dir() => {
-                let fd = at::open_dir(&parent.fd, name);
-                let fd = fd.map_err(|e| Error::io("opening it", e))?;
-                Ok(Dir::Open(Arc::new(TargetDir::plain(fd))))
+                let opened = open_there(&parent.fd, name);
+                let (fd, is_in_mount) = opened.map_err(|e| Error::io("opening it", e))?;
+                let mut dir = TargetDir::plain(fd);
+                dir.may_delete = parent.may_delete && is_in_mount;
+                Ok(Dir::Open(Arc::new(dir)))
             }
             Ok(stat) if self.shared.decide(&stat, &level.meta) == Decision::Keep => {
                 let message = "something that is no directory is in the way and stays";
@@ -262,7 +265,7 @@ impl<'a> Tree<'a> {
     fn leave(&mut self, level: Option<Level<'a>>) -> Result<()> {
         let (Some(level), Some(gaps)) = (level, &self.gaps) else { return Ok(()) };
         match &level.dir {
-            Dir::Open(dir) if dir.is_old => {
+            Dir::Open(dir) if dir.is_old && dir.may_delete => {
                 let place = Place { id: level.id, path: &level.path, choice: level.choice };
                 delete::extras(&self.shared, gaps, &place, dir.fd.as_fd())
             }
@@ -471,7 +474,7 @@ fn make_link(
         return Ok(Outcome::Unchanged);
     }
     if shared.is_own(&stat) {
-        return Err(super::target::belongs_to_store());
+        return Err(belongs_to_store());
     }
     if shared.decide(&stat, &job.entry.meta) == Decision::Keep {
         return Ok(Outcome::Kept);

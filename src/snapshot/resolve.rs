@@ -16,6 +16,8 @@ pub struct Found {
     pub entry: EntryRow,
     /// Its path below the source's root; empty for the root.
     pub path: Vec<u8>,
+    /// Whether it was asked for with the name of the run's source.
+    pub with_source: bool,
 }
 
 /// A run, as a user asks for it.
@@ -113,7 +115,12 @@ pub fn resolve_wish(snapshots: &Snapshots, path: &[u8], wish: Option<&Wish>) -> 
     snapshots.with_reader(|reader| {
         let runs = match wish {
             Some(wish) => vec![choose_run(reader, wish, path)?],
-            None => reader.runs()?.into_iter().rev().collect(),
+            None => {
+                let mut runs: Vec<Run> = reader.runs()?.into_iter().rev().collect();
+                // A path that names a source is meant for that one before any other.
+                runs.sort_by_key(|run| below(path, run).is_none());
+                runs
+            }
         };
         for run in &runs {
             if let Some(found) = find(reader, run, path)? {
@@ -135,13 +142,16 @@ pub fn resolve_wish(snapshots: &Snapshots, path: &[u8], wish: Option<&Wish>) -> 
 fn below<'a>(path: &'a [u8], run: &Run) -> Option<&'a [u8]> {
     // "/home/me" is no prefix of "/home/menu".
     let rest = path.strip_prefix(&*run.source)?;
-    (rest.is_empty() || rest.starts_with(b"/")).then_some(rest)
+    let is_whole = rest.is_empty() || rest.starts_with(b"/") || run.source.ends_with(b"/");
+    is_whole.then_some(rest)
 }
 
 fn find(reader: &Reader, run: &Run, path: &[u8]) -> Result<Option<Found>> {
-    for path in below(path, run).into_iter().chain([path]) {
+    let rest = below(path, run);
+    for path in rest.into_iter().chain([path]) {
         if let Some((entry, path)) = walk(reader, run, path)? {
-            return Ok(Some(Found { run: run.clone(), entry, path }));
+            let with_source = rest.is_some();
+            return Ok(Some(Found { run: run.clone(), entry, path, with_source }));
         }
     }
     Ok(None)

@@ -21,6 +21,10 @@ use crate::error::{Error, ErrorKind, Result};
 /// record and its meta, and without those it would not count.
 const ROOM_BYTES: u64 = 4 << 20;
 
+/// A block is closed when it has this many chunks: tiny files would otherwise fill one with so many
+/// that its table grew with the tree.
+const BLOCK_CHUNKS_MAX: usize = 1 << 16;
+
 /// Encoded frames and the chunks that end in them, to be appended together.
 #[derive(Default)]
 pub struct Batch {
@@ -134,6 +138,7 @@ pub struct Writer<'a> {
     shared: Mutex<Option<OpenBlock>>,
     closed: Mutex<Vec<Closed>>,
     closed_bytes: AtomicU64,
+    closed_chunks: AtomicU64,
     /// For each present volume: whether it takes blocks, and the valid length of its index.
     full: Mutex<Vec<bool>>,
     index_len: Mutex<Vec<Option<u64>>>,
@@ -162,6 +167,7 @@ impl<'a> Writer<'a> {
             shared: Mutex::new(None),
             closed: Mutex::new(Vec::new()),
             closed_bytes: AtomicU64::new(0),
+            closed_chunks: AtomicU64::new(0),
             full: Mutex::new(full),
             index_len: Mutex::new(index_len),
         }
@@ -213,11 +219,13 @@ impl<'a> Writer<'a> {
         let too_long = block.stored_len > 0 && block.stored_len + stored > self.block_bytes;
         // A block of very compressible data must not grow without bound in plain bytes either.
         let too_rich = block.plain_len > 0 && block.plain_len + plain > self.block_bytes * 16;
+        // Its table is held until it is stored.
+        let too_many = block.index.chunks.len() >= BLOCK_CHUNKS_MAX;
         let at_reserve = !self.has_room(block.volume, stored)?;
         if at_reserve {
             self.mark_full(block.volume)?;
         }
-        if too_long || too_rich || at_reserve {
+        if too_long || too_rich || too_many || at_reserve {
             self.close(own)?;
         }
         Ok(())
@@ -233,6 +241,7 @@ impl<'a> Writer<'a> {
         index.id = hasher.finish();
         index.check()?;
         self.closed_bytes.fetch_add(stored_len, Ordering::Relaxed);
+        self.closed_chunks.fetch_add(index.chunks.len() as u64, Ordering::Relaxed);
         self.closed.lock().push(Closed { volume, number, pending, index });
         Ok(())
     }
@@ -251,6 +260,11 @@ impl<'a> Writer<'a> {
         self.closed_bytes.load(Ordering::Relaxed)
     }
 
+    /// Chunks in those blocks.
+    pub fn waiting_chunks(&self) -> u64 {
+        self.closed_chunks.load(Ordering::Relaxed)
+    }
+
     /// Number of those blocks.
     pub fn waiting_blocks(&self) -> usize {
         self.closed.lock().len()
@@ -267,6 +281,7 @@ impl<'a> Writer<'a> {
         by_volume.resize_with(self.volumes.present().len(), Vec::new);
         for it in closed {
             self.closed_bytes.fetch_sub(it.index.stored_len(), Ordering::Relaxed);
+            self.closed_chunks.fetch_sub(it.index.chunks.len() as u64, Ordering::Relaxed);
             if let Some(list) = by_volume.get_mut(it.volume) {
                 list.push(it);
             }
