@@ -146,8 +146,8 @@ impl Ahead {
         self.more.notify_all();
     }
 
-    /// The directory at `path`, if it has been or is being listed. What went wrong ahead of its turn
-    /// may go right in it.
+    /// The directory at `path`, if it has been or is being listed. What went wrong ahead of its
+    /// turn may go right in it.
     pub fn take(&self, path: &[u8]) -> Option<Listing> {
         let mut state = self.state.lock();
         loop {
