@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::index::ChunkIndex;
 use super::{
-    Change, EntryPlace, Options, PROBLEMS_MAX, Summary, WAITING_BLOCKS_MAX, WAITING_BYTES_MAX,
-    WAITING_CHUNKS_MAX,
+    Change, EntryPlace, Options, PROBLEMS_MAX, Summary, Unchanged, WAITING_BLOCKS_MAX,
+    WAITING_BYTES_MAX, WAITING_CHUNKS_MAX,
 };
 use crate::catalog::manifest::{self, Header};
 use crate::catalog::meta;
@@ -110,12 +110,7 @@ impl<'a, 'c> Committer<'a, 'c> {
         self.progress.check()?;
         match change {
             Change::Unchanged(unchanged) => {
-                self.counts.entries.unchanged += unchanged.entries;
-                self.counts.dirs.unchanged += unchanged.dirs;
-                self.counts.files += unchanged.files;
-                self.counts.bytes += unchanged.bytes;
-                Progress::add(&self.progress.entries, unchanged.entries);
-                Progress::add(&self.progress.bytes, unchanged.bytes);
+                unchanged.count(&mut self.counts, self.progress);
             }
             Change::Put { place, meta, version, child, content, linked } => {
                 self.put(&place, &meta, version, child, &content)?;
@@ -409,6 +404,18 @@ impl<'a, 'c> Committer<'a, 'c> {
         run.commit(&summary.counts, words, &summary.problems, Time::now())?;
         self.progress.set_phase("done");
         Ok(summary)
+    }
+}
+
+impl Unchanged {
+    /// Counts them.
+    pub fn count(self, counts: &mut Counts, progress: &Progress) {
+        counts.entries.unchanged += self.entries;
+        counts.dirs.unchanged += self.dirs;
+        counts.files += self.files;
+        counts.bytes += self.bytes;
+        Progress::add(&progress.entries, self.entries);
+        Progress::add(&progress.bytes, self.bytes);
     }
 }
 

@@ -118,12 +118,7 @@ impl Planner<'_, '_> {
     fn change(&mut self, change: Change) -> Result<()> {
         match change {
             Change::Unchanged(unchanged) => {
-                self.counts.entries.unchanged += unchanged.entries;
-                self.counts.dirs.unchanged += unchanged.dirs;
-                self.counts.files += unchanged.files;
-                self.counts.bytes += unchanged.bytes;
-                Progress::add(&self.progress.entries, unchanged.entries);
-                Progress::add(&self.progress.bytes, unchanged.bytes);
+                unchanged.count(&mut self.counts, self.progress);
                 Ok(())
             }
             Change::Put { place, meta, .. } => self.put(&place, &meta),

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::catalog::{Content, DirId, EntryRow, Reader, Run, VersionId};
 use crate::chunk::frame::FRAME_PLAIN_BYTES_MAX;
-use crate::entry::{self, Kind, Metadata};
+use crate::entry::{self, Kind, Metadata, join};
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
 use crate::sys::{self, Stat, at, quoted};
@@ -576,16 +576,6 @@ fn gone(place: EntryPlace, sink: Sink<'_>) -> Result<()> {
 fn send_gone(dir: &[u8], row: EntryRow, sink: Sink<'_>) -> Result<()> {
     let path = join(dir, &row.name);
     tell(sink, Change::Gone { row, path })
-}
-
-fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    let mut path = Vec::with_capacity(dir.len() + name.len() + 1);
-    path.extend_from_slice(dir);
-    if !path.is_empty() {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-    path
 }
 
 fn fail(place: EntryPlace, what: &str, error: std::io::Error, sink: Sink<'_>) -> Result<()> {

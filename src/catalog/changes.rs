@@ -7,6 +7,7 @@
 use super::read::{ENTRY_COLUMNS, EntryRow, Reader, entry_from};
 use super::run::{DirId, Run};
 use super::sql;
+use crate::entry::join;
 use crate::error::Result;
 
 /// How an entry differs from the run before.
@@ -98,13 +99,5 @@ impl DirPaths<'_> {
             }
         };
         Ok(join(path, &entry.name))
-    }
-}
-
-/// `dir/name`, where an empty `dir` is the root.
-pub(super) fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
-    match dir.is_empty() {
-        true => name.to_vec(),
-        false => [dir, b"/", name].concat(),
     }
 }

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::changes::join;
 use super::extent::{self, Extent};
 use super::read::Reader;
 use super::run::{DirId, RunId, VersionId};
 use super::sql;
+use crate::entry::join;
 use crate::error::Result;
 
 /// A damaged block, with the parts of its plain content that are lost.

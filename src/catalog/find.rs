@@ -11,11 +11,10 @@ use globset::{GlobBuilder, GlobMatcher};
 use lru::LruCache;
 use rusqlite::Row;
 
-use super::changes::join;
 use super::read::{ENTRY_COLUMNS, EntryRow, Reader, entry_from};
 use super::run::{DirId, Run, RunId};
 use super::{OPEN, sql};
-use crate::entry::Kind;
+use crate::entry::{Kind, join};
 use crate::error::{Error, Result};
 use crate::sys::{Time, path_from};
 

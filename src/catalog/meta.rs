@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
-use super::changes::join;
 use super::extent::{self, Extent};
 use super::json::Object;
 use super::read::{ENTRY_COLUMNS, EntryRow, entry_from};
@@ -14,7 +13,7 @@ use super::run::{DirId, VersionId};
 use super::write::RunWriter;
 use super::{OPEN, manifest, sql};
 use crate::chunk::{Digest, HashAlgo};
-use crate::entry::Kind;
+use crate::entry::{Kind, join};
 use crate::error::{Error, Result};
 use crate::volume::{BlockId, BlockIndex};
 

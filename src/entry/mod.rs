@@ -195,6 +195,14 @@ impl Extra {
     }
 }
 
+/// The path of `name` in the directory at `path`; an empty path is the root.
+pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    match path.is_empty() {
+        true => name.to_vec(),
+        false => [path, b"/", name].concat(),
+    }
+}
+
 /// Checks that `name` is one component of a path and nothing else.
 pub fn check_name(name: &[u8]) -> Result<()> {
     let bad = name.is_empty()

@@ -14,6 +14,7 @@ use super::filter::Choice;
 use super::shared::Shared;
 use super::target::{TargetDir, belongs_to_store, is_alive, temp_owner};
 use crate::catalog::{DirId, Run};
+use crate::entry::join;
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::Snapshots;
 use crate::sys::{Stat, at, c, target};
@@ -106,13 +107,23 @@ pub fn make_room(
             _ => Error::io("removing the directory in its way", e),
         });
     }
-    let above = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-    let choice = shared.filter.choose_deep(path.get(..above).unwrap_or_default());
-    remove(shared, dir.fd.as_fd(), name, path.to_vec(), choice)?;
+    remove_in_way(shared, dir, name, path)?;
     match at::stat(&dir.fd, name) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         _ => Err(Error::new(ErrorKind::Io, "a directory in its way holds what is not deleted")),
     }
+}
+
+/// Removes what has a name that is not listed, with what is below it, or tells of it.
+fn remove_in_way(
+    shared: &Shared<'_>,
+    dir: &TargetDir<'_>,
+    name: &OsStr,
+    path: &[u8],
+) -> Result<()> {
+    let above = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    let choice = shared.filter.choose_deep(path.get(..above).unwrap_or_default());
+    remove(shared, dir.fd.as_fd(), name, path.to_vec(), choice)
 }
 
 /// Tells what [`make_room`] would remove.
@@ -125,9 +136,7 @@ pub fn foretell_room(
     if !shared.work.options.delete || !dir.may_delete {
         return Ok(());
     }
-    let above = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-    let choice = shared.filter.choose_deep(path.get(..above).unwrap_or_default());
-    remove(shared, dir.fd.as_fd(), name, path.to_vec(), choice)
+    remove_in_way(shared, dir, name, path)
 }
 
 /// A directory that is being emptied.
@@ -281,13 +290,5 @@ impl Names {
                 other => return Some(other.map(|item| item.name)),
             }
         }
-    }
-}
-
-/// A path of a directory, and a name in it.
-pub fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    match path.is_empty() {
-        true => name.to_vec(),
-        false => [path, b"/", name].concat(),
     }
 }

@@ -14,14 +14,14 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 
 use super::content::Scratch;
-use super::delete::{self, Gaps, Place, join};
+use super::delete::{self, Gaps, Place};
 use super::filter::Choice;
 use super::leaf::Job;
 use super::shared::{Decision, Outcome, Shared};
 use super::target::{DirWish, TargetDir, belongs_to_store, open_there, os, temp_name};
 use super::{Options, Step};
 use crate::catalog::{DirId, EntryRow, VersionId};
-use crate::entry::{Extra, Kind, Metadata};
+use crate::entry::{Extra, Kind, Metadata, join};
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::FileMap;
 use crate::sys::{self, at, c};
