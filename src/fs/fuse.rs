@@ -4,13 +4,10 @@
 //! of ending the session. Attributes of snapshots hold for ever; those of everything else are asked
 //! for each time, so that a new run and a finished job are seen at once.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -19,284 +16,20 @@ use fuser::{
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::Mutex;
 
-use super::control::Control;
 use super::errno::{Errno, FsResult};
-use super::ingest::{Caller, Ingest, SetAttr, SetTime};
-use super::node::Node;
-use super::tree::{Item, Listing, Tree, stat_of};
-use crate::sys::{Space, Stat, Time, c, flags};
+use super::ingest::{Caller, SetAttr, SetTime};
+use super::mounted::{FOR_EVER, ItemStat, Mounted, Opened, Pages, TRANSFER_BYTES_MAX, ttl};
+use crate::sys::{Stat, Time, c, flags};
 
-/// How long the kernel may believe what it was told of a finished run.
-const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
-/// Of anything that may change.
-const NOT_AT_ALL: Duration = Duration::ZERO;
-/// Of the ingest tree, which changes through this mount only.
-const INGEST_TTL: Duration = Duration::from_secs(1);
-/// Largest read or write, in bytes; the kernel's own limit is the same.
-const TRANSFER_BYTES_MAX: u32 = 1 << 20;
-/// Name of the ingest tree in the mount's root.
-const INGEST_NAME: &str = "ingest";
-
-/// The mounted file system.
-pub struct Mounted {
-    /// The snapshots.
-    pub tree: Tree,
-    /// The control files.
-    pub control: Arc<Control>,
-    /// The writable tree.
-    pub ingest: Ingest,
+/// A session with the kernel over a mounted file system.
+pub struct Adapter {
+    /// What answers.
+    pub mounted: Arc<Mounted>,
     /// Whether other users are let in, so that the kernel checks permissions.
     pub allow_other: bool,
     /// Called when the session ends.
     pub on_end: Box<dyn Fn() + Send + Sync>,
-    dirs: Mutex<HashMap<u64, Arc<Mutex<DirHandle>>>>,
-    last_dir: AtomicU64,
-}
-
-/// An open directory.
-enum DirHandle {
-    /// Of a snapshot.
-    Tree(Listing),
-    /// Of the mount's own: read as a whole when it was opened.
-    Items(Vec<Item>),
-    /// Of the ingest tree.
-    Ingest { node: u64, handle: u64 },
-}
-
-impl Mounted {
-    /// A file system of these parts.
-    pub fn new(
-        tree: Tree,
-        control: Arc<Control>,
-        ingest: Ingest,
-        allow_other: bool,
-        on_end: Box<dyn Fn() + Send + Sync>,
-    ) -> Mounted {
-        let (dirs, last_dir) = (Mutex::default(), AtomicU64::new(0));
-        Mounted { tree, control, ingest, allow_other, on_end, dirs, last_dir }
-    }
-
-    fn stat(&self, node: Node, handle: Option<u64>) -> FsResult<Stat> {
-        match node {
-            Node::Root | Node::Snapshots => self.tree.own_dir(node),
-            Node::Latest(run) => {
-                let size = run.to_string().len() as u64;
-                Ok(Stat { size, ..self.tree.own(node, c::S_IFLNK | 0o777)? })
-            }
-            Node::Dir(run, dir) => self.tree.stat_dir(run, dir),
-            Node::Version(version) => self.tree.stat_version(version),
-            Node::Ingest(number) => ingest_stat(self.ingest.getattr(number, handle)?),
-            _ => self.control.stat(&self.tree, node),
-        }
-    }
-
-    fn lookup_in(&self, parent: Node, name: &OsStr) -> FsResult<Stat> {
-        match parent {
-            Node::Root => self.lookup_in_root(name),
-            Node::Snapshots => self.tree.lookup_snapshot(name),
-            Node::Dir(run, dir) => self.tree.lookup(run, dir, name),
-            Node::Ingest(number) => ingest_stat(self.ingest.lookup(number, name)?),
-            Node::Ctl | Node::Jobs | Node::Job(_) => self.control.lookup(&self.tree, parent, name),
-            _ => Err(Errno(c::ENOTDIR)),
-        }
-    }
-
-    fn lookup_in_root(&self, name: &OsStr) -> FsResult<Stat> {
-        match name.as_bytes() {
-            b"snapshots" => self.stat(Node::Snapshots, None),
-            b".ctl" => self.stat(Node::Ctl, None),
-            it if it == INGEST_NAME.as_bytes() => self.stat(Node::Ingest(self.ingest.root()), None),
-            _ => Err(Errno(c::ENOENT)),
-        }
-    }
-
-    fn open_dir(&self, node: Node) -> FsResult<DirHandle> {
-        Ok(match node {
-            Node::Dir(run, dir) => DirHandle::Tree(self.tree.list(run, dir)?),
-            Node::Ingest(number) => {
-                DirHandle::Ingest { node: number, handle: self.ingest.opendir(number)? }
-            }
-            Node::Root => DirHandle::Items(
-                ["snapshots", INGEST_NAME, ".ctl"]
-                    .into_iter()
-                    .map(|name| {
-                        let stat = self.lookup_in_root(OsStr::new(name))?;
-                        Ok(Item { name: name.into(), stat })
-                    })
-                    .collect::<FsResult<_>>()?,
-            ),
-            Node::Snapshots => DirHandle::Items(self.tree.list_snapshots()?),
-            _ => DirHandle::Items(self.control.list(&self.tree, node)?),
-        })
-    }
-
-    fn dir_handle(&self, handle: FileHandle) -> FsResult<Arc<Mutex<DirHandle>>> {
-        self.dirs.lock().get(&handle.0).cloned().ok_or(Errno(c::EBADF))
-    }
-
-    /// Gives out the items of a directory from `offset` on until `add` says that it is full. `add`
-    /// gets inode number, offset after the item, name, and the attributes where they are known.
-    fn read_dir(
-        &self,
-        node: Node,
-        handle: FileHandle,
-        offset: u64,
-        add: &mut dyn FnMut(&OsStr, u64, ItemStat) -> bool,
-    ) -> FsResult<()> {
-        let handle = self.dir_handle(handle)?;
-        let mut handle = handle.lock();
-        match &mut *handle {
-            DirHandle::Tree(listing) => {
-                let [own, parent] = listing.dots;
-                let mut at = offset;
-                for (position, name, ino) in [(0, ".", own), (1, "..", parent)] {
-                    if at == position {
-                        if add(OsStr::new(name), at + 1, ItemStat::Dot(ino)) {
-                            return Ok(());
-                        }
-                        at += 1;
-                    }
-                }
-                let run = listing.run();
-                while let Some(entry) = self.tree.next(listing, at)? {
-                    let stat = stat_of(run, entry)?;
-                    if add(OsStr::from_bytes(&entry.name), at + 1, ItemStat::Known(stat)) {
-                        break;
-                    }
-                    at += 1;
-                }
-                Ok(())
-            }
-            DirHandle::Items(items) => {
-                let own = node.ino().unwrap_or(1);
-                let dots = [(".", own), ("..", 1)].into_iter();
-                let dots = dots.map(|(name, ino)| (OsStr::new(name), ItemStat::Dot(ino)));
-                let items = items.iter().map(|it| (&*it.name, ItemStat::Known(it.stat)));
-                let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-                for (at, (name, stat)) in (1..).zip(dots.chain(items)).skip(skip) {
-                    if add(name, at, stat) {
-                        break;
-                    }
-                }
-                Ok(())
-            }
-            DirHandle::Ingest { node, handle } => self.read_ingest_dir(*node, *handle, offset, add),
-        }
-    }
-
-    fn read_ingest_dir(
-        &self,
-        dir: u64,
-        handle: u64,
-        offset: u64,
-        add: &mut dyn FnMut(&OsStr, u64, ItemStat) -> bool,
-    ) -> FsResult<()> {
-        let root = self.ingest.root();
-        let offset = i64::try_from(offset).map_err(|_| Errno(c::EINVAL))?;
-        self.ingest.readdir(handle, offset, &mut |item| {
-            let next = item.offset.cast_unsigned();
-            let stat = match item.name.as_bytes() {
-                b"." => ItemStat::Dot(Node::Ingest(dir).ino().unwrap_or(1)),
-                b".." if dir == root => ItemStat::Dot(1),
-                b".." => ItemStat::Dot(Node::Ingest(item.ino).ino().unwrap_or(1)),
-                _ => ItemStat::Ingest { dir, ino: item.ino, kind: item.kind },
-            };
-            !add(&item.name, next, stat)
-        })
-    }
-
-    fn open_file(&self, req: &Request, node: Node, flags: i32) -> FsResult<(u64, FopenFlags)> {
-        let writes = flags & c::O_ACCMODE != c::O_RDONLY;
-        match node {
-            Node::Version(_) if writes => Err(Errno(c::EROFS)),
-            Node::Version(version) => {
-                self.tree.open(version)?;
-                Ok((0, FopenFlags::FOPEN_KEEP_CACHE))
-            }
-            Node::Ingest(number) => Ok((self.ingest.open(number, flags)?, FopenFlags::empty())),
-            Node::CtlBackup | Node::CtlStatus | Node::JobFile(..) => {
-                let handle = self.control.open(&self.tree, node, flags, req.uid())?;
-                Ok((handle, FopenFlags::FOPEN_DIRECT_IO))
-            }
-            _ => Err(Errno(c::EISDIR)),
-        }
-    }
-
-    fn read_file(&self, node: Node, handle: u64, offset: u64, size: u32) -> FsResult<Vec<u8>> {
-        let size = size.min(TRANSFER_BYTES_MAX * 16) as usize;
-        let mut buf = match node {
-            Node::Version(_) | Node::Ingest(_) => vec![0; size],
-            _ => return self.control.read(node, handle, offset, size),
-        };
-        let len = match node {
-            Node::Version(version) => self.tree.read(version, offset, &mut buf)?,
-            _ => self.ingest.read(handle, offset, &mut buf)?,
-        };
-        buf.truncate(len);
-        Ok(buf)
-    }
-
-    fn set_attr(&self, node: Node, handle: Option<u64>, change: &SetAttr) -> FsResult<Stat> {
-        match node {
-            Node::Ingest(number) => ingest_stat(self.ingest.setattr(number, handle, change)?),
-            // `echo line > file` truncates first; times may be "set" by the kernel after a write.
-            Node::CtlBackup | Node::JobFile(..) => {
-                let wants = change.mode.is_some() || change.uid.is_some() || change.gid.is_some();
-                match wants {
-                    true => Err(Errno(c::EPERM)),
-                    false => self.stat(node, None),
-                }
-            }
-            _ => Err(Errno(c::EROFS)),
-        }
-    }
-
-    /// The ingest directory in which something is to be made or removed.
-    fn writable(&self, parent: INodeNo) -> FsResult<u64> {
-        match node_of(parent)? {
-            Node::Ingest(number) => Ok(number),
-            _ => Err(Errno(c::EROFS)),
-        }
-    }
-
-    fn space(&self, node: Node) -> FsResult<Space> {
-        match node {
-            Node::Ingest(_) => self.ingest.statfs(),
-            _ => Ok(self.tree.space()),
-        }
-    }
-}
-
-/// What is known of an item of a directory.
-enum ItemStat {
-    /// `.` or `..`: an inode number.
-    Dot(u64),
-    /// Everything.
-    Known(Stat),
-    /// To be looked up, which counts a reference.
-    Ingest { dir: u64, ino: u64, kind: u32 },
-}
-
-fn node_of(ino: INodeNo) -> FsResult<Node> {
-    Node::from_ino(ino.0).ok_or(Errno(c::ESTALE))
-}
-
-/// The ingest tree numbers its nodes by itself; the mount puts its mark on them.
-fn ingest_stat(stat: Stat) -> FsResult<Stat> {
-    let ino = Node::Ingest(stat.ino).ino().ok_or(Errno(c::EIO))?;
-    Ok(Stat { ino, ..stat })
-}
-
-fn ttl(ino: u64) -> Duration {
-    match Node::from_ino(ino) {
-        Some(Node::Dir(..) | Node::Version(_) | Node::Root | Node::Snapshots | Node::Ctl) => {
-            FOR_EVER
-        }
-        Some(Node::Ingest(_)) => INGEST_TTL,
-        _ => NOT_AT_ALL,
-    }
 }
 
 fn errno(error: Errno) -> fuser::Errno {
@@ -412,7 +145,36 @@ fn reply_xattr(result: FsResult<Vec<u8>>, size: u32, reply: ReplyXattr) {
     }
 }
 
-impl Filesystem for Mounted {
+fn reply_attr(result: FsResult<Stat>, reply: ReplyAttr) {
+    match result {
+        Ok(stat) => reply.attr(&ttl(stat.ino), &attr(&stat)),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+fn reply_data(result: FsResult<Vec<u8>>, reply: ReplyData) {
+    match result {
+        Ok(data) => reply.data(&data),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+fn reply_written(result: FsResult<usize>, reply: ReplyWrite) {
+    match result {
+        Ok(len) => reply.written(u32::try_from(len).unwrap_or(u32::MAX)),
+        Err(e) => reply.error(errno(e)),
+    }
+}
+
+fn open_flags(opened: Opened) -> FopenFlags {
+    match opened.pages {
+        Pages::Keep => FopenFlags::FOPEN_KEEP_CACHE,
+        Pages::Cache => FopenFlags::empty(),
+        Pages::None => FopenFlags::FOPEN_DIRECT_IO,
+    }
+}
+
+impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let mut wanted = vec![
             InitFlags::FUSE_DO_READDIRPLUS,
@@ -441,34 +203,22 @@ impl Filesystem for Mounted {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guard("lookup", || {
-            let parent = node_of(parent);
-            match parent.and_then(|parent| self.lookup_in(parent, name)) {
-                // A name that a finished run does not have, it will never have.
-                Err(Errno(c::ENOENT)) if matches!(parent, Ok(Node::Dir(..))) => {
-                    let nothing = Stat { ino: 0, ..EMPTY_STAT };
-                    reply.entry(&FOR_EVER, &attr(&nothing), Generation(0));
-                }
-                result => reply_entry(result, reply),
+        guard("lookup", || match self.mounted.lookup(parent.0, name) {
+            Ok(None) => {
+                let nothing = Stat { ino: 0, ..EMPTY_STAT };
+                reply.entry(&FOR_EVER, &attr(&nothing), Generation(0));
             }
+            Ok(Some(stat)) => reply_entry(Ok(stat), reply),
+            Err(e) => reply.error(errno(e)),
         });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        guard("forget", || {
-            if let Ok(Node::Ingest(number)) = node_of(ino) {
-                self.ingest.forget(number, nlookup);
-            }
-        });
+        guard("forget", || self.mounted.forget(ino.0, nlookup));
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        guard("getattr", || {
-            match node_of(ino).and_then(|node| self.stat(node, fh.map(|it| it.0))) {
-                Ok(stat) => reply.attr(&ttl(stat.ino), &attr(&stat)),
-                Err(e) => reply.error(errno(e)),
-            }
-        });
+        guard("getattr", || reply_attr(self.mounted.getattr(ino.0, fh.map(|it| it.0)), reply));
     }
 
     fn setattr(
@@ -492,25 +242,12 @@ impl Filesystem for Mounted {
         guard("setattr", || {
             let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
             let change = SetAttr { mode, uid, gid, size, atime, mtime };
-            let handle = fh.map(|it| it.0);
-            match node_of(ino).and_then(|node| self.set_attr(node, handle, &change)) {
-                Ok(stat) => reply.attr(&ttl(stat.ino), &attr(&stat)),
-                Err(e) => reply.error(errno(e)),
-            }
+            reply_attr(self.mounted.setattr(ino.0, fh.map(|it| it.0), &change), reply);
         });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        guard("readlink", || {
-            let target = node_of(ino).and_then(|node| match node {
-                Node::Ingest(number) => Ok(self.ingest.readlink(number)?.as_bytes().to_vec()),
-                node => self.tree.read_link(node),
-            });
-            match target {
-                Ok(target) => reply.data(&target),
-                Err(e) => reply.error(errno(e)),
-            }
-        });
+        guard("readlink", || reply_data(self.mounted.readlink(ino.0), reply));
     }
 
     fn mknod(
@@ -524,11 +261,8 @@ impl Filesystem for Mounted {
         reply: ReplyEntry,
     ) {
         guard("mknod", || {
-            let made = self.writable(parent).and_then(|parent| {
-                let rdev = device_from_kernel(rdev);
-                ingest_stat(self.ingest.mknod(&caller(req, umask), parent, name, mode, rdev)?)
-            });
-            reply_entry(made, reply);
+            let (caller, rdev) = (caller(req, umask), device_from_kernel(rdev));
+            reply_entry(self.mounted.mknod(&caller, parent.0, name, mode, rdev), reply);
         });
     }
 
@@ -542,25 +276,16 @@ impl Filesystem for Mounted {
         reply: ReplyEntry,
     ) {
         guard("mkdir", || {
-            let made = self.writable(parent).and_then(|parent| {
-                ingest_stat(self.ingest.mkdir(&caller(req, umask), parent, name, mode)?)
-            });
-            reply_entry(made, reply);
+            reply_entry(self.mounted.mkdir(&caller(req, umask), parent.0, name, mode), reply);
         });
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guard("unlink", || {
-            let done = self.writable(parent).and_then(|it| self.ingest.unlink(it, name));
-            reply_empty(done, reply);
-        });
+        guard("unlink", || reply_empty(self.mounted.unlink(parent.0, name), reply));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guard("rmdir", || {
-            let done = self.writable(parent).and_then(|it| self.ingest.rmdir(it, name));
-            reply_empty(done, reply);
-        });
+        guard("rmdir", || reply_empty(self.mounted.rmdir(parent.0, name), reply));
     }
 
     fn symlink(
@@ -572,11 +297,8 @@ impl Filesystem for Mounted {
         reply: ReplyEntry,
     ) {
         guard("symlink", || {
-            let made = self.writable(parent).and_then(|parent| {
-                let target = target.as_os_str();
-                ingest_stat(self.ingest.symlink(&caller(req, 0), parent, link_name, target)?)
-            });
-            reply_entry(made, reply);
+            let (caller, target) = (caller(req, 0), target.as_os_str());
+            reply_entry(self.mounted.symlink(&caller, parent.0, link_name, target), reply);
         });
     }
 
@@ -591,11 +313,8 @@ impl Filesystem for Mounted {
         reply: ReplyEmpty,
     ) {
         guard("rename", || {
-            let done = self.writable(parent).and_then(|from| {
-                let to = self.writable(newparent)?;
-                self.ingest.rename(from, name, to, newname, flags.bits())
-            });
-            reply_empty(done, reply);
+            let (from, to) = ((parent.0, name), (newparent.0, newname));
+            reply_empty(self.mounted.rename(from, to, flags.bits()), reply);
         });
     }
 
@@ -607,18 +326,12 @@ impl Filesystem for Mounted {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        guard("link", || {
-            let made = self.writable(newparent).and_then(|parent| match node_of(ino)? {
-                Node::Ingest(number) => ingest_stat(self.ingest.link(number, parent, newname)?),
-                _ => Err(Errno(c::EXDEV)),
-            });
-            reply_entry(made, reply);
-        });
+        guard("link", || reply_entry(self.mounted.link(ino.0, newparent.0, newname), reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guard("open", || match node_of(ino).and_then(|node| self.open_file(req, node, flags.0)) {
-            Ok((handle, flags)) => reply.opened(FileHandle(handle), flags),
+        guard("open", || match self.mounted.open(req.uid(), ino.0, flags.0) {
+            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
             Err(e) => reply.error(errno(e)),
         });
     }
@@ -634,18 +347,14 @@ impl Filesystem for Mounted {
         reply: ReplyCreate,
     ) {
         guard("create", || {
-            let made = self.writable(parent).and_then(|parent| {
-                let caller = caller(req, umask);
-                let (stat, handle) = self.ingest.create(&caller, parent, name, mode, flags)?;
-                Ok((ingest_stat(stat)?, handle))
-            });
-            match made {
-                Ok((stat, handle)) => reply.created(
+            let caller = caller(req, umask);
+            match self.mounted.create(&caller, parent.0, name, mode, flags) {
+                Ok((stat, opened)) => reply.created(
                     &ttl(stat.ino),
                     &attr(&stat),
                     Generation(0),
-                    FileHandle(handle),
-                    FopenFlags::empty(),
+                    FileHandle(opened.handle),
+                    open_flags(opened),
                 ),
                 Err(e) => reply.error(errno(e)),
             }
@@ -663,12 +372,7 @@ impl Filesystem for Mounted {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guard("read", || {
-            match node_of(ino).and_then(|node| self.read_file(node, fh.0, offset, size)) {
-                Ok(data) => reply.data(&data),
-                Err(e) => reply.error(errno(e)),
-            }
-        });
+        guard("read", || reply_data(self.mounted.read(ino.0, fh.0, offset, size), reply));
     }
 
     fn write(
@@ -684,17 +388,7 @@ impl Filesystem for Mounted {
         reply: ReplyWrite,
     ) {
         guard("write", || {
-            let written = node_of(ino).and_then(|node| match node {
-                Node::Ingest(_) => self.ingest.write(fh.0, offset, data),
-                node => {
-                    self.control.write(&self.tree, node, fh.0, req.uid(), data)?;
-                    Ok(data.len())
-                }
-            });
-            match written {
-                Ok(len) => reply.written(u32::try_from(len).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(errno(e)),
-            }
+            reply_written(self.mounted.write(req.uid(), ino.0, fh.0, offset, data), reply);
         });
     }
 
@@ -706,13 +400,7 @@ impl Filesystem for Mounted {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        guard("flush", || {
-            let done = node_of(ino).and_then(|node| match node {
-                Node::Ingest(_) => self.ingest.flush(fh.0),
-                _ => Ok(()),
-            });
-            reply_empty(done, reply);
-        });
+        guard("flush", || reply_empty(self.mounted.flush(ino.0, fh.0), reply));
     }
 
     fn release(
@@ -725,17 +413,7 @@ impl Filesystem for Mounted {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        guard("release", || {
-            let done = node_of(ino).and_then(|node| match node {
-                Node::Ingest(_) => self.ingest.release(fh.0),
-                Node::Version(_) => Ok(()),
-                _ => {
-                    self.control.release(fh.0);
-                    Ok(())
-                }
-            });
-            reply_empty(done, reply);
-        });
+        guard("release", || reply_empty(self.mounted.release(ino.0, fh.0), reply));
     }
 
     fn fsync(
@@ -746,37 +424,29 @@ impl Filesystem for Mounted {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        guard("fsync", || match node_of(ino) {
-            Ok(Node::Ingest(_)) => reply_empty(self.ingest.fsync(fh.0, datasync), reply),
-            Ok(node) => match self.control.job_of(node, fh.0) {
-                // A job may take hours: nobody else waits for it.
-                Some(job) => {
-                    std::thread::spawn(move || {
-                        job.wait();
-                        reply.ok();
-                    });
-                }
-                None => reply.ok(),
-            },
+        guard("fsync", || match self.mounted.fsync(ino.0, fh.0, datasync) {
+            // A job may take hours: nobody else waits for it.
+            Ok(Some(job)) => {
+                std::thread::spawn(move || {
+                    job.wait();
+                    reply.ok();
+                });
+            }
+            Ok(None) => reply.ok(),
             Err(e) => reply.error(errno(e)),
         });
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        guard("opendir", || {
-            let opened = node_of(ino).and_then(|node| Ok((node, self.open_dir(node)?)));
-            match opened {
-                Ok((node, dir)) => {
-                    let handle = self.last_dir.fetch_add(1, Ordering::Relaxed) + 1;
-                    self.dirs.lock().insert(handle, Arc::new(Mutex::new(dir)));
-                    let flags = match node {
-                        Node::Dir(..) => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
-                        _ => FopenFlags::empty(),
-                    };
-                    reply.opened(FileHandle(handle), flags);
-                }
-                Err(e) => reply.error(errno(e)),
+        guard("opendir", || match self.mounted.opendir(ino.0) {
+            Ok((handle, holds)) => {
+                let flags = match holds {
+                    true => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+                    false => FopenFlags::empty(),
+                };
+                reply.opened(FileHandle(handle), flags);
             }
+            Err(e) => reply.error(errno(e)),
         });
     }
 
@@ -789,17 +459,15 @@ impl Filesystem for Mounted {
         mut reply: ReplyDirectory,
     ) {
         guard("readdir", || {
-            let mut add = |name: &OsStr, next: u64, stat: ItemStat| match stat {
-                ItemStat::Dot(ino) => reply.add(INodeNo(ino), next, FileType::Directory, name),
-                ItemStat::Known(stat) => {
-                    reply.add(INodeNo(stat.ino), next, file_type(stat.mode), name)
-                }
-                ItemStat::Ingest { ino, kind, .. } => {
-                    let ino = Node::Ingest(ino).ino().unwrap_or(1);
-                    reply.add(INodeNo(ino), next, file_type(kind), name)
-                }
+            let mut add = |name: &OsStr, next: u64, stat: ItemStat| {
+                let (ino, kind) = match stat {
+                    ItemStat::Dot(ino) => (ino, FileType::Directory),
+                    ItemStat::Known(stat) => (stat.ino, file_type(stat.mode)),
+                    ItemStat::Ingest { ino, kind } => (ino, file_type(kind)),
+                };
+                reply.add(INodeNo(ino), next, kind, name)
             };
-            match node_of(ino).and_then(|node| self.read_dir(node, fh, offset, &mut add)) {
+            match self.mounted.readdir(ino.0, fh.0, offset, &mut add) {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno(e)),
             }
@@ -816,27 +484,23 @@ impl Filesystem for Mounted {
     ) {
         guard("readdirplus", || {
             let mut add = |name: &OsStr, next: u64, stat: ItemStat| {
-                let (stat, reference) = match stat {
-                    ItemStat::Dot(ino) => (Stat { ino, ..EMPTY_STAT }, None),
-                    ItemStat::Known(stat) => (stat, None),
-                    ItemStat::Ingest { dir, .. } => match self.ingest.lookup(dir, name) {
-                        Ok(stat) => match ingest_stat(stat) {
-                            Ok(mounted) => (mounted, Some(stat.ino)),
-                            Err(_) => return false,
-                        },
+                let (stat, counts) = match stat {
+                    ItemStat::Dot(ino) => (Stat { ino, ..EMPTY_STAT }, false),
+                    ItemStat::Known(stat) => (stat, false),
+                    ItemStat::Ingest { .. } => match self.mounted.lookup(ino.0, name) {
+                        Ok(Some(stat)) => (stat, true),
                         // Removed meanwhile: as if it had not been listed.
-                        Err(_) => return false,
+                        _ => return false,
                     },
                 };
-                let ttl = ttl(stat.ino);
-                let attr = attr(&stat);
+                let (ttl, attr) = (ttl(stat.ino), attr(&stat));
                 let full = reply.add(attr.ino, next, name, &ttl, &attr, Generation(0));
-                if let (true, Some(node)) = (full, reference) {
-                    self.ingest.forget(node, 1);
+                if full && counts {
+                    self.mounted.forget(stat.ino, 1);
                 }
                 full
             };
-            match node_of(ino).and_then(|node| self.read_dir(node, fh, offset, &mut add)) {
+            match self.mounted.readdir(ino.0, fh.0, offset, &mut add) {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno(e)),
             }
@@ -852,13 +516,7 @@ impl Filesystem for Mounted {
         reply: ReplyEmpty,
     ) {
         guard("releasedir", || {
-            let removed = self.dirs.lock().remove(&fh.0);
-            if let Some(dir) = removed
-                && let DirHandle::Ingest { handle, .. } = &*dir.lock()
-            {
-                // The descriptor is gone either way.
-                let _ = self.ingest.releasedir(*handle);
-            }
+            self.mounted.releasedir(fh.0);
             reply.ok();
         });
     }
@@ -871,17 +529,11 @@ impl Filesystem for Mounted {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        guard("fsyncdir", || {
-            let done = self.dir_handle(fh).and_then(|dir| match &*dir.lock() {
-                DirHandle::Ingest { handle, .. } => self.ingest.fsyncdir(*handle),
-                _ => Ok(()),
-            });
-            reply_empty(done, reply);
-        });
+        guard("fsyncdir", || reply_empty(self.mounted.fsyncdir(fh.0), reply));
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        guard("statfs", || match node_of(ino).and_then(|node| self.space(node)) {
+        guard("statfs", || match self.mounted.statfs(ino.0) {
             Ok(space) => {
                 let (total, free) = (space.total_bytes / 4096, space.free_bytes / 4096);
                 let (files, free_files) = (space.total_inodes, space.free_inodes);
@@ -903,39 +555,20 @@ impl Filesystem for Mounted {
     ) {
         guard("setxattr", || {
             let flags = flags.cast_unsigned();
-            let done = self.writable(ino);
-            reply_empty(done.and_then(|it| self.ingest.setxattr(it, name, value, flags)), reply);
+            reply_empty(self.mounted.setxattr(ino.0, name, value, flags), reply);
         });
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guard("getxattr", || {
-            let value = node_of(ino).and_then(|node| match node {
-                Node::Ingest(number) => self.ingest.getxattr(number, name),
-                node => self.tree.get_xattr(node, name),
-            });
-            reply_xattr(value, size, reply);
-        });
+        guard("getxattr", || reply_xattr(self.mounted.getxattr(ino.0, name), size, reply));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        guard("listxattr", || {
-            let names = node_of(ino).and_then(|node| match node {
-                Node::Ingest(number) => {
-                    let names = self.ingest.listxattr(number)?.into_iter();
-                    Ok(names.flat_map(|it| [it.as_bytes(), b"\0"].concat()).collect())
-                }
-                node => self.tree.list_xattrs(node),
-            });
-            reply_xattr(names, size, reply);
-        });
+        guard("listxattr", || reply_xattr(self.mounted.listxattr(ino.0), size, reply));
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guard("removexattr", || {
-            let done = self.writable(ino).and_then(|it| self.ingest.removexattr(it, name));
-            reply_empty(done, reply);
-        });
+        guard("removexattr", || reply_empty(self.mounted.removexattr(ino.0, name), reply));
     }
 
     /// Asked only where the kernel does not check permissions: everything is allowed then, and
@@ -956,9 +589,7 @@ impl Filesystem for Mounted {
     ) {
         guard("fallocate", || {
             let mode = mode.cast_unsigned();
-            let done = self.writable(ino);
-            let done = done.and_then(|_| self.ingest.fallocate(fh.0, mode, offset, length));
-            reply_empty(done, reply);
+            reply_empty(self.mounted.fallocate(ino.0, fh.0, mode, offset, length), reply);
         });
     }
 
@@ -975,7 +606,7 @@ impl Filesystem for Mounted {
     ) {
         guard("ioctl", || {
             let asked = match cmd {
-                flags::GET_FLAGS => node_of(ino).and_then(|node| self.tree.flags(node)),
+                flags::GET_FLAGS => self.mounted.flags(ino.0),
                 _ => Err(Errno(c::ENOTTY)),
             };
             match asked {
@@ -994,19 +625,9 @@ impl Filesystem for Mounted {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        guard("lseek", || {
-            let found = node_of(ino).and_then(|node| {
-                let offset = u64::try_from(offset).map_err(|_| Errno(c::ENXIO))?;
-                match node {
-                    Node::Version(version) => self.tree.seek(version, offset, whence),
-                    Node::Ingest(_) => self.ingest.seek(fh.0, offset, whence),
-                    _ => Err(Errno(c::EINVAL)),
-                }
-            });
-            match found {
-                Ok(offset) => reply.offset(offset.cast_signed()),
-                Err(e) => reply.error(errno(e)),
-            }
+        guard("lseek", || match self.mounted.lseek(ino.0, fh.0, offset, whence) {
+            Ok(offset) => reply.offset(offset.cast_signed()),
+            Err(e) => reply.error(errno(e)),
         });
     }
 
@@ -1024,19 +645,9 @@ impl Filesystem for Mounted {
         reply: ReplyWrite,
     ) {
         guard("copy_file_range", || {
-            let copied = match (node_of(ino_in), node_of(ino_out)) {
-                (Ok(Node::Ingest(_)), Ok(Node::Ingest(_))) => {
-                    // A reply has 32 bits for the length.
-                    let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
-                    self.ingest.copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len)
-                }
-                // The kernel then copies by reading and writing.
-                _ => Err(Errno(c::EXDEV)),
-            };
-            match copied {
-                Ok(len) => reply.written(u32::try_from(len).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(errno(e)),
-            }
+            let from = (ino_in.0, fh_in.0, offset_in);
+            let to = (ino_out.0, fh_out.0, offset_out);
+            reply_written(self.mounted.copy_file_range(from, to, len), reply);
         });
     }
 }

@@ -8,13 +8,15 @@
 //! /.ctl/status             what this mount is
 //! ```
 //!
-//! `node` gives inode numbers, `tree` the snapshots, `ingest` and `control` the rest; only `fuse`
-//! knows the kernel's side. SQL and block files are not known in this room.
+//! `node` gives inode numbers, `tree` the snapshots, `ingest` and `control` the rest, and `mounted`
+//! puts them together; only `fuse` knows the kernel's side. SQL and block files are not known in
+//! this room.
 
 mod control;
 mod errno;
 mod fuse;
 pub mod ingest;
+mod mounted;
 mod node;
 mod tree;
 
@@ -34,8 +36,9 @@ use crate::snapshot::Snapshots;
 use crate::sys::{self, quoted};
 
 use control::Control;
-use fuse::Mounted;
+use fuse::Adapter;
 use ingest::Ingest;
+use mounted::Mounted;
 use tree::Tree;
 
 /// What to mount and how.
@@ -95,8 +98,9 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
         })
     };
     let tree = Tree::new(snapshots);
-    let mounted = Mounted::new(tree, Arc::new(control), ingest, options.allow_other, on_end);
-    let session = Session::new(mounted, &mountpoint, &config(options))
+    let mounted = Arc::new(Mounted::new(tree, Arc::new(control), ingest));
+    let adapter = Adapter { mounted, allow_other: options.allow_other, on_end };
+    let session = Session::new(adapter, &mountpoint, &config(options))
         .map_err(|e| Error::io(format!("mounting on {}", quoted(&mountpoint)), e))?;
     let session = session.spawn().map_err(|e| Error::io("starting the mount's threads", e))?;
     // fuser unmounts by path when this is dropped, which after an unmount could hit the next mount

@@ -1,0 +1,558 @@
+//! What the mount does when it is asked: every operation of the kernel, in plain types.
+//!
+//! Snapshots refuse whatever would change them with `EROFS`; `/ingest` and the control files are
+//! handed to their own parts. How requests come in and how answers go out is not known here, so
+//! that the same operations serve any transport, and tests without one.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::control::Control;
+use super::errno::{Errno, FsResult};
+use super::ingest::{Caller, Ingest, SetAttr};
+use super::node::Node;
+use super::tree::{Item, Listing, Tree, stat_of};
+use crate::job::Job;
+use crate::sys::{Space, Stat, c};
+
+/// How long the kernel may believe what it was told of a finished run.
+pub const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// Of anything that may change.
+const NOT_AT_ALL: Duration = Duration::ZERO;
+/// Of the ingest tree, which changes through this mount only.
+const INGEST_TTL: Duration = Duration::from_secs(1);
+/// Largest read or write, in bytes; the kernel's own limit is the same.
+pub const TRANSFER_BYTES_MAX: u32 = 1 << 20;
+/// Name of the ingest tree in the mount's root.
+const INGEST_NAME: &str = "ingest";
+
+/// The mounted file system.
+pub struct Mounted {
+    tree: Tree,
+    control: Arc<Control>,
+    ingest: Ingest,
+    dirs: Mutex<HashMap<u64, Arc<Mutex<DirHandle>>>>,
+    last_dir: AtomicU64,
+}
+
+/// An open directory.
+enum DirHandle {
+    /// Of a snapshot.
+    Tree(Listing),
+    /// Of the mount's own: read as a whole when it was opened.
+    Items(Vec<Item>),
+    /// Of the ingest tree.
+    Ingest { node: u64, handle: u64 },
+}
+
+/// What is known of an item of a directory.
+pub enum ItemStat {
+    /// `.` or `..`: an inode number.
+    Dot(u64),
+    /// Everything.
+    Known(Stat),
+    /// To be looked up, which counts a reference: its inode number and the bits of its type.
+    Ingest { ino: u64, kind: u32 },
+}
+
+/// An open file.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// What later requests name it by.
+    pub handle: u64,
+    /// How its pages may be kept.
+    pub pages: Pages,
+}
+
+/// What the kernel may do with the pages of a file that is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pages {
+    /// Keep those of earlier opens: the content never changes.
+    Keep,
+    /// Have them while it is open.
+    Cache,
+    /// Have none: the size is not known before it is read.
+    None,
+}
+
+impl Mounted {
+    /// A file system of these parts.
+    pub fn new(tree: Tree, control: Arc<Control>, ingest: Ingest) -> Mounted {
+        let (dirs, last_dir) = (Mutex::default(), AtomicU64::new(0));
+        Mounted { tree, control, ingest, dirs, last_dir }
+    }
+
+    /// Looks a name up. `None` is a name that is not there and never will be.
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> FsResult<Option<Stat>> {
+        let parent = node_of(parent)?;
+        match self.lookup_in(parent, name) {
+            Err(Errno(c::ENOENT)) if matches!(parent, Node::Dir(..)) => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Takes back references to a node.
+    pub fn forget(&self, ino: u64, count: u64) {
+        if let Ok(Node::Ingest(number)) = node_of(ino) {
+            self.ingest.forget(number, count);
+        }
+    }
+
+    /// Attributes.
+    pub fn getattr(&self, ino: u64, handle: Option<u64>) -> FsResult<Stat> {
+        self.stat(node_of(ino)?, handle)
+    }
+
+    /// Changes attributes.
+    pub fn setattr(&self, ino: u64, handle: Option<u64>, change: &SetAttr) -> FsResult<Stat> {
+        let node = node_of(ino)?;
+        match node {
+            Node::Ingest(number) => ingest_stat(self.ingest.setattr(number, handle, change)?),
+            // `echo line > file` truncates first; times may be "set" by the kernel after a write.
+            Node::CtlBackup | Node::JobFile(..) => {
+                let wants = change.mode.is_some() || change.uid.is_some() || change.gid.is_some();
+                match wants {
+                    true => Err(Errno(c::EPERM)),
+                    false => self.stat(node, None),
+                }
+            }
+            _ => Err(Errno(c::EROFS)),
+        }
+    }
+
+    /// Where a link leads.
+    pub fn readlink(&self, ino: u64) -> FsResult<Vec<u8>> {
+        match node_of(ino)? {
+            Node::Ingest(number) => Ok(self.ingest.readlink(number)?.as_bytes().to_vec()),
+            node => self.tree.read_link(node),
+        }
+    }
+
+    /// Makes a file, a device, a fifo or a socket.
+    pub fn mknod(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        rdev: u64,
+    ) -> FsResult<Stat> {
+        ingest_stat(self.ingest.mknod(caller, writable(parent)?, name, mode, rdev)?)
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32) -> FsResult<Stat> {
+        ingest_stat(self.ingest.mkdir(caller, writable(parent)?, name, mode)?)
+    }
+
+    /// Makes a symbolic link.
+    pub fn symlink(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &OsStr,
+        target: &OsStr,
+    ) -> FsResult<Stat> {
+        ingest_stat(self.ingest.symlink(caller, writable(parent)?, name, target)?)
+    }
+
+    /// Gives a file another name.
+    pub fn link(&self, ino: u64, parent: u64, name: &OsStr) -> FsResult<Stat> {
+        let parent = writable(parent)?;
+        match node_of(ino)? {
+            Node::Ingest(number) => ingest_stat(self.ingest.link(number, parent, name)?),
+            _ => Err(Errno(c::EXDEV)),
+        }
+    }
+
+    /// Removes a name that is not a directory's.
+    pub fn unlink(&self, parent: u64, name: &OsStr) -> FsResult<()> {
+        self.ingest.unlink(writable(parent)?, name)
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: u64, name: &OsStr) -> FsResult<()> {
+        self.ingest.rmdir(writable(parent)?, name)
+    }
+
+    /// Renames; `flags` as renameat2(2) takes them.
+    pub fn rename(&self, from: (u64, &OsStr), to: (u64, &OsStr), flags: u32) -> FsResult<()> {
+        let (from_dir, to_dir) = (writable(from.0)?, writable(to.0)?);
+        self.ingest.rename(from_dir, from.1, to_dir, to.1, flags)
+    }
+
+    /// Opens a file for the user `uid`.
+    pub fn open(&self, uid: u32, ino: u64, flags: i32) -> FsResult<Opened> {
+        let writes = flags & c::O_ACCMODE != c::O_RDONLY;
+        let node = node_of(ino)?;
+        match node {
+            Node::Version(_) if writes => Err(Errno(c::EROFS)),
+            Node::Version(version) => {
+                self.tree.open(version)?;
+                Ok(Opened { handle: 0, pages: Pages::Keep })
+            }
+            Node::Ingest(number) => {
+                Ok(Opened { handle: self.ingest.open(number, flags)?, pages: Pages::Cache })
+            }
+            Node::CtlBackup | Node::CtlStatus | Node::JobFile(..) => {
+                let handle = self.control.open(&self.tree, node, flags, uid)?;
+                Ok(Opened { handle, pages: Pages::None })
+            }
+            _ => Err(Errno(c::EISDIR)),
+        }
+    }
+
+    /// Makes a file and opens it: its attributes and the handle.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+    ) -> FsResult<(Stat, Opened)> {
+        let parent = writable(parent)?;
+        let (stat, handle) = self.ingest.create(caller, parent, name, mode, flags)?;
+        Ok((ingest_stat(stat)?, Opened { handle, pages: Pages::Cache }))
+    }
+
+    /// Reads at most `size` bytes from `offset`.
+    pub fn read(&self, ino: u64, handle: u64, offset: u64, size: u32) -> FsResult<Vec<u8>> {
+        let node = node_of(ino)?;
+        let size = size.min(TRANSFER_BYTES_MAX * 16) as usize;
+        let mut buf = match node {
+            Node::Version(_) | Node::Ingest(_) => vec![0; size],
+            _ => return self.control.read(node, handle, offset, size),
+        };
+        let len = match node {
+            Node::Version(version) => self.tree.read(version, offset, &mut buf)?,
+            _ => self.ingest.read(handle, offset, &mut buf)?,
+        };
+        buf.truncate(len);
+        Ok(buf)
+    }
+
+    /// Writes for the user `uid`; gives how many bytes were taken.
+    pub fn write(
+        &self,
+        uid: u32,
+        ino: u64,
+        handle: u64,
+        offset: u64,
+        data: &[u8],
+    ) -> FsResult<usize> {
+        match node_of(ino)? {
+            Node::Ingest(_) => self.ingest.write(handle, offset, data),
+            node => {
+                self.control.write(&self.tree, node, handle, uid, data)?;
+                Ok(data.len())
+            }
+        }
+    }
+
+    /// One of the descriptors of an open file is closed.
+    pub fn flush(&self, ino: u64, handle: u64) -> FsResult<()> {
+        match node_of(ino)? {
+            Node::Ingest(_) => self.ingest.flush(handle),
+            _ => Ok(()),
+        }
+    }
+
+    /// The last of the descriptors of an open file is closed.
+    pub fn release(&self, ino: u64, handle: u64) -> FsResult<()> {
+        match node_of(ino)? {
+            Node::Ingest(_) => self.ingest.release(handle),
+            Node::Version(_) => Ok(()),
+            _ => {
+                self.control.release(handle);
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes a file durable. A job that is given has to be waited for before this is answered.
+    pub fn fsync(&self, ino: u64, handle: u64, datasync: bool) -> FsResult<Option<Arc<Job>>> {
+        match node_of(ino)? {
+            Node::Ingest(_) => self.ingest.fsync(handle, datasync).map(|()| None),
+            node => Ok(self.control.job_of(node, handle)),
+        }
+    }
+
+    /// Opens a directory: its handle, and whether the kernel may keep its listing for ever.
+    pub fn opendir(&self, ino: u64) -> FsResult<(u64, bool)> {
+        let node = node_of(ino)?;
+        let dir = self.open_dir(node)?;
+        let handle = self.last_dir.fetch_add(1, Ordering::Relaxed) + 1;
+        self.dirs.lock().insert(handle, Arc::new(Mutex::new(dir)));
+        Ok((handle, matches!(node, Node::Dir(..))))
+    }
+
+    /// Closes a directory.
+    pub fn releasedir(&self, handle: u64) {
+        let removed = self.dirs.lock().remove(&handle);
+        if let Some(dir) = removed
+            && let DirHandle::Ingest { handle, .. } = &*dir.lock()
+        {
+            // The descriptor is gone either way.
+            let _ = self.ingest.releasedir(*handle);
+        }
+    }
+
+    /// Makes the names of a directory durable.
+    pub fn fsyncdir(&self, handle: u64) -> FsResult<()> {
+        match &*self.dir_handle(handle)?.lock() {
+            DirHandle::Ingest { handle, .. } => self.ingest.fsyncdir(*handle),
+            _ => Ok(()),
+        }
+    }
+
+    /// Space of the file systems behind a node.
+    pub fn statfs(&self, ino: u64) -> FsResult<Space> {
+        match node_of(ino)? {
+            Node::Ingest(_) => self.ingest.statfs(),
+            _ => Ok(self.tree.space()),
+        }
+    }
+
+    /// Sets an extended attribute; `flags` as setxattr(2) takes them.
+    pub fn setxattr(&self, ino: u64, name: &OsStr, value: &[u8], flags: u32) -> FsResult<()> {
+        self.ingest.setxattr(writable(ino)?, name, value, flags)
+    }
+
+    /// One extended attribute.
+    pub fn getxattr(&self, ino: u64, name: &OsStr) -> FsResult<Vec<u8>> {
+        match node_of(ino)? {
+            Node::Ingest(number) => self.ingest.getxattr(number, name),
+            node => self.tree.get_xattr(node, name),
+        }
+    }
+
+    /// The names of all extended attributes, each closed by a zero byte.
+    pub fn listxattr(&self, ino: u64) -> FsResult<Vec<u8>> {
+        match node_of(ino)? {
+            Node::Ingest(number) => {
+                let names = self.ingest.listxattr(number)?.into_iter();
+                Ok(names.flat_map(|it| [it.as_bytes(), b"\0"].concat()).collect())
+            }
+            node => self.tree.list_xattrs(node),
+        }
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(&self, ino: u64, name: &OsStr) -> FsResult<()> {
+        self.ingest.removexattr(writable(ino)?, name)
+    }
+
+    /// Gets or gives back room for a file, as fallocate(2) does.
+    pub fn fallocate(
+        &self,
+        ino: u64,
+        handle: u64,
+        mode: u32,
+        offset: u64,
+        len: u64,
+    ) -> FsResult<()> {
+        writable(ino)?;
+        self.ingest.fallocate(handle, mode, offset, len)
+    }
+
+    /// File flags, as lsattr(1) shows them.
+    pub fn flags(&self, ino: u64) -> FsResult<u32> {
+        self.tree.flags(node_of(ino)?)
+    }
+
+    /// Finds data or a hole, as lseek(2) does.
+    pub fn lseek(&self, ino: u64, handle: u64, offset: i64, whence: i32) -> FsResult<u64> {
+        let node = node_of(ino)?;
+        let offset = u64::try_from(offset).map_err(|_| Errno(c::ENXIO))?;
+        match node {
+            Node::Version(version) => self.tree.seek(version, offset, whence),
+            Node::Ingest(_) => self.ingest.seek(handle, offset, whence),
+            _ => Err(Errno(c::EINVAL)),
+        }
+    }
+
+    /// Copies from one open file of `/ingest` to another: (inode, handle, offset) each. For
+    /// anything else the kernel copies by reading and writing.
+    pub fn copy_file_range(
+        &self,
+        from: (u64, u64, u64),
+        to: (u64, u64, u64),
+        len: u64,
+    ) -> FsResult<usize> {
+        match (node_of(from.0)?, node_of(to.0)?) {
+            (Node::Ingest(_), Node::Ingest(_)) => {
+                // A reply has 32 bits for the length.
+                let len = usize::try_from(len.min(1 << 30)).unwrap_or(1 << 30);
+                self.ingest.copy_file_range(from.1, from.2, to.1, to.2, len)
+            }
+            _ => Err(Errno(c::EXDEV)),
+        }
+    }
+
+    fn stat(&self, node: Node, handle: Option<u64>) -> FsResult<Stat> {
+        match node {
+            Node::Root | Node::Snapshots => self.tree.own_dir(node),
+            Node::Latest(run) => {
+                let size = run.to_string().len() as u64;
+                Ok(Stat { size, ..self.tree.own(node, c::S_IFLNK | 0o777)? })
+            }
+            Node::Dir(run, dir) => self.tree.stat_dir(run, dir),
+            Node::Version(version) => self.tree.stat_version(version),
+            Node::Ingest(number) => ingest_stat(self.ingest.getattr(number, handle)?),
+            _ => self.control.stat(&self.tree, node),
+        }
+    }
+
+    fn lookup_in(&self, parent: Node, name: &OsStr) -> FsResult<Stat> {
+        match parent {
+            Node::Root => self.lookup_in_root(name),
+            Node::Snapshots => self.tree.lookup_snapshot(name),
+            Node::Dir(run, dir) => self.tree.lookup(run, dir, name),
+            Node::Ingest(number) => ingest_stat(self.ingest.lookup(number, name)?),
+            Node::Ctl | Node::Jobs | Node::Job(_) => self.control.lookup(&self.tree, parent, name),
+            _ => Err(Errno(c::ENOTDIR)),
+        }
+    }
+
+    fn lookup_in_root(&self, name: &OsStr) -> FsResult<Stat> {
+        match name.as_bytes() {
+            b"snapshots" => self.stat(Node::Snapshots, None),
+            b".ctl" => self.stat(Node::Ctl, None),
+            it if it == INGEST_NAME.as_bytes() => self.stat(Node::Ingest(self.ingest.root()), None),
+            _ => Err(Errno(c::ENOENT)),
+        }
+    }
+
+    fn open_dir(&self, node: Node) -> FsResult<DirHandle> {
+        Ok(match node {
+            Node::Dir(run, dir) => DirHandle::Tree(self.tree.list(run, dir)?),
+            Node::Ingest(number) => {
+                DirHandle::Ingest { node: number, handle: self.ingest.opendir(number)? }
+            }
+            Node::Root => DirHandle::Items(
+                ["snapshots", INGEST_NAME, ".ctl"]
+                    .into_iter()
+                    .map(|name| {
+                        let stat = self.lookup_in_root(OsStr::new(name))?;
+                        Ok(Item { name: name.into(), stat })
+                    })
+                    .collect::<FsResult<_>>()?,
+            ),
+            Node::Snapshots => DirHandle::Items(self.tree.list_snapshots()?),
+            _ => DirHandle::Items(self.control.list(&self.tree, node)?),
+        })
+    }
+
+    fn dir_handle(&self, handle: u64) -> FsResult<Arc<Mutex<DirHandle>>> {
+        self.dirs.lock().get(&handle).cloned().ok_or(Errno(c::EBADF))
+    }
+
+    /// Gives out the items of a directory from `offset` on until `add` says that it is full. `add`
+    /// gets inode number, offset after the item, name, and the attributes where they are known.
+    pub fn readdir(
+        &self,
+        ino: u64,
+        handle: u64,
+        offset: u64,
+        add: &mut dyn FnMut(&OsStr, u64, ItemStat) -> bool,
+    ) -> FsResult<()> {
+        let handle = self.dir_handle(handle)?;
+        let mut handle = handle.lock();
+        match &mut *handle {
+            DirHandle::Tree(listing) => {
+                let [own, parent] = listing.dots;
+                let mut at = offset;
+                for (position, name, ino) in [(0, ".", own), (1, "..", parent)] {
+                    if at == position {
+                        if add(OsStr::new(name), at + 1, ItemStat::Dot(ino)) {
+                            return Ok(());
+                        }
+                        at += 1;
+                    }
+                }
+                let run = listing.run();
+                while let Some(entry) = self.tree.next(listing, at)? {
+                    let stat = stat_of(run, entry)?;
+                    if add(OsStr::from_bytes(&entry.name), at + 1, ItemStat::Known(stat)) {
+                        break;
+                    }
+                    at += 1;
+                }
+                Ok(())
+            }
+            DirHandle::Items(items) => {
+                let dots = [(".", ino), ("..", 1)].into_iter();
+                let dots = dots.map(|(name, ino)| (OsStr::new(name), ItemStat::Dot(ino)));
+                let items = items.iter().map(|it| (&*it.name, ItemStat::Known(it.stat)));
+                let skip = usize::try_from(offset).unwrap_or(usize::MAX);
+                for (at, (name, stat)) in (1..).zip(dots.chain(items)).skip(skip) {
+                    if add(name, at, stat) {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            DirHandle::Ingest { node, handle } => self.read_ingest_dir(*node, *handle, offset, add),
+        }
+    }
+
+    fn read_ingest_dir(
+        &self,
+        dir: u64,
+        handle: u64,
+        offset: u64,
+        add: &mut dyn FnMut(&OsStr, u64, ItemStat) -> bool,
+    ) -> FsResult<()> {
+        let root = self.ingest.root();
+        let offset = i64::try_from(offset).map_err(|_| Errno(c::EINVAL))?;
+        self.ingest.readdir(handle, offset, &mut |item| {
+            let next = item.offset.cast_unsigned();
+            let stat = match item.name.as_bytes() {
+                b"." => ItemStat::Dot(Node::Ingest(dir).ino().unwrap_or(1)),
+                b".." if dir == root => ItemStat::Dot(1),
+                b".." => ItemStat::Dot(Node::Ingest(item.ino).ino().unwrap_or(1)),
+                _ => ItemStat::Ingest {
+                    ino: Node::Ingest(item.ino).ino().unwrap_or(1),
+                    kind: item.kind,
+                },
+            };
+            !add(&item.name, next, stat)
+        })
+    }
+}
+
+fn node_of(ino: u64) -> FsResult<Node> {
+    Node::from_ino(ino).ok_or(Errno(c::ESTALE))
+}
+
+/// The node of the ingest tree that is to be changed, or in which something is.
+fn writable(ino: u64) -> FsResult<u64> {
+    match node_of(ino)? {
+        Node::Ingest(number) => Ok(number),
+        _ => Err(Errno(c::EROFS)),
+    }
+}
+
+/// The ingest tree numbers its nodes by itself; the mount puts its mark on them.
+fn ingest_stat(stat: Stat) -> FsResult<Stat> {
+    let ino = Node::Ingest(stat.ino).ino().ok_or(Errno(c::EIO))?;
+    Ok(Stat { ino, ..stat })
+}
+
+/// How long the kernel may believe the attributes of a node, and that its name means it.
+pub fn ttl(ino: u64) -> Duration {
+    match Node::from_ino(ino) {
+        Some(Node::Dir(..) | Node::Version(_) | Node::Root | Node::Snapshots | Node::Ctl) => {
+            FOR_EVER
+        }
+        Some(Node::Ingest(_)) => INGEST_TTL,
+        _ => NOT_AT_ALL,
+    }
+}
