@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use super::query;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fs;
 use crate::job::BackupArgs;
 use crate::job::grammar::size;
 use crate::snapshot::Wish;
@@ -278,6 +279,41 @@ pub struct Mount {
     /// Memory for decompressed data
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
     pub cache_size: u64,
+    /// How files of snapshots are opened and read
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
+    pub reads: Reads,
+    /// One session with the kernel for all, where the snapshots could have one of their own
+    #[arg(long)]
+    pub one_session: bool,
+}
+
+/// How files of snapshots are opened and read.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Reads {
+    /// As is best for most stores
+    Auto,
+    /// Without a message for each open: best for small files
+    ZeroMessage,
+    /// By the kernel alone, for files that are one block which is not compressed
+    Passthrough,
+}
+
+impl Mount {
+    /// How files of snapshots are to be read, if that is not left to the program.
+    pub fn reads(&self) -> Option<fs::Reads> {
+        match self.reads {
+            Reads::Auto => None,
+            Reads::ZeroMessage => Some(fs::Reads::ZeroMessage),
+            Reads::Passthrough => Some(fs::Reads::Passthrough),
+        }
+    }
+
+    /// These options, as arguments.
+    pub fn sessions(&self) -> Vec<&'static str> {
+        let reads = self.reads().map(|it| ["--reads", it.name()]);
+        let one = self.one_session.then_some("--one-session");
+        reads.into_iter().flatten().chain(one).collect()
+    }
 }
 
 #[derive(clap::Args)]

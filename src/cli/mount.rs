@@ -33,6 +33,8 @@ fn serve(catalog: &Path, args: &args::Mount) -> Result<u8> {
         mountpoint: args.mountpoint.clone(),
         allow_other: args.allow_other,
         cache_bytes: args.cache_size,
+        reads: args.reads(),
+        one_session: args.one_session,
         exit_code: super::exit_code_of_job,
     };
     fs::serve(&options, |stop| {
@@ -81,6 +83,7 @@ fn start(catalog: &Path, args: &args::Mount) -> Result<u8> {
         command.arg("--allow-other");
     }
     command.arg("--cache-size").arg(args.cache_size.to_string());
+    command.args(args.sessions());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
     // A group of its own: an interrupt typed at the terminal later is not meant for it.
     let mut child = command.current_dir("/").process_group(0).spawn().map_err(failed)?;

@@ -8,13 +8,14 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use serde_json::json;
 
 use super::errno::{Errno, FsResult};
 use super::node::{JOB_FILES, JobFile, Node};
+use super::session::Mode;
 use super::tree::{Item, Tree};
 use crate::error::Quoted;
 use crate::job::{Job, JobId, Queue, grammar};
@@ -30,6 +31,7 @@ pub struct Control {
     snapshots: Arc<Snapshots>,
     ingest_dir: PathBuf,
     mountpoint: PathBuf,
+    mode: Arc<OnceLock<Mode>>,
     handles: Mutex<Handles>,
 }
 
@@ -54,12 +56,14 @@ impl Control {
         snapshots: Arc<Snapshots>,
         ingest_dir: &Path,
         mountpoint: &Path,
+        mode: Arc<OnceLock<Mode>>,
     ) -> Control {
         Control {
             queue,
             snapshots,
             ingest_dir: ingest_dir.to_path_buf(),
             mountpoint: mountpoint.to_path_buf(),
+            mode,
             handles: Mutex::default(),
         }
     }
@@ -226,6 +230,8 @@ impl Control {
             "pid": std::process::id(),
             "version": env!("CARGO_PKG_VERSION"),
             "mountpoint": quoted(&self.mountpoint).to_string(),
+            "sessions": self.mode.get().map(|it| it.sessions),
+            "reads": self.mode.get().map(|it| it.reads.name()),
             "cache": {
                 "bytes": cache.bytes,
                 "limit_bytes": cache.limit_bytes,

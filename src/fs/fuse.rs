@@ -19,18 +19,61 @@ use fuser::{
 
 use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, SetAttr, SetTime};
-use super::mounted::{FOR_EVER, ItemStat, Mounted, Opened, Pages, TRANSFER_BYTES_MAX, ttl};
+use super::mounted::{FOR_EVER, Mounted, Opened, Pages, TRANSFER_BYTES_MAX, ttl, ttl_in};
+use super::session::Reads;
+use super::tree::ItemStat;
 use crate::sys::{Stat, Time, c, flags};
+
+/// Which part of the mount a session serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The snapshots, as the root of a mount of their own.
+    Snapshots,
+}
 
 /// A session with the kernel over a mounted file system.
 pub struct Adapter {
-    /// What answers.
-    pub mounted: Arc<Mounted>,
-    /// Whether other users are let in, so that the kernel checks permissions.
-    pub allow_other: bool,
-    /// Called when the session ends.
-    pub on_end: Box<dyn Fn() + Send + Sync>,
+    mounted: Arc<Mounted>,
+    part: Part,
+    reads: Reads,
+    allow_other: bool,
+    on_end: Arc<dyn Fn() + Send + Sync>,
 }
+
+impl Adapter {
+    /// A session; `allow_other` lets other users in, so that the kernel checks permissions, and
+    /// `on_end` is called when it ends.
+    pub fn new(
+        mounted: Arc<Mounted>,
+        part: Part,
+        reads: Reads,
+        allow_other: bool,
+        on_end: Arc<dyn Fn() + Send + Sync>,
+    ) -> Adapter {
+        Adapter { mounted, part, reads, allow_other, on_end }
+    }
+
+    /// The inode number that the kernel means.
+    fn node(&self, ino: INodeNo) -> u64 {
+        match self.part {
+            Part::Snapshots if ino == INodeNo::ROOT => SNAPSHOTS_INO,
+            _ => ino.0,
+        }
+    }
+
+    /// The inode number as the kernel knows it.
+    fn shown(&self, ino: u64) -> u64 {
+        match self.part {
+            Part::Snapshots if ino == SNAPSHOTS_INO => INodeNo::ROOT.0,
+            _ => ino,
+        }
+    }
+}
+
+/// What `/snapshots` has in the whole mount.
+const SNAPSHOTS_INO: u64 = 2;
 
 fn errno(error: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(error.0)
@@ -122,7 +165,10 @@ fn guard(what: &str, work: impl FnOnce()) {
 
 fn reply_entry(result: FsResult<Stat>, reply: ReplyEntry) {
     match result {
-        Ok(stat) => reply.entry(&ttl(stat.ino), &attr(&stat), Generation(0)),
+        Ok(stat) => {
+            let ttl = ttl(stat.ino);
+            reply.entry_with_ttls(&ttl.attr, &ttl.entry, &attr(&stat), Generation(0));
+        }
         Err(e) => reply.error(errno(e)),
     }
 }
@@ -147,7 +193,7 @@ fn reply_xattr(result: FsResult<Vec<u8>>, size: u32, reply: ReplyXattr) {
 
 fn reply_attr(result: FsResult<Stat>, reply: ReplyAttr) {
     match result {
-        Ok(stat) => reply.attr(&ttl(stat.ino), &attr(&stat)),
+        Ok(stat) => reply.attr(&ttl(stat.ino).attr, &attr(&stat)),
         Err(e) => reply.error(errno(e)),
     }
 }
@@ -168,7 +214,7 @@ fn reply_written(result: FsResult<usize>, reply: ReplyWrite) {
 
 fn open_flags(opened: Opened) -> FopenFlags {
     match opened.pages {
-        Pages::Keep => FopenFlags::FOPEN_KEEP_CACHE,
+        Pages::Keep => FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH,
         Pages::Cache => FopenFlags::empty(),
         Pages::None => FopenFlags::FOPEN_DIRECT_IO,
     }
@@ -189,6 +235,17 @@ impl Filesystem for Adapter {
             // Makes the kernel check permissions with ACLs.
             wanted.push(InitFlags::FUSE_POSIX_ACL);
         }
+        if self.part == Part::Snapshots {
+            // The list of runs is kept for as long as its time does not change.
+            wanted.push(InitFlags::FUSE_AUTO_INVAL_DATA);
+            let mut needed = InitFlags::FUSE_NO_OPENDIR_SUPPORT;
+            if self.reads == Reads::ZeroMessage {
+                needed |= InitFlags::FUSE_NO_OPEN_SUPPORT;
+            }
+            if !config.capabilities().contains(needed) {
+                return Err(std::io::Error::from_raw_os_error(c::ENOSYS));
+            }
+        }
         for flag in wanted {
             // One that the kernel does not know costs speed, not truth.
             let _ = config.add_capabilities(flag);
@@ -203,22 +260,31 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guard("lookup", || match self.mounted.lookup(parent.0, name) {
+        guard("lookup", || match self.mounted.lookup(self.node(parent), name) {
             Ok(None) => {
                 let nothing = Stat { ino: 0, ..EMPTY_STAT };
                 reply.entry(&FOR_EVER, &attr(&nothing), Generation(0));
             }
-            Ok(Some(stat)) => reply_entry(Ok(stat), reply),
+            Ok(Some(stat)) => {
+                let ttl = ttl_in(self.node(parent), stat.ino);
+                reply.entry_with_ttls(&ttl.attr, &ttl.entry, &attr(&stat), Generation(0));
+            }
             Err(e) => reply.error(errno(e)),
         });
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        guard("forget", || self.mounted.forget(ino.0, nlookup));
+        guard("forget", || self.mounted.forget(self.node(ino), nlookup));
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        guard("getattr", || reply_attr(self.mounted.getattr(ino.0, fh.map(|it| it.0)), reply));
+        guard("getattr", || match self.mounted.getattr(self.node(ino), fh.map(|it| it.0)) {
+            Ok(stat) => {
+                let shown = Stat { ino: self.shown(stat.ino), ..stat };
+                reply.attr(&ttl(stat.ino).attr, &attr(&shown));
+            }
+            Err(e) => reply.error(errno(e)),
+        });
     }
 
     fn setattr(
@@ -242,12 +308,12 @@ impl Filesystem for Adapter {
         guard("setattr", || {
             let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
             let change = SetAttr { mode, uid, gid, size, atime, mtime };
-            reply_attr(self.mounted.setattr(ino.0, fh.map(|it| it.0), &change), reply);
+            reply_attr(self.mounted.setattr(self.node(ino), fh.map(|it| it.0), &change), reply);
         });
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        guard("readlink", || reply_data(self.mounted.readlink(ino.0), reply));
+        guard("readlink", || reply_data(self.mounted.readlink(self.node(ino)), reply));
     }
 
     fn mknod(
@@ -262,7 +328,7 @@ impl Filesystem for Adapter {
     ) {
         guard("mknod", || {
             let (caller, rdev) = (caller(req, umask), device_from_kernel(rdev));
-            reply_entry(self.mounted.mknod(&caller, parent.0, name, mode, rdev), reply);
+            reply_entry(self.mounted.mknod(&caller, self.node(parent), name, mode, rdev), reply);
         });
     }
 
@@ -276,16 +342,19 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         guard("mkdir", || {
-            reply_entry(self.mounted.mkdir(&caller(req, umask), parent.0, name, mode), reply);
+            reply_entry(
+                self.mounted.mkdir(&caller(req, umask), self.node(parent), name, mode),
+                reply,
+            );
         });
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guard("unlink", || reply_empty(self.mounted.unlink(parent.0, name), reply));
+        guard("unlink", || reply_empty(self.mounted.unlink(self.node(parent), name), reply));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guard("rmdir", || reply_empty(self.mounted.rmdir(parent.0, name), reply));
+        guard("rmdir", || reply_empty(self.mounted.rmdir(self.node(parent), name), reply));
     }
 
     fn symlink(
@@ -298,7 +367,7 @@ impl Filesystem for Adapter {
     ) {
         guard("symlink", || {
             let (caller, target) = (caller(req, 0), target.as_os_str());
-            reply_entry(self.mounted.symlink(&caller, parent.0, link_name, target), reply);
+            reply_entry(self.mounted.symlink(&caller, self.node(parent), link_name, target), reply);
         });
     }
 
@@ -313,7 +382,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guard("rename", || {
-            let (from, to) = ((parent.0, name), (newparent.0, newname));
+            let (from, to) = ((self.node(parent), name), (self.node(newparent), newname));
             reply_empty(self.mounted.rename(from, to, flags.bits()), reply);
         });
     }
@@ -326,11 +395,17 @@ impl Filesystem for Adapter {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
-        guard("link", || reply_entry(self.mounted.link(ino.0, newparent.0, newname), reply));
+        guard("link", || {
+            reply_entry(self.mounted.link(self.node(ino), self.node(newparent), newname), reply)
+        });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guard("open", || match self.mounted.open(req.uid(), ino.0, flags.0) {
+        if self.reads == Reads::ZeroMessage {
+            // Asked once: from now on the kernel opens by itself, and keeps what it has read.
+            return reply.error(errno(Errno(c::ENOSYS)));
+        }
+        guard("open", || match self.mounted.open(req.uid(), self.node(ino), flags.0) {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
             Err(e) => reply.error(errno(e)),
         });
@@ -348,9 +423,9 @@ impl Filesystem for Adapter {
     ) {
         guard("create", || {
             let caller = caller(req, umask);
-            match self.mounted.create(&caller, parent.0, name, mode, flags) {
+            match self.mounted.create(&caller, self.node(parent), name, mode, flags) {
                 Ok((stat, opened)) => reply.created(
-                    &ttl(stat.ino),
+                    &ttl(stat.ino).entry,
                     &attr(&stat),
                     Generation(0),
                     FileHandle(opened.handle),
@@ -372,7 +447,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guard("read", || reply_data(self.mounted.read(ino.0, fh.0, offset, size), reply));
+        guard("read", || reply_data(self.mounted.read(self.node(ino), fh.0, offset, size), reply));
     }
 
     fn write(
@@ -388,7 +463,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         guard("write", || {
-            reply_written(self.mounted.write(req.uid(), ino.0, fh.0, offset, data), reply);
+            reply_written(self.mounted.write(req.uid(), self.node(ino), fh.0, offset, data), reply);
         });
     }
 
@@ -400,7 +475,11 @@ impl Filesystem for Adapter {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        guard("flush", || reply_empty(self.mounted.flush(ino.0, fh.0), reply));
+        if self.part == Part::Snapshots {
+            // Nothing to write back, ever: not asked again.
+            return reply.error(errno(Errno(c::ENOSYS)));
+        }
+        guard("flush", || reply_empty(self.mounted.flush(self.node(ino), fh.0), reply));
     }
 
     fn release(
@@ -413,7 +492,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        guard("release", || reply_empty(self.mounted.release(ino.0, fh.0), reply));
+        guard("release", || reply_empty(self.mounted.release(self.node(ino), fh.0), reply));
     }
 
     fn fsync(
@@ -424,7 +503,7 @@ impl Filesystem for Adapter {
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        guard("fsync", || match self.mounted.fsync(ino.0, fh.0, datasync) {
+        guard("fsync", || match self.mounted.fsync(self.node(ino), fh.0, datasync) {
             // A job may take hours: nobody else waits for it.
             Ok(Some(job)) => {
                 std::thread::spawn(move || {
@@ -438,7 +517,11 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        guard("opendir", || match self.mounted.opendir(ino.0) {
+        if self.part == Part::Snapshots {
+            // Asked once, as for files; listings are kept too.
+            return reply.error(errno(Errno(c::ENOSYS)));
+        }
+        guard("opendir", || match self.mounted.opendir(self.node(ino)) {
             Ok((handle, holds)) => {
                 let flags = match holds {
                     true => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
@@ -461,13 +544,13 @@ impl Filesystem for Adapter {
         guard("readdir", || {
             let mut add = |name: &OsStr, next: u64, stat: ItemStat| {
                 let (ino, kind) = match stat {
-                    ItemStat::Dot(ino) => (ino, FileType::Directory),
+                    ItemStat::Dot(ino) => (self.shown(ino), FileType::Directory),
                     ItemStat::Known(stat) => (stat.ino, file_type(stat.mode)),
                     ItemStat::Ingest { ino, kind } => (ino, file_type(kind)),
                 };
                 reply.add(INodeNo(ino), next, kind, name)
             };
-            match self.mounted.readdir(ino.0, fh.0, offset, &mut add) {
+            match self.mounted.readdir(self.node(ino), fh.0, offset, &mut add) {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno(e)),
             }
@@ -483,24 +566,26 @@ impl Filesystem for Adapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         guard("readdirplus", || {
+            let dir = self.node(ino);
             let mut add = |name: &OsStr, next: u64, stat: ItemStat| {
                 let (stat, counts) = match stat {
-                    ItemStat::Dot(ino) => (Stat { ino, ..EMPTY_STAT }, false),
+                    ItemStat::Dot(ino) => (Stat { ino: self.shown(ino), ..EMPTY_STAT }, false),
                     ItemStat::Known(stat) => (stat, false),
-                    ItemStat::Ingest { .. } => match self.mounted.lookup(ino.0, name) {
+                    ItemStat::Ingest { .. } => match self.mounted.lookup(self.node(ino), name) {
                         Ok(Some(stat)) => (stat, true),
                         // Removed meanwhile: as if it had not been listed.
                         _ => return false,
                     },
                 };
-                let (ttl, attr) = (ttl(stat.ino), attr(&stat));
+                let (ttl, attr) = (ttl_in(dir, stat.ino), attr(&stat));
+                let ttl = ttl.entry.min(ttl.attr);
                 let full = reply.add(attr.ino, next, name, &ttl, &attr, Generation(0));
                 if full && counts {
                     self.mounted.forget(stat.ino, 1);
                 }
                 full
             };
-            match self.mounted.readdir(ino.0, fh.0, offset, &mut add) {
+            match self.mounted.readdir(self.node(ino), fh.0, offset, &mut add) {
                 Ok(()) => reply.ok(),
                 Err(e) => reply.error(errno(e)),
             }
@@ -533,7 +618,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        guard("statfs", || match self.mounted.statfs(ino.0) {
+        guard("statfs", || match self.mounted.statfs(self.node(ino)) {
             Ok(space) => {
                 let (total, free) = (space.total_bytes / 4096, space.free_bytes / 4096);
                 let (files, free_files) = (space.total_inodes, space.free_inodes);
@@ -555,20 +640,20 @@ impl Filesystem for Adapter {
     ) {
         guard("setxattr", || {
             let flags = flags.cast_unsigned();
-            reply_empty(self.mounted.setxattr(ino.0, name, value, flags), reply);
+            reply_empty(self.mounted.setxattr(self.node(ino), name, value, flags), reply);
         });
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guard("getxattr", || reply_xattr(self.mounted.getxattr(ino.0, name), size, reply));
+        guard("getxattr", || reply_xattr(self.mounted.getxattr(self.node(ino), name), size, reply));
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        guard("listxattr", || reply_xattr(self.mounted.listxattr(ino.0), size, reply));
+        guard("listxattr", || reply_xattr(self.mounted.listxattr(self.node(ino)), size, reply));
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guard("removexattr", || reply_empty(self.mounted.removexattr(ino.0, name), reply));
+        guard("removexattr", || reply_empty(self.mounted.removexattr(self.node(ino), name), reply));
     }
 
     /// Asked only where the kernel does not check permissions: everything is allowed then, and
@@ -589,7 +674,7 @@ impl Filesystem for Adapter {
     ) {
         guard("fallocate", || {
             let mode = mode.cast_unsigned();
-            reply_empty(self.mounted.fallocate(ino.0, fh.0, mode, offset, length), reply);
+            reply_empty(self.mounted.fallocate(self.node(ino), fh.0, mode, offset, length), reply);
         });
     }
 
@@ -606,7 +691,7 @@ impl Filesystem for Adapter {
     ) {
         guard("ioctl", || {
             let asked = match cmd {
-                flags::GET_FLAGS => self.mounted.flags(ino.0),
+                flags::GET_FLAGS => self.mounted.flags(self.node(ino)),
                 _ => Err(Errno(c::ENOTTY)),
             };
             match asked {
@@ -625,7 +710,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        guard("lseek", || match self.mounted.lseek(ino.0, fh.0, offset, whence) {
+        guard("lseek", || match self.mounted.lseek(self.node(ino), fh.0, offset, whence) {
             Ok(offset) => reply.offset(offset.cast_signed()),
             Err(e) => reply.error(errno(e)),
         });
@@ -645,8 +730,8 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         guard("copy_file_range", || {
-            let from = (ino_in.0, fh_in.0, offset_in);
-            let to = (ino_out.0, fh_out.0, offset_out);
+            let from = (self.node(ino_in), fh_in.0, offset_in);
+            let to = (self.node(ino_out), fh_out.0, offset_out);
             reply_written(self.mounted.copy_file_range(from, to, len), reply);
         });
     }

@@ -9,25 +9,25 @@
 //! ```
 //!
 //! `node` gives inode numbers, `tree` the snapshots, `ingest` and `control` the rest, and `mounted`
-//! puts them together; only `fuse` knows the kernel's side. SQL and block files are not known in
-//! this room.
+//! puts them together; only `fuse` and `session` know the kernel's side. SQL and block files are not
+//! known in this room.
 
+mod bare;
 mod control;
 mod errno;
 mod fuse;
 pub mod ingest;
+mod listing;
 mod mounted;
 mod node;
+mod session;
 mod tree;
 
-use std::mem::ManuallyDrop;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::mpsc;
-
-use fuser::{Config, MountOption, Session, SessionACL};
+use std::sync::{Arc, OnceLock};
 
 use crate::catalog::{Reader, ingest_dir};
 use crate::error::{Error, ErrorKind, Result};
@@ -36,9 +36,9 @@ use crate::snapshot::Snapshots;
 use crate::sys::{self, quoted};
 
 use control::Control;
-use fuse::Adapter;
 use ingest::Ingest;
 use mounted::Mounted;
+pub use session::{Mode, Reads};
 use tree::Tree;
 
 /// What to mount and how.
@@ -52,6 +52,10 @@ pub struct Options {
     pub allow_other: bool,
     /// Memory for decompressed data, in bytes.
     pub cache_bytes: u64,
+    /// How files of snapshots are to be read; `None` chooses.
+    pub reads: Option<Reads>,
+    /// Whether one session is to serve all, where there could be two.
+    pub one_session: bool,
     /// The exit code table of the command line, for jobs.
     pub exit_code: fn(&Outcome) -> u8,
 }
@@ -88,29 +92,27 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let ingest_dir = ingest_dir(&options.catalog);
     let ingest = Ingest::new(&ingest_dir)?;
     let queue = Arc::new(Queue::new(&options.catalog, options.exit_code));
-    let control = Control::new(queue.clone(), snapshots.clone(), &ingest_dir, &mountpoint);
+    let mode = Arc::new(OnceLock::new());
+    let control =
+        Control::new(queue.clone(), snapshots.clone(), &ingest_dir, &mountpoint, mode.clone());
     let (ends_out, ends_in) = mpsc::channel();
-    let on_end = {
+    let on_end: Arc<dyn Fn() + Send + Sync> = {
         let ends = ends_out.clone();
-        Box::new(move || {
+        Arc::new(move || {
             // Nobody listens any more if the end was asked for.
             let _ = ends.send(End::Unmounted);
         })
     };
     let tree = Tree::new(snapshots);
     let mounted = Arc::new(Mounted::new(tree, Arc::new(control), ingest));
-    let adapter = Adapter { mounted, allow_other: options.allow_other, on_end };
-    let session = Session::new(adapter, &mountpoint, &config(options))
-        .map_err(|e| Error::io(format!("mounting on {}", quoted(&mountpoint)), e))?;
-    let session = session.spawn().map_err(|e| Error::io("starting the mount's threads", e))?;
-    // fuser unmounts by path when this is dropped, which after an unmount could hit the next mount
-    // there. We unmount ourselves, and once.
-    let _session = ManuallyDrop::new(session);
+    let started = session::start(options, &mountpoint, &mounted, &on_end)?;
+    let _ = mode.set(started);
     let worker = {
         let queue = queue.clone();
         std::thread::spawn(move || queue.work())
     };
-    let answers = std::fs::metadata(mountpoint.join(".ctl/status"));
+    let asked = [".ctl/status", "snapshots"].map(|it| std::fs::metadata(mountpoint.join(it)));
+    let answers = asked.into_iter().collect::<std::io::Result<Vec<_>>>();
     let answers = answers.map_err(|e| Error::io("the mount does not answer", e));
     if let Err(e) = answers.and_then(|_| ready(Stop(ends_out))) {
         unmount(&mountpoint)?;
@@ -119,6 +121,9 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let end = ends_in.recv().unwrap_or(End::Unmounted);
     if end == End::Asked {
         unmount(&mountpoint)?;
+    } else if started.sessions > 1 {
+        // Half a mount is none.
+        take_away_rest(&mountpoint);
     }
     queue.close();
     if worker.join().is_err() {
@@ -127,26 +132,15 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     Ok(end)
 }
 
-fn config(options: &Options) -> Config {
-    let mut config = Config::default();
-    let name = options.catalog.to_str().filter(|it| !it.contains([',', '\\', '\n']));
-    config.mount_options = vec![
-        MountOption::FSName(name.unwrap_or("raidtape").to_owned()),
-        // Not `Subtype`, which fuser leaves out when it mounts as root.
-        MountOption::CUSTOM("subtype=raidtape".to_owned()),
-        MountOption::NoAtime,
-    ];
-    if sys::effective_uid() == 0 {
-        // What a tree holds is shown and used as it is, if it is root who mounts it.
-        config.mount_options.extend([MountOption::Dev, MountOption::Suid]);
+/// One of the two sessions has ended: the other must not stay.
+fn take_away_rest(mountpoint: &Path) {
+    for path in [mountpoint.join("snapshots"), mountpoint.to_path_buf()] {
+        if is_mounted(&path).unwrap_or(false)
+            && let Err(e) = unmount(&path)
+        {
+            log::warn!("{e}");
+        }
     }
-    if options.allow_other {
-        config.acl = SessionACL::All;
-        config.mount_options.push(MountOption::DefaultPermissions);
-    }
-    config.n_threads = Some(4);
-    config.clone_fd = true;
-    config
 }
 
 /// Checks that the mount point is a directory that overlaps nothing the mount is made of.

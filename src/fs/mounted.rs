@@ -17,7 +17,7 @@ use super::control::Control;
 use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, Ingest, SetAttr};
 use super::node::Node;
-use super::tree::{Item, Listing, Tree, stat_of};
+use super::tree::{Add, Item, ItemStat, Tree};
 use crate::job::Job;
 use crate::sys::{Space, Stat, c};
 
@@ -25,6 +25,8 @@ use crate::sys::{Space, Stat, c};
 pub const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Of anything that may change.
 const NOT_AT_ALL: Duration = Duration::ZERO;
+/// That there is a run.
+const RUN_TTL: Duration = Duration::from_secs(1);
 /// Of the ingest tree, which changes through this mount only.
 const INGEST_TTL: Duration = Duration::from_secs(1);
 /// Largest read or write, in bytes; the kernel's own limit is the same.
@@ -43,22 +45,10 @@ pub struct Mounted {
 
 /// An open directory.
 enum DirHandle {
-    /// Of a snapshot.
-    Tree(Listing),
     /// Of the mount's own: read as a whole when it was opened.
     Items(Vec<Item>),
     /// Of the ingest tree.
     Ingest { node: u64, handle: u64 },
-}
-
-/// What is known of an item of a directory.
-pub enum ItemStat {
-    /// `.` or `..`: an inode number.
-    Dot(u64),
-    /// Everything.
-    Known(Stat),
-    /// To be looked up, which counts a reference: its inode number and the bits of its type.
-    Ingest { ino: u64, kind: u32 },
 }
 
 /// An open file.
@@ -284,13 +274,19 @@ impl Mounted {
         }
     }
 
-    /// Opens a directory: its handle, and whether the kernel may keep its listing for ever.
+    /// Opens a directory: its handle, and whether the kernel may keep its listing for ever. What
+    /// can be read without having been opened has the handle 0.
     pub fn opendir(&self, ino: u64) -> FsResult<(u64, bool)> {
         let node = node_of(ino)?;
+        match node {
+            Node::Dir(..) => return Ok((0, true)),
+            Node::Snapshots => return Ok((0, false)),
+            _ => {}
+        }
         let dir = self.open_dir(node)?;
         let handle = self.last_dir.fetch_add(1, Ordering::Relaxed) + 1;
         self.dirs.lock().insert(handle, Arc::new(Mutex::new(dir)));
-        Ok((handle, matches!(node, Node::Dir(..))))
+        Ok((handle, false))
     }
 
     /// Closes a directory.
@@ -306,9 +302,12 @@ impl Mounted {
 
     /// Makes the names of a directory durable.
     pub fn fsyncdir(&self, handle: u64) -> FsResult<()> {
+        if handle == 0 {
+            return Ok(());
+        }
         match &*self.dir_handle(handle)?.lock() {
             DirHandle::Ingest { handle, .. } => self.ingest.fsyncdir(*handle),
-            _ => Ok(()),
+            DirHandle::Items(_) => Ok(()),
         }
     }
 
@@ -398,7 +397,8 @@ impl Mounted {
 
     fn stat(&self, node: Node, handle: Option<u64>) -> FsResult<Stat> {
         match node {
-            Node::Root | Node::Snapshots => self.tree.own_dir(node),
+            Node::Root => self.tree.own_dir(node),
+            Node::Snapshots => self.tree.stat_snapshots(),
             Node::Latest(run) => {
                 let size = run.to_string().len() as u64;
                 Ok(Stat { size, ..self.tree.own(node, c::S_IFLNK | 0o777)? })
@@ -432,7 +432,6 @@ impl Mounted {
 
     fn open_dir(&self, node: Node) -> FsResult<DirHandle> {
         Ok(match node {
-            Node::Dir(run, dir) => DirHandle::Tree(self.tree.list(run, dir)?),
             Node::Ingest(number) => {
                 DirHandle::Ingest { node: number, handle: self.ingest.opendir(number)? }
             }
@@ -445,7 +444,6 @@ impl Mounted {
                     })
                     .collect::<FsResult<_>>()?,
             ),
-            Node::Snapshots => DirHandle::Items(self.tree.list_snapshots()?),
             _ => DirHandle::Items(self.control.list(&self.tree, node)?),
         })
     }
@@ -456,37 +454,15 @@ impl Mounted {
 
     /// Gives out the items of a directory from `offset` on until `add` says that it is full. `add`
     /// gets inode number, offset after the item, name, and the attributes where they are known.
-    pub fn readdir(
-        &self,
-        ino: u64,
-        handle: u64,
-        offset: u64,
-        add: &mut dyn FnMut(&OsStr, u64, ItemStat) -> bool,
-    ) -> FsResult<()> {
+    pub fn readdir(&self, ino: u64, handle: u64, offset: u64, add: Add<'_>) -> FsResult<()> {
+        match node_of(ino)? {
+            Node::Dir(run, dir) => return self.tree.read_dir(run, dir, offset, add),
+            Node::Snapshots => return self.tree.read_snapshots(offset, add),
+            _ => {}
+        }
         let handle = self.dir_handle(handle)?;
-        let mut handle = handle.lock();
-        match &mut *handle {
-            DirHandle::Tree(listing) => {
-                let [own, parent] = listing.dots;
-                let mut at = offset;
-                for (position, name, ino) in [(0, ".", own), (1, "..", parent)] {
-                    if at == position {
-                        if add(OsStr::new(name), at + 1, ItemStat::Dot(ino)) {
-                            return Ok(());
-                        }
-                        at += 1;
-                    }
-                }
-                let run = listing.run();
-                while let Some(entry) = self.tree.next(listing, at)? {
-                    let stat = stat_of(run, entry)?;
-                    if add(OsStr::from_bytes(&entry.name), at + 1, ItemStat::Known(stat)) {
-                        break;
-                    }
-                    at += 1;
-                }
-                Ok(())
-            }
+        let handle = handle.lock();
+        match &*handle {
             DirHandle::Items(items) => {
                 let dots = [(".", ino), ("..", 1)].into_iter();
                 let dots = dots.map(|(name, ino)| (OsStr::new(name), ItemStat::Dot(ino)));
@@ -503,13 +479,7 @@ impl Mounted {
         }
     }
 
-    fn read_ingest_dir(
-        &self,
-        dir: u64,
-        handle: u64,
-        offset: u64,
-        add: &mut dyn FnMut(&OsStr, u64, ItemStat) -> bool,
-    ) -> FsResult<()> {
+    fn read_ingest_dir(&self, dir: u64, handle: u64, offset: u64, add: Add<'_>) -> FsResult<()> {
         let root = self.ingest.root();
         let offset = i64::try_from(offset).map_err(|_| Errno(c::EINVAL))?;
         self.ingest.readdir(handle, offset, &mut |item| {
@@ -546,13 +516,32 @@ fn ingest_stat(stat: Stat) -> FsResult<Stat> {
     Ok(Stat { ino, ..stat })
 }
 
-/// How long the kernel may believe the attributes of a node, and that its name means it.
-pub fn ttl(ino: u64) -> Duration {
+/// How long the kernel may believe what it was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ttl {
+    /// That a name means a node.
+    pub entry: Duration,
+    /// The attributes of a node.
+    pub attr: Duration,
+}
+
+/// How long the kernel may believe what it was told of a node.
+pub fn ttl(ino: u64) -> Ttl {
+    let same = |time| Ttl { entry: time, attr: time };
     match Node::from_ino(ino) {
-        Some(Node::Dir(..) | Node::Version(_) | Node::Root | Node::Snapshots | Node::Ctl) => {
-            FOR_EVER
-        }
-        Some(Node::Ingest(_)) => INGEST_TTL,
-        _ => NOT_AT_ALL,
+        Some(Node::Dir(..) | Node::Version(_) | Node::Root | Node::Ctl) => same(FOR_EVER),
+        // Its time tells of the list of runs.
+        Some(Node::Snapshots) => Ttl { entry: FOR_EVER, attr: NOT_AT_ALL },
+        Some(Node::Ingest(_)) => same(INGEST_TTL),
+        _ => same(NOT_AT_ALL),
+    }
+}
+
+/// The same for a name in a directory.
+pub fn ttl_in(parent: u64, ino: u64) -> Ttl {
+    match Node::from_ino(parent) {
+        // A run may be removed; what is in it never changes.
+        Some(Node::Snapshots) => Ttl { entry: RUN_TTL.min(ttl(ino).entry), ..ttl(ino) },
+        _ => ttl(ino),
     }
 }

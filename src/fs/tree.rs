@@ -3,21 +3,31 @@
 //! What has been answered about a finished run holds for ever; only the list of runs and `latest`
 //! change, and are asked for every time. No kernel types here.
 
-use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::bare::Bare;
 use super::errno::{Errno, FsResult};
+use super::listing::{Listings, PAGE_ENTRIES};
 use super::node::Node;
-use crate::catalog::{DirId, EntryRow, Run, RunId, VersionId};
+use crate::catalog::{DirId, EntryRow, Extent, Run, RunId, VersionId};
 use crate::entry::Kind;
 use crate::error::Error;
 use crate::snapshot::{FileMap, Snapshots};
 use crate::sys::{self, Space, Stat, Time, c};
 
-/// Entries of a directory that are read at a time.
-const PAGE_ENTRIES: usize = 256;
+/// Most blocks whose names an attribute tells.
+const BLOCK_NAMES_MAX: usize = 1000;
+/// Runs whose root directories are known.
+const ROOTS_MAX: usize = 1024;
+/// Attributes that are answered and not listed: they tell where a file comes from.
+const OWN_XATTR: &[u8] = b"user.raidtape.";
 
 /// A name in a directory, with the attributes of what it names.
 pub struct Item {
@@ -27,9 +37,28 @@ pub struct Item {
     pub stat: Stat,
 }
 
+/// What is known of an item of a directory.
+pub enum ItemStat {
+    /// `.` or `..`: an inode number.
+    Dot(u64),
+    /// Everything.
+    Known(Stat),
+    /// To be looked up, which counts a reference: its inode number and the bits of its type.
+    Ingest { ino: u64, kind: u32 },
+}
+
+/// Takes an item of a directory: its name, the offset after it, and what is known of it. `true`
+/// means that there was no room for it.
+pub type Add<'a> = &'a mut dyn FnMut(&OsStr, u64, ItemStat) -> bool;
+
 /// The snapshots as a tree.
 pub struct Tree {
     snapshots: Arc<Snapshots>,
+    listings: Listings,
+    bare: Bare,
+    roots: Mutex<LruCache<RunId, Stat>>,
+    /// The list of runs as it was last seen, and since when it has been so.
+    list: Mutex<(u64, Time)>,
     /// When the mount was made, for what has no time of its own.
     born: Time,
     uid: u32,
@@ -40,13 +69,44 @@ impl Tree {
     /// The tree of all runs.
     pub fn new(snapshots: Arc<Snapshots>) -> Tree {
         let (uid, gid) = (sys::effective_uid(), sys::effective_gid());
-        Tree { snapshots, born: Time::now(), uid, gid }
+        let born = Time::now();
+        Tree {
+            listings: Listings::new(snapshots.clone()),
+            bare: Bare::new(),
+            roots: Mutex::new(LruCache::new(
+                NonZeroUsize::new(ROOTS_MAX).unwrap_or(NonZeroUsize::MIN),
+            )),
+            list: Mutex::new((0, born)),
+            snapshots,
+            born,
+            uid,
+            gid,
+        }
     }
 
     /// The attributes of a directory that is not in any snapshot.
     pub fn own_dir(&self, node: Node) -> FsResult<Stat> {
         let mode = c::S_IFDIR | 0o755;
-        Ok(Stat { nlink: 2, size: 4096, ..self.own(node, mode)? })
+        Ok(Stat { size: 4096, ..self.own(node, mode)? })
+    }
+
+    /// The attributes of `/snapshots`. Its time changes with the list of runs, so that the kernel
+    /// does not go on showing a list that it has kept.
+    pub fn stat_snapshots(&self) -> FsResult<Stat> {
+        let runs = self.run_numbers()?;
+        let mut hasher = DefaultHasher::new();
+        runs.hash(&mut hasher);
+        let now = hasher.finish();
+        let mut list = self.list.lock();
+        if list.0 != now {
+            let later = Time { nanos: (list.1.nanos + 1) % 1_000_000_000, ..list.1 };
+            *list = (now, Time::now().max(later));
+        }
+        Ok(Stat { mtime: list.1, ctime: list.1, ..self.own_dir(Node::Snapshots)? })
+    }
+
+    fn run_numbers(&self) -> FsResult<Vec<RunId>> {
+        self.snapshots.with_reader(|reader| reader.run_numbers(0)).map_err(log)
     }
 
     /// The attributes of something that is not in any snapshot and belongs to the mount's owner.
@@ -81,8 +141,7 @@ impl Tree {
             };
         }
         let run = run_named(name).ok_or(Errno(c::ENOENT))?;
-        let run = self.snapshots.run(run).map_err(|e| Errno::from(&e))?;
-        self.run_root(&run)
+        self.lookup_run(run)
     }
 
     fn latest(&self, run: RunId) -> FsResult<Stat> {
@@ -91,26 +150,56 @@ impl Tree {
     }
 
     fn run_root(&self, run: &Run) -> FsResult<Stat> {
+        if let Some(stat) = self.roots.lock().get(&run.id) {
+            return Ok(*stat);
+        }
         let root = self.snapshots.root(run).map_err(log)?;
-        stat_of(run.id, &root)
+        let stat = stat_of(run.id, &root)?;
+        self.roots.lock().put(run.id, stat);
+        Ok(stat)
     }
 
-    /// What `/snapshots` holds: `latest`, and the runs.
-    pub fn list_snapshots(&self) -> FsResult<Vec<Item>> {
-        let mut items = Vec::new();
-        let runs = self.snapshots.runs().map_err(log)?;
-        if let Some(run) = runs.last() {
-            items.push(Item { name: "latest".into(), stat: self.latest(run.id)? });
+    /// What `/snapshots` holds: `latest`, and the runs. The offset after a run is made of its
+    /// number, so that it holds whatever runs come and go.
+    pub fn read_snapshots(&self, offset: u64, add: Add<'_>) -> FsResult<()> {
+        let dots = [(0, ".", Node::Snapshots), (1, "..", Node::Root)];
+        for (position, name, node) in dots {
+            if offset <= position && add(OsStr::new(name), position + 1, ItemStat::Dot(ino(node)?))
+            {
+                return Ok(());
+            }
         }
-        for run in &runs {
-            items.push(Item { name: run.id.to_string().into(), stat: self.run_root(run)? });
+        let runs = self.run_numbers()?;
+        if offset <= 2
+            && let Some(run) = runs.last()
+            && add(OsStr::new("latest"), 3, ItemStat::Known(self.latest(*run)?))
+        {
+            return Ok(());
         }
-        Ok(items)
+        let after = offset.saturating_sub(3).cast_signed();
+        for run in runs.into_iter().filter(|it| *it > after) {
+            let known = self.roots.lock().get(&run).copied();
+            let stat = match known.map_or_else(|| self.lookup_run(run), Ok) {
+                // Gone since the list was made.
+                Err(Errno(c::ENOENT)) => continue,
+                stat => stat?,
+            };
+            let name = run.to_string();
+            if add(OsStr::new(&name), 3 + run.cast_unsigned(), ItemStat::Known(stat)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup_run(&self, run: RunId) -> FsResult<Stat> {
+        let run = self.snapshots.run(run).map_err(|e| Errno::from(&e))?;
+        self.run_root(&run)
     }
 
     /// Looks `name` up in a directory of a snapshot.
     pub fn lookup(&self, run: RunId, dir: DirId, name: &OsStr) -> FsResult<Stat> {
-        match self.snapshots.lookup(run, dir, name.as_bytes()).map_err(log)? {
+        match self.listings.lookup(run, dir, name.as_bytes()).map_err(log)? {
             Some(entry) => stat_of(run, &entry),
             None => Err(Errno(c::ENOENT)),
         }
@@ -118,8 +207,12 @@ impl Tree {
 
     /// Attributes of a directory of a snapshot.
     pub fn stat_dir(&self, run: RunId, dir: DirId) -> FsResult<Stat> {
-        let entry = self.snapshots.with_reader(|reader| reader.entry_of_dir(run, dir));
-        stat_of(run, &entry.map_err(log)?.ok_or(Errno(c::ESTALE))?)
+        let entry = self.entry_of_dir(run, dir)?;
+        stat_of(run, &entry)
+    }
+
+    fn entry_of_dir(&self, run: RunId, dir: DirId) -> FsResult<Arc<EntryRow>> {
+        self.listings.dir(run, dir).map_err(log)?.ok_or(Errno(c::ESTALE))
     }
 
     /// Attributes of anything else in a snapshot.
@@ -132,55 +225,35 @@ impl Tree {
         entry.map_err(log)?.ok_or(Errno(c::ESTALE))
     }
 
-    /// Starts a listing of a directory of a snapshot.
-    pub fn list(&self, run: RunId, dir: DirId) -> FsResult<Listing> {
-        let entry = self.snapshots.with_reader(|reader| reader.entry_of_dir(run, dir));
-        let entry = entry.map_err(log)?.ok_or(Errno(c::ESTALE))?;
-        let own = ino(Node::Dir(run, dir))?;
-        let parent = match entry.dir {
-            0 => ino(Node::Snapshots)?,
-            parent => ino(Node::Dir(run, parent))?,
-        };
-        Ok(Listing {
-            run,
-            dir,
-            dots: [own, parent],
-            page: VecDeque::new(),
-            page_start: 2,
-            after: None,
-            at_end: false,
-        })
-    }
-
-    /// The next item of a listing from position `offset` on, which is what [`Listing::position`]
-    /// said before, or 0.
-    pub fn next<'l>(
-        &self,
-        listing: &'l mut Listing,
-        offset: u64,
-    ) -> FsResult<Option<&'l EntryRow>> {
-        if offset < listing.page_start {
-            // Back to the start: names that were dropped have to be read again.
-            (listing.page_start, listing.after, listing.at_end) = (2, None, false);
-            listing.page.clear();
+    /// Gives out what a directory of a snapshot holds, from `offset` on. Positions 0 and 1 are the
+    /// dots, and the offset after an item is the position of the next.
+    pub fn read_dir(&self, run: RunId, dir: DirId, offset: u64, add: Add<'_>) -> FsResult<()> {
+        if offset < 2 {
+            let parent = match self.entry_of_dir(run, dir)?.dir {
+                0 => Node::Snapshots,
+                parent => Node::Dir(run, parent),
+            };
+            for (position, name, node) in [(0, ".", Node::Dir(run, dir)), (1, "..", parent)] {
+                let stat = ItemStat::Dot(ino(node)?);
+                if offset <= position && add(OsStr::new(name), position + 1, stat) {
+                    return Ok(());
+                }
+            }
         }
+        let mut at = offset.saturating_sub(2);
         loop {
-            let skip = usize::try_from(offset - listing.page_start).unwrap_or(usize::MAX);
-            let dropped = skip.min(listing.page.len());
-            listing.page.drain(..dropped);
-            listing.page_start += dropped as u64;
-            if !listing.page.is_empty() {
-                return Ok(listing.page.front());
+            let page = self.listings.page(run, dir, at / PAGE_ENTRIES as u64).map_err(log)?;
+            let skip = usize::try_from(at % PAGE_ENTRIES as u64).unwrap_or(usize::MAX);
+            for entry in page.entries.get(skip..).unwrap_or_default() {
+                let stat = ItemStat::Known(stat_of(run, entry)?);
+                if add(OsStr::from_bytes(&entry.name), at + 3, stat) {
+                    return Ok(());
+                }
+                at += 1;
             }
-            if listing.at_end {
-                return Ok(None);
+            if page.at_end {
+                return Ok(());
             }
-            let after = listing.after.as_deref();
-            let page = self.snapshots.list(listing.run, listing.dir, after, PAGE_ENTRIES);
-            let page = page.map_err(log)?;
-            listing.at_end = page.len() < PAGE_ENTRIES;
-            listing.after = page.last().map(|it| it.name.clone());
-            listing.page = page.into();
         }
     }
 
@@ -245,32 +318,88 @@ impl Tree {
     fn version_of(&self, node: Node) -> FsResult<Option<VersionId>> {
         match node {
             Node::Version(version) => Ok(Some(version)),
-            Node::Dir(run, dir) => {
-                let entry = self.snapshots.with_reader(|reader| reader.entry_of_dir(run, dir));
-                Ok(Some(entry.map_err(log)?.ok_or(Errno(c::ESTALE))?.version))
-            }
+            Node::Dir(run, dir) => Ok(Some(self.entry_of_dir(run, dir)?.version)),
             _ => Ok(None),
+        }
+    }
+
+    /// The content of a version that has more than its content.
+    fn laden(&self, version: VersionId) -> FsResult<Option<Arc<FileMap>>> {
+        match self.bare.is_bare(&self.snapshots, version).map_err(log)? {
+            true => Ok(None),
+            false => self.snapshots.file(version).map(Some).map_err(log),
         }
     }
 
     /// One extended attribute.
     pub fn get_xattr(&self, node: Node, key: &OsStr) -> FsResult<Vec<u8>> {
         let Some(version) = self.version_of(node)? else { return Err(Errno(c::ENODATA)) };
+        let key = key.as_bytes();
+        if let Some(file) = self.laden(version)?
+            && let Some(found) = file.content.extra.xattrs.iter().find(|it| it.0 == key)
+        {
+            return Ok(found.1.clone());
+        }
+        match key.strip_prefix(OWN_XATTR) {
+            Some(what) => self.own_xattr(node, version, what)?.ok_or(Errno(c::ENODATA)),
+            None => Err(Errno(c::ENODATA)),
+        }
+    }
+
+    /// What the store knows of a file or a directory, as text.
+    fn own_xattr(&self, node: Node, version: VersionId, what: &[u8]) -> FsResult<Option<Vec<u8>>> {
+        let text = match (what, node) {
+            (b"version", _) => Some(version.to_string()),
+            (b"run", Node::Dir(run, _)) => Some(run.to_string()),
+            (b"run", _) => {
+                let run = self.snapshots.with_reader(|reader| reader.first_run_of(version));
+                run.map_err(log)?.map(|it| it.to_string())
+            }
+            (b"hash", Node::Version(_)) => {
+                let file = self.snapshots.file(version).map_err(log)?;
+                file.content.hash.map(|it| it.to_string())
+            }
+            (b"blocks", Node::Version(_)) => self.block_names(version)?,
+            _ => None,
+        };
+        Ok(text.map(String::into_bytes))
+    }
+
+    /// The names of the blocks that hold a file's bytes, one a line, in the order of the file.
+    fn block_names(&self, version: VersionId) -> FsResult<Option<String>> {
         let file = self.snapshots.file(version).map_err(log)?;
-        let found = file.content.extra.xattrs.iter().find(|it| it.0 == key.as_bytes());
-        found.map(|it| it.1.clone()).ok_or(Errno(c::ENODATA))
+        let mut numbers = Vec::new();
+        for extent in &file.content.extents {
+            if let Extent::Data { block, .. } = extent
+                && !numbers.contains(block)
+            {
+                numbers.push(*block);
+                if numbers.len() > BLOCK_NAMES_MAX {
+                    // An attribute has at most 64 KiB.
+                    return Err(Errno(c::E2BIG));
+                }
+            }
+        }
+        if numbers.is_empty() {
+            return Ok(None);
+        }
+        let names = self.snapshots.with_reader(|reader| {
+            let name = |number: &u64| Ok(format!("{}\n", reader.block(*number)?.id));
+            numbers.iter().map(name).collect::<crate::error::Result<String>>()
+        });
+        names.map(Some).map_err(log)
     }
 
     /// File flags, as `lsattr` shows them.
     pub fn flags(&self, node: Node) -> FsResult<u32> {
         let Some(version) = self.version_of(node)? else { return Err(Errno(c::ENOTTY)) };
-        Ok(self.snapshots.file(version).map_err(log)?.content.extra.flags)
+        Ok(self.laden(version)?.map_or(0, |it| it.content.extra.flags))
     }
 
     /// The names of all extended attributes, each closed by a zero byte.
     pub fn list_xattrs(&self, node: Node) -> FsResult<Vec<u8>> {
         let Some(version) = self.version_of(node)? else { return Ok(Vec::new()) };
-        let file = self.snapshots.file(version).map_err(log)?;
+        let Some(file) = self.laden(version)? else { return Ok(Vec::new()) };
         let names = file.content.extra.xattrs.iter();
         Ok(names.flat_map(|(key, _)| [key.as_slice(), b"\0"].concat()).collect())
     }
@@ -289,28 +418,6 @@ impl Tree {
             }
         }
         sum
-    }
-}
-
-/// A listing of a directory of a snapshot that goes on from call to call.
-pub struct Listing {
-    run: RunId,
-    dir: DirId,
-    /// Inode numbers of `.` and `..`.
-    pub dots: [u64; 2],
-    /// Entries that have been read from the catalog and not been passed.
-    page: VecDeque<EntryRow>,
-    /// Position of the first of them. Positions 0 and 1 are the dots.
-    page_start: u64,
-    /// Name from which the next page begins.
-    after: Option<Vec<u8>>,
-    at_end: bool,
-}
-
-impl Listing {
-    /// The run that is listed.
-    pub fn run(&self) -> RunId {
-        self.run
     }
 }
 
@@ -341,7 +448,9 @@ pub fn stat_of(run: RunId, entry: &EntryRow) -> FsResult<Stat> {
         dev: 0,
         ino: ino(node)?,
         mode: meta.kind.type_bits() | meta.mode,
-        nlink: meta.nlink,
+        // What a directory holds here need not be what it held there; 1 says that names are not
+        // counted, and `find` does not conclude from it that there are no directories left.
+        nlink: if meta.kind == Kind::Dir { 1 } else { meta.nlink },
         uid: meta.uid,
         gid: meta.gid,
         rdev: meta.rdev,
