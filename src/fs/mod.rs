@@ -3,9 +3,9 @@
 //! ```text
 //! /snapshots/<run>/…       the tree of a finished run;  latest -> newest run
 //! /ingest/…                writable; the source named "ingest"
-//! /.ctl/backup             a written line starts a backup
-//! /.ctl/jobs/<id>/…        status, log, progress.json, cancel
-//! /.ctl/status             what this mount is
+//! /.ctl/backup, …          a written line is the command of that name
+//! /.ctl/jobs/<id>/…        command, status, log, progress.json, cancel
+//! /.ctl/status, version    what this mount is
 //! ```
 //!
 //! `node` gives inode numbers, `tree` the snapshots, `ingest` and `control` the rest, and `mounted`
@@ -31,11 +31,11 @@ use fuser::{Config, MountOption, Session, SessionACL};
 
 use crate::catalog::{Reader, ingest_dir};
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::{Outcome, Queue};
+use crate::job::{Outcome, Queue, Site};
 use crate::snapshot::Snapshots;
 use crate::sys::{self, quoted};
 
-use control::Control;
+use control::{Control, Manner, Waiters};
 use fuse::Adapter;
 use ingest::Ingest;
 use mounted::Mounted;
@@ -87,8 +87,12 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let snapshots = Arc::new(Snapshots::open(&options.catalog, options.cache_bytes)?);
     let ingest_dir = ingest_dir(&options.catalog);
     let ingest = Ingest::new(&ingest_dir)?;
-    let queue = Arc::new(Queue::new(&options.catalog, options.exit_code));
-    let control = Control::new(queue.clone(), snapshots.clone(), &ingest_dir, &mountpoint);
+    let site = Site { ingest_dir, mountpoint: mountpoint.clone() };
+    let queue = Arc::new(Queue::open(&options.catalog, site, options.exit_code)?);
+    let waiters = Arc::new(Waiters::new(queue.bell().clone()));
+    let tree = Tree::new(snapshots.clone());
+    let manner = Manner { allow_other: options.allow_other };
+    let control = Control::new(queue.clone(), snapshots, waiters.clone(), &tree, manner);
     let (ends_out, ends_in) = mpsc::channel();
     let on_end = {
         let ends = ends_out.clone();
@@ -97,7 +101,6 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
             let _ = ends.send(End::Unmounted);
         })
     };
-    let tree = Tree::new(snapshots);
     let mounted = Arc::new(Mounted::new(tree, Arc::new(control), ingest));
     let adapter = Adapter { mounted, allow_other: options.allow_other, on_end };
     let session = Session::new(adapter, &mountpoint, &config(options))
@@ -109,6 +112,10 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let worker = {
         let queue = queue.clone();
         std::thread::spawn(move || queue.work())
+    };
+    let usher = {
+        let waiters = waiters.clone();
+        std::thread::spawn(move || waiters.work())
     };
     let answers = std::fs::metadata(mountpoint.join(".ctl/status"));
     let answers = answers.map_err(|e| Error::io("the mount does not answer", e));
@@ -123,6 +130,10 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     queue.close();
     if worker.join().is_err() {
         log::error!("the thread that does jobs has panicked");
+    }
+    waiters.close();
+    if usher.join().is_err() {
+        log::error!("the thread that answers those who wait has panicked");
     }
     Ok(end)
 }
