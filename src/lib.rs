@@ -5,7 +5,7 @@
 //! ```text
 //! write    scan ─▶ backup ─▶ chunk ─▶ volume ══ Stored ══▶ catalog
 //! read     catalog + volume ─▶ snapshot ─▶ restore, dump, fs ─▶ kernel
-//! ask      command line, control files ─▶ job ─▶ backup
+//! ask      command line, control files ─▶ job ─▶ backup, restore, validate, genmeta
 //! ```
 //!
 //! Write order, from which everything else follows: a block's bytes are synced, then it gets its
@@ -26,6 +26,7 @@ pub mod backup;
 pub mod restore;
 pub mod dump;
 pub mod validate;
+pub mod genmeta;
 pub mod job;
 pub mod fs;
 pub mod cli;

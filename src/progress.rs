@@ -1,14 +1,14 @@
 //! What a long piece of work shows while it runs, and the wish that it stop.
 //!
-//! Counters only: whoever wants to draw them reads them. A work calls [`Progress::check`] often
-//! enough that a user who cancels does not wait.
+//! Counters: whoever wants to draw them reads them. Phases and problems are also told to a listener,
+//! as they come. A work calls [`Progress::check`] often enough that a user who cancels does not wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 
 /// Counters of one piece of work.
 #[derive(Default)]
@@ -31,7 +31,19 @@ pub struct Progress {
     pub problems: AtomicU64,
     phase: Mutex<&'static str>,
     cancelled: Arc<AtomicBool>,
+    listener: Option<Listener>,
 }
+
+/// What a work tells while it goes on.
+pub enum Said<'a> {
+    /// What it is at now.
+    Phase(&'static str),
+    /// A problem that it has met.
+    Problem(&'a Problem),
+}
+
+/// Who is told. Called from any of the work's threads, and must not keep them waiting.
+pub type Listener = Box<dyn Fn(Said<'_>) + Send + Sync>;
 
 /// The counters at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,6 +84,11 @@ fn ratio(of: u64, to: u64) -> Option<f64> {
 }
 
 impl Progress {
+    /// Counters whose work is listened to.
+    pub fn with_listener(listener: Listener) -> Progress {
+        Progress { listener: Some(listener), ..Progress::default() }
+    }
+
     /// The counters as they stand. A total is an estimate, from the run before; one that has been
     /// passed is no total any more.
     pub fn counters(&self) -> Counters {
@@ -116,6 +133,17 @@ impl Progress {
     /// Says what the work is at.
     pub fn set_phase(&self, phase: &'static str) {
         *self.phase.lock() = phase;
+        if let Some(listener) = &self.listener {
+            listener(Said::Phase(phase));
+        }
+    }
+
+    /// Counts a problem and tells of it.
+    pub fn note(&self, problem: &Problem) {
+        Progress::add(&self.problems, 1);
+        if let Some(listener) = &self.listener {
+            listener(Said::Problem(problem));
+        }
     }
 
     /// Adds to a counter.

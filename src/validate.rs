@@ -11,7 +11,7 @@ use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use crate::catalog::{BlockRow, Damage, DamagedFile, Reader};
 use crate::chunk::{Digest, HashAlgo};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
 use crate::snapshot::Snapshots;
 use crate::volume::{BlockId, Volume};
@@ -155,6 +155,9 @@ fn check_block(
                     return Err(error);
                 }
                 let (kind, reason) = (error.kind(), error.to_string());
+                let message = format!("on {}: {reason}", crate::sys::quoted(&path));
+                let name = format!("block {}", row.id).into_bytes();
+                progress.note(&Problem { path: name, kind, message });
                 bad.push(BadBlock { id: row.id, volume: path, reason, kind, files: Vec::new() });
                 lost.push(ranges);
             }

@@ -23,6 +23,8 @@ mod changing;
 mod changes;
 /// The command line: exit codes, JSON, refusals, hostile targets.
 mod cli;
+/// Control files: lines of every shape, refusals, who may.
+mod control;
 /// Processes that die: in the middle of a backup, or while they serve a mount.
 mod crash;
 /// Damaged blocks: what is named, what still reads.
@@ -33,6 +35,8 @@ mod fidelity;
 mod filters;
 /// Stores that earlier programs wrote.
 mod fixtures;
+/// Restores and validations as jobs; metas and manifests made anew.
+mod genmeta;
 /// The writable tree of a mount.
 mod ingest;
 /// Jobs by control file: taken, refused, watched, cancelled.
@@ -55,6 +59,8 @@ mod rotation;
 mod streams;
 /// Rules of the house, checked on the sources.
 mod tidy;
+/// Those who wait for jobs, and jobs that wait for others.
+mod waiting;
 
 use std::path::Path;
 

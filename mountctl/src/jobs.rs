@@ -129,16 +129,18 @@ impl Job {
         ))
     }
 
-    /// The lines in which the job names its problems.
+    /// The lines of its log in which the job names its problems.
     pub fn log_lines(&self) -> Result<Vec<String>, Failure> {
         let path = self.directory.join("log");
         let bytes = fs::read(&path).map_err(|error| Failure::on_path("read", &path, &error))?;
-        Ok(bytes
-            .split(|byte| *byte == b'\n')
-            .filter(|line| !line.is_empty())
-            .map(shown_bytes)
-            .collect())
+        Ok(bytes.split(|byte| *byte == b'\n').filter_map(problem).map(shown_bytes).collect())
     }
+}
+
+/// The problem that a line of a log tells of, without the time before it.
+fn problem(line: &[u8]) -> Option<&[u8]> {
+    let text = line.splitn(2, |byte| *byte == b' ').nth(1)?;
+    text.strip_prefix(b"! ")
 }
 
 /// A daemon that has ended does not come back to the same mount.
@@ -245,7 +247,8 @@ mod tests {
     #[test]
     fn log_lines_hold_no_control_characters() {
         let (_directory, job) = tree();
-        fs::write(job.directory.join("log"), b"cannot read a\xff\x1b\n\nsecond\n").unwrap();
+        let log = b"T asked for\nT ! cannot read a\xff\x1b\n\nT ! second\nT done: run 1\n";
+        fs::write(job.directory.join("log"), log).unwrap();
         assert_eq!(job.log_lines().unwrap(), ["cannot read a\\xff\\u{1b}", "second"]);
     }
 }

@@ -182,7 +182,7 @@ impl<'a, 'c> Committer<'a, 'c> {
     fn note(&mut self, problem: Problem) {
         log::warn!("{problem}");
         self.counts.problems += 1;
-        Progress::add(&self.progress.problems, 1);
+        self.progress.note(&problem);
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(problem);
         }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::Options;
 use super::filter::Filter;
+use crate::catalog::own_files;
 use crate::error::{Error, Result};
 use crate::sys::{self, quoted};
 use crate::volume::VolumeConfig;
@@ -49,12 +50,7 @@ pub fn check(
         }
     }
     let mut own: Vec<PathBuf> = volumes.iter().map(|it| it.path.clone()).collect();
-    let name = catalog.file_name().unwrap_or_default();
-    for suffix in ["", "-wal", "-shm", ".lock"] {
-        let mut name = name.to_os_string();
-        name.push(suffix);
-        own.push(catalog.with_file_name(name));
-    }
+    own.extend(own_files(catalog));
     let own = own.iter().filter_map(|it| sys::stat(it).ok());
     Ok(own.map(|it| (it.dev, it.ino)).collect())
 }

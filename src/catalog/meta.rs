@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
+use rusqlite::Connection;
+
 use super::extent::{self, Extent};
 use super::json::Object;
 use super::read::{ENTRY_COLUMNS, EntryRow, entry_from};
@@ -58,22 +60,7 @@ impl RunWriter<'_> {
         header: &manifest::Header<'_>,
         out: &mut dyn Write,
     ) -> Result<()> {
-        let mut names: BTreeMap<u64, BlockId> = BTreeMap::new();
-        let mut block_name = |number: u64| -> Result<BlockId> {
-            if let Some(name) = names.get(&number) {
-                return Ok(*name);
-            }
-            let query = "SELECT id FROM blocks WHERE number = ?1";
-            let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
-            let id: Vec<u8> = statement.query_row([number], |row| row.get(0)).map_err(sql)?;
-            let name = Digest::from_slice(&id)?;
-            if names.len() >= PATHS_MAX {
-                names.clear();
-            }
-            names.insert(number, name);
-            Ok(name)
-        };
-        spool.write_manifest(header, &mut block_name, out)
+        write_manifest(self.conn(), spool, header, out)
     }
 
     /// The blocks whose metas this run makes out of date: those that its new versions use. Fails if
@@ -121,87 +108,139 @@ impl RunWriter<'_> {
         names: &mut DirNames,
         out: &mut dyn Write,
     ) -> Result<()> {
-        let failed = |e| Error::io("writing a meta", e);
-        let mut out = zstd::Encoder::new(out, manifest::ZSTD_LEVEL).map_err(failed)?;
-        write_head(index, hash, &mut out).map_err(failed)?;
-        // A block that was lost and stored again has two numbers and one name.
-        let query = "SELECT u.version, v.extents, v.hash, u.block FROM uses u \
-                     JOIN versions v ON v.version = u.version \
-                     WHERE u.block IN (SELECT number FROM blocks WHERE id = ?1)";
-        let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
-        let mut rows = statement.query([&index.id.0[..]]).map_err(sql)?;
-        let (mut separator, mut text) = (&b"\n"[..], Vec::new());
-        while let Some(row) = rows.next().map_err(sql)? {
-            let version: VersionId = row.get(0).map_err(sql)?;
-            let extents: Vec<u8> = row.get(1).map_err(sql)?;
-            let file_hash: Vec<u8> = row.get(2).map_err(sql)?;
-            let number: u64 = row.get(3).map_err(sql)?;
-            let file_hash = Digest::from_slice(&file_hash)?;
-            let pieces = pieces_in(&extent::decode(&extents)?, number);
-            self.each_name(version, &mut |entry| {
-                let (source, dir) = self.dir_name(entry.dir, names)?;
-                let path = join(dir, &entry.name);
-                text.clear();
-                for piece in &pieces {
-                    text.extend_from_slice(separator);
-                    separator = b",\n";
-                    put_mapping(&mut text, (source, &path), &entry, piece, &file_hash);
-                }
-                out.write_all(&text).map_err(failed)
-            })?;
-        }
-        out.write_all(b"\n]\n}\n").map_err(failed)?;
-        out.finish().map_err(failed)?.flush().map_err(failed)
+        write_meta(self.conn(), index, hash, names, out)
     }
+}
 
-    fn each_name(
-        &self,
-        version: VersionId,
-        each: &mut dyn FnMut(EntryRow) -> Result<()>,
-    ) -> Result<()> {
-        let query = format!("SELECT {ENTRY_COLUMNS} FROM entries WHERE version = ?1");
-        let mut statement = self.conn().prepare_cached(&query).map_err(sql)?;
-        let mut rows = statement.query([version]).map_err(sql)?;
-        while let Some(row) = rows.next().map_err(sql)? {
-            let entry = entry_from(row)?;
-            if entry.meta.kind == Kind::File {
-                each(entry)?;
-            }
+/// Writes a manifest of what is in a spool.
+pub(super) fn write_manifest(
+    conn: &Connection,
+    spool: &mut manifest::Spool,
+    header: &manifest::Header<'_>,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let mut names: BTreeMap<u64, BlockId> = BTreeMap::new();
+    let mut block_name = |number: u64| -> Result<BlockId> {
+        if let Some(name) = names.get(&number) {
+            return Ok(*name);
         }
-        Ok(())
+        let query = "SELECT id FROM blocks WHERE number = ?1";
+        let mut statement = conn.prepare_cached(query).map_err(sql)?;
+        let id: Vec<u8> = statement.query_row([number], |row| row.get(0)).map_err(sql)?;
+        let name = Digest::from_slice(&id)?;
+        if names.len() >= PATHS_MAX {
+            names.clear();
+        }
+        names.insert(number, name);
+        Ok(name)
+    };
+    spool.write_manifest(header, &mut block_name, out)
+}
+
+/// Writes the meta of a block, compressed.
+pub(super) fn write_meta(
+    conn: &Connection,
+    index: &BlockIndex,
+    hash: HashAlgo,
+    names: &mut DirNames,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let failed = |e| Error::io("writing a meta", e);
+    let mut out = zstd::Encoder::new(out, manifest::ZSTD_LEVEL).map_err(failed)?;
+    write_meta_text(conn, index, hash, names, &mut out)?;
+    out.finish().map_err(failed)?.flush().map_err(failed)
+}
+
+/// The text of a block's meta.
+pub(super) fn write_meta_text(
+    conn: &Connection,
+    index: &BlockIndex,
+    hash: HashAlgo,
+    names: &mut DirNames,
+    out: &mut dyn Write,
+) -> Result<()> {
+    let failed = |e| Error::io("writing a meta", e);
+    write_head(index, hash, out).map_err(failed)?;
+    // A block that was lost and stored again has two numbers and one name.
+    let query = "SELECT u.version, v.extents, v.hash, u.block FROM uses u \
+                 JOIN versions v ON v.version = u.version \
+                 WHERE u.block IN (SELECT number FROM blocks WHERE id = ?1)";
+    let mut statement = conn.prepare_cached(query).map_err(sql)?;
+    let mut rows = statement.query([&index.id.0[..]]).map_err(sql)?;
+    let (mut separator, mut text) = (&b"\n"[..], Vec::new());
+    while let Some(row) = rows.next().map_err(sql)? {
+        let version: VersionId = row.get(0).map_err(sql)?;
+        let extents: Vec<u8> = row.get(1).map_err(sql)?;
+        let file_hash: Vec<u8> = row.get(2).map_err(sql)?;
+        let number: u64 = row.get(3).map_err(sql)?;
+        let file_hash = Digest::from_slice(&file_hash)?;
+        let pieces = pieces_in(&extent::decode(&extents)?, number);
+        each_name(conn, version, &mut |entry| {
+            let (source, dir) = dir_name(conn, entry.dir, names)?;
+            let path = join(dir, &entry.name);
+            text.clear();
+            for piece in &pieces {
+                text.extend_from_slice(separator);
+                separator = b",\n";
+                put_mapping(&mut text, (source, &path), &entry, piece, &file_hash);
+            }
+            out.write_all(&text).map_err(failed)
+        })?;
     }
+    out.write_all(b"\n]\n}\n").map_err(failed)
+}
 
-    /// Source and path of a directory, remembering those of the directories above it.
-    fn dir_name<'n>(&self, dir: DirId, names: &'n mut DirNames) -> Result<(&'n [u8], &'n [u8])> {
-        if names.0.len() >= PATHS_MAX {
-            names.0.clear();
+fn each_name(
+    conn: &Connection,
+    version: VersionId,
+    each: &mut dyn FnMut(EntryRow) -> Result<()>,
+) -> Result<()> {
+    let query = format!("SELECT {ENTRY_COLUMNS} FROM entries WHERE version = ?1");
+    let mut statement = conn.prepare_cached(&query).map_err(sql)?;
+    let mut rows = statement.query([version]).map_err(sql)?;
+    while let Some(row) = rows.next().map_err(sql)? {
+        let entry = entry_from(row)?;
+        if entry.meta.kind == Kind::File {
+            each(entry)?;
         }
-        let mut missing = Vec::new();
-        let mut at = dir;
-        while !names.0.contains_key(&at) {
-            let query = "SELECT dir, name FROM entries WHERE child = ?1 LIMIT 1";
-            let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
-            let (parent, name): (DirId, Vec<u8>) =
-                statement.query_row([at], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sql)?;
-            if parent == 0 {
-                names.0.insert(at, (name, Vec::new()));
-                break;
-            }
-            if parent >= at {
-                return Err(Error::corrupt(format!("catalog: directory {at} is below itself")));
-            }
-            missing.push((at, parent, name));
-            at = parent;
+    }
+    Ok(())
+}
+
+/// Source and path of a directory, remembering those of the directories above it.
+fn dir_name<'n>(
+    conn: &Connection,
+    dir: DirId,
+    names: &'n mut DirNames,
+) -> Result<(&'n [u8], &'n [u8])> {
+    if names.0.len() >= PATHS_MAX {
+        names.0.clear();
+    }
+    let mut missing = Vec::new();
+    let mut at = dir;
+    while !names.0.contains_key(&at) {
+        let query = "SELECT dir, name FROM entries WHERE child = ?1 LIMIT 1";
+        let mut statement = conn.prepare_cached(query).map_err(sql)?;
+        let (parent, name): (DirId, Vec<u8>) =
+            statement.query_row([at], |row| Ok((row.get(0)?, row.get(1)?))).map_err(sql)?;
+        if parent == 0 {
+            names.0.insert(at, (name, Vec::new()));
+            break;
         }
-        for (at, parent, name) in missing.into_iter().rev() {
-            let Some((source, path)) = names.0.get(&parent) else { continue };
-            let row = (source.clone(), join(path, &name));
-            names.0.insert(at, row);
+        if parent >= at {
+            return Err(Error::corrupt(format!("catalog: directory {at} is below itself")));
         }
-        match names.0.get(&dir) {
-            Some((source, path)) => Ok((source, path)),
-            None => Err(Error::corrupt(format!("catalog: directory {dir} has no entry"))),
-        }
+        missing.push((at, parent, name));
+        at = parent;
+    }
+    for (at, parent, name) in missing.into_iter().rev() {
+        let Some((source, path)) = names.0.get(&parent) else { continue };
+        let row = (source.clone(), join(path, &name));
+        names.0.insert(at, row);
+    }
+    match names.0.get(&dir) {
+        Some((source, path)) => Ok((source, path)),
+        None => Err(Error::corrupt(format!("catalog: directory {dir} has no entry"))),
     }
 }
 

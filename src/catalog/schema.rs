@@ -88,7 +88,7 @@ fn open(path: &Path, mode: OpenFlags) -> Result<Connection> {
     Ok(conn)
 }
 
-fn configure(conn: &Connection, cache_kib: i64) -> Result<()> {
+pub(super) fn configure(conn: &Connection, cache_kib: i64) -> Result<()> {
     conn.busy_timeout(Duration::from_secs(60)).map_err(sql)?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(sql)?;
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(sql)?;

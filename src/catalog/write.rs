@@ -32,9 +32,7 @@ pub struct WriteLock {
 impl WriteLock {
     /// Takes the lock of the catalog at `catalog`, or says who has it.
     pub fn take(catalog: &Path) -> Result<WriteLock> {
-        let mut name = catalog.file_name().unwrap_or_default().to_os_string();
-        name.push(".lock");
-        let path = catalog.with_file_name(name);
+        let path = lock_path(catalog);
         let failed = |e| Error::io(format!("locking {}", quoted(&path)), e);
         let mut options = sys::private_file();
         options.read(true).write(true).create(true).truncate(false);
@@ -54,6 +52,22 @@ impl WriteLock {
         write!(file, "pid {}", std::process::id()).map_err(failed)?;
         Ok(WriteLock { _file: file })
     }
+}
+
+impl WriteLock {
+    /// What whoever has the lock of the catalog at `catalog` has written of itself: `pid N`. Of the
+    /// last one, if nobody has it.
+    pub fn holder(catalog: &Path) -> Option<String> {
+        let mut text = String::new();
+        File::open(lock_path(catalog)).ok()?.take(200).read_to_string(&mut text).ok()?;
+        Some(text.trim().to_owned()).filter(|it| !it.is_empty())
+    }
+}
+
+fn lock_path(catalog: &Path) -> PathBuf {
+    let mut name = catalog.file_name().unwrap_or_default().to_os_string();
+    name.push(".lock");
+    catalog.with_file_name(name)
 }
 
 /// Writes a catalog. Holds the writer's lock.

@@ -8,8 +8,8 @@ use super::query;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs;
 use crate::job::BackupArgs;
+use crate::job::grammar::restore::{RestoreArgs, RestoreFolderArgs, RevertToRunArgs};
 use crate::job::grammar::size;
-use crate::snapshot::Wish;
 use crate::sys::quoted;
 
 /// Deduplicating backup with every run browsable through a mount
@@ -74,6 +74,8 @@ pub enum Command {
     Dump(query::Dump),
     /// Check every stored byte and the catalog
     Validate(Validate),
+    /// Make anew what is missing or out of date beside the blocks: metas and manifests
+    Genmeta(Genmeta),
     /// Restore one file
     Restore(Restore),
     /// Restore a folder
@@ -149,95 +151,37 @@ pub struct Validate {
 }
 
 #[derive(clap::Args)]
+pub struct Genmeta {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
 pub struct Restore {
-    /// File in the snapshot, relative to the source or with the source's path before it
-    pub src_file: PathBuf,
-    /// Where to write it: a file name, or a directory to put it into
-    pub dest: PathBuf,
-    /// Run to restore from: its number, 'latest', or a time, which means the newest run that had
-    /// finished by then, such as 2026-11-20, 2026-11-20T10:00 or 2026-11-20T10:00:00Z (a day alone
-    /// means its end) [default: the newest that has the file]
-    #[arg(long, value_name = "N|latest|TIME")]
-    pub run: Option<Wish>,
     #[command(flatten)]
-    pub how: RestoreHow,
-}
-
-#[derive(clap::Args)]
-pub struct RestoreFolder {
-    /// Folder in the snapshot, relative to the source or with the source's path before it
-    pub src_folder: PathBuf,
-    /// Directory that gets the folder's contents
-    pub dest_dir: PathBuf,
-    /// Run to restore from: its number, 'latest', or a time, which means the newest run that had
-    /// finished by then, such as 2026-11-20, 2026-11-20T10:00 or 2026-11-20T10:00:00Z (a day alone
-    /// means its end) [default: the newest that has the folder]
-    #[arg(long, value_name = "N|latest|TIME")]
-    pub run: Option<Wish>,
-    #[command(flatten)]
-    pub which: RestoreWhich,
-    #[command(flatten)]
-    pub how: RestoreHow,
-}
-
-#[derive(clap::Args)]
-pub struct RevertToRun {
-    /// The run: its number, 'latest', or a time, as in --run of restore
-    #[arg(value_name = "N|latest|TIME")]
-    pub run: Wish,
-    /// An empty or new directory; with --delete, any
-    pub dest: PathBuf,
-    #[command(flatten)]
-    pub which: RestoreWhich,
-    #[command(flatten)]
-    pub how: RestoreHow,
-}
-
-/// What of a tree is restored.
-#[derive(clap::Args)]
-pub struct RestoreWhich {
-    /// Restore only what matches, as in a .gitignore, on the path in the snapshot; may be given
-    /// several times
-    #[arg(long, value_name = "GLOB")]
-    pub include: Vec<String>,
-    /// Leave out what matches; may be given several times
-    #[arg(long, value_name = "GLOB")]
-    pub exclude: Vec<String>,
-    /// Remove in the target what the snapshot's folder does not have
-    #[arg(long)]
-    pub delete: bool,
-}
-
-/// How things are restored.
-#[derive(clap::Args)]
-pub struct RestoreHow {
-    /// When to replace what is there: 'if-changed' takes a file of the same type, size and time for
-    /// the same; 'if-newer' keeps what was changed later
-    #[arg(long, value_enum, value_name = "WHEN", default_value = "always")]
-    pub overwrite: OverwriteWhen,
-    /// Only say what would be done: + made, M replaced or brought up to date, - removed
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Read every file back from the disk that was written, and compare it with its hash
-    #[arg(long)]
-    pub verify: bool,
-    /// Leave owners as they come; no set-user-ID of another owner is restored then
-    #[arg(long, conflicts_with = "numeric_owner")]
-    pub no_owner: bool,
-    /// Restore owners by number [default: by name, where root restores and knows the name here]
-    #[arg(long)]
-    pub numeric_owner: bool,
+    pub args: RestoreArgs,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-pub enum OverwriteWhen {
-    Always,
-    IfChanged,
-    IfNewer,
-    Never,
+#[derive(clap::Args)]
+pub struct RestoreFolder {
+    #[command(flatten)]
+    pub args: RestoreFolderArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct RevertToRun {
+    #[command(flatten)]
+    pub args: RevertToRunArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(clap::Args)]

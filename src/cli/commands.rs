@@ -179,6 +179,27 @@ pub fn validate(catalog: &Path, args: &args::Validate) -> Result<u8> {
     Ok(report.worst().map_or(exit::DONE, exit::of_kind))
 }
 
+pub fn genmeta(catalog: &Path, args: &args::Genmeta) -> Result<u8> {
+    let progress = Progress::default();
+    let done = bar::with_bar(&progress, || crate::genmeta::run(catalog, &progress))?;
+    show::print_problems(&done.problems, done.problem_count);
+    match args.json {
+        true => show::say(format_args!(
+            "{}",
+            json!({
+                "metas": done.metas,
+                "metas_written": done.metas_written,
+                "manifests": done.manifests,
+                "manifests_written": done.manifests_written,
+                "problems": done.problem_count,
+                "problem_list": show::problems_json(&done.problems),
+            })
+        )),
+        false => show::say(format_args!("{}", done.line())),
+    }
+    Ok(exit::of_problems(&done.problems, done.problem_count))
+}
+
 pub fn runs(catalog: &Path, args: &args::Runs) -> Result<u8> {
     let runs = Reader::open(catalog)?.runs()?;
     let mut out = show::Out::new();

@@ -48,7 +48,10 @@ pub fn of_problems(problems: &[Problem], count: u64) -> u8 {
 /// The exit code that the job's command would have had.
 pub fn exit_code_of_job(outcome: &Outcome) -> u8 {
     match outcome {
-        Outcome::Done(summary) => of_problems(&summary.problems, summary.counts.problems),
+        Outcome::BackedUp(summary) => of_problems(&summary.problems, summary.counts.problems),
+        Outcome::Restored(_, summary) => of_problems(&summary.problems, summary.problem_count),
+        Outcome::Validated(report) => report.worst().map_or(DONE, of_kind),
+        Outcome::Described(summary) => of_problems(&summary.problems, summary.problem_count),
         Outcome::Failed(error) => of_kind(error.kind()),
     }
 }

@@ -61,6 +61,7 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::Stats(it) => query::stats(&catalog, it),
         Command::Dump(it) => query::dump(&catalog, it),
         Command::Validate(it) => commands::validate(&catalog, it),
+        Command::Genmeta(it) => commands::genmeta(&catalog, it),
         Command::Restore(it) => restore::restore(&catalog, it),
         Command::RestoreFolder(it) => restore::restore_folder(&catalog, it),
         Command::RevertToRun(it) => restore::revert_to_run(&catalog, it),

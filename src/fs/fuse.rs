@@ -12,11 +12,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::control::{Wake, Who};
 use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, SetAttr, SetTime};
 use super::mounted::{FOR_EVER, Mounted, Opened, Pages, TRANSFER_BYTES_MAX, ttl, ttl_in};
@@ -150,6 +152,10 @@ fn set_time(time: TimeOrNow) -> SetTime {
         TimeOrNow::SpecificTime(time) => SetTime::At(time_from_kernel(time)),
         TimeOrNow::Now => SetTime::Now,
     }
+}
+
+fn who(req: &Request) -> Who {
+    Who { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
 
 fn caller(req: &Request, umask: u32) -> Caller {
@@ -289,7 +295,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -308,7 +314,8 @@ impl Filesystem for Adapter {
         guard("setattr", || {
             let (atime, mtime) = (atime.map(set_time), mtime.map(set_time));
             let change = SetAttr { mode, uid, gid, size, atime, mtime };
-            reply_attr(self.mounted.setattr(self.node(ino), fh.map(|it| it.0), &change), reply);
+            let fh = fh.map(|it| it.0);
+            reply_attr(self.mounted.setattr(&who(req), self.node(ino), fh, &change), reply);
         });
     }
 
@@ -405,7 +412,7 @@ impl Filesystem for Adapter {
             // Asked once: from now on the kernel opens by itself, and keeps what it has read.
             return reply.error(errno(Errno(c::ENOSYS)));
         }
-        guard("open", || match self.mounted.open(req.uid(), self.node(ino), flags.0) {
+        guard("open", || match self.mounted.open(&who(req), self.node(ino), flags.0) {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
             Err(e) => reply.error(errno(e)),
         });
@@ -438,16 +445,24 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guard("read", || reply_data(self.mounted.read(self.node(ino), fh.0, offset, size), reply));
+        let ino = self.node(ino);
+        guard("read", || match self.mounted.is_control(ino) {
+            true => {
+                let (range, may_wait) = ((offset, size as usize), flags.0 & c::O_NONBLOCK == 0);
+                let later = Box::new(|result| reply_data(result, reply));
+                self.mounted.read_control(&who(req), ino, fh.0, range, may_wait, later);
+            }
+            false => reply_data(self.mounted.read(ino, fh.0, offset, size), reply),
+        });
     }
 
     fn write(
@@ -459,27 +474,31 @@ impl Filesystem for Adapter {
         data: &[u8],
         _write_flags: WriteFlags,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         guard("write", || {
-            reply_written(self.mounted.write(req.uid(), self.node(ino), fh.0, offset, data), reply);
+            let writer = (&who(req), lock_owner.map_or(0, |it| it.0));
+            reply_written(self.mounted.write(writer, self.node(ino), fh.0, offset, data), reply);
         });
     }
 
     fn flush(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
-        _lock_owner: LockOwner,
+        lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         if self.part == Part::Snapshots {
             // Nothing to write back, ever: not asked again.
             return reply.error(errno(Errno(c::ENOSYS)));
         }
-        guard("flush", || reply_empty(self.mounted.flush(self.node(ino), fh.0), reply));
+        guard("flush", || {
+            let writer = (&who(req), lock_owner.0);
+            reply_empty(self.mounted.flush(writer, self.node(ino), fh.0), reply);
+        });
     }
 
     fn release(
@@ -497,22 +516,44 @@ impl Filesystem for Adapter {
 
     fn fsync(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        guard("fsync", || match self.mounted.fsync(self.node(ino), fh.0, datasync) {
-            // A job may take hours: nobody else waits for it.
-            Ok(Some(job)) => {
-                std::thread::spawn(move || {
-                    job.wait();
-                    reply.ok();
-                });
+        let ino = self.node(ino);
+        guard("fsync", || match self.mounted.is_control(ino) {
+            true => {
+                let later = Box::new(|result: FsResult<_>| reply_empty(result.map(drop), reply));
+                self.mounted.fsync_control(&who(req), ino, fh.0, later);
             }
-            Ok(None) => reply.ok(),
-            Err(e) => reply.error(errno(e)),
+            false => reply_empty(self.mounted.fsync(ino, fh.0, datasync), reply),
+        });
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        ph: PollNotifier,
+        _events: PollEvents,
+        flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        guard("poll", || {
+            let wakes = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
+            let wake = move || {
+                // One who has given up waiting need not be woken.
+                let _ = ph.notify();
+            };
+            let wake: Option<Wake> = if wakes { Some(Box::new(wake)) } else { None };
+            match self.mounted.poll(self.node(ino), fh.0, wake) {
+                Ok(true) => reply.poll(READY),
+                Ok(false) => reply.poll(PollEvents::empty()),
+                Err(e) => reply.error(errno(e)),
+            }
         });
     }
 
@@ -736,6 +777,12 @@ impl Filesystem for Adapter {
         });
     }
 }
+
+/// What a file that has something to read tells a poller; nothing holds up writers.
+const READY: PollEvents = PollEvents::POLLIN
+    .union(PollEvents::POLLRDNORM)
+    .union(PollEvents::POLLOUT)
+    .union(PollEvents::POLLWRNORM);
 
 const EMPTY_STAT: Stat = Stat {
     dev: 0,

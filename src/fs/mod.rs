@@ -3,9 +3,9 @@
 //! ```text
 //! /snapshots/<run>/…       the tree of a finished run;  latest -> newest run
 //! /ingest/…                writable; the source named "ingest"
-//! /.ctl/backup             a written line starts a backup
-//! /.ctl/jobs/<id>/…        status, log, progress.json, cancel
-//! /.ctl/status             what this mount is
+//! /.ctl/backup, …          a written line is the command of that name
+//! /.ctl/jobs/<id>/…        command, status, log, progress.json, cancel
+//! /.ctl/status, version    what this mount is
 //! ```
 //!
 //! `node` gives inode numbers, `tree` the snapshots, `ingest` and `control` the rest, and `mounted`
@@ -31,11 +31,11 @@ use std::sync::{Arc, OnceLock};
 
 use crate::catalog::{Reader, ingest_dir};
 use crate::error::{Error, ErrorKind, Result};
-use crate::job::{Outcome, Queue};
+use crate::job::{Outcome, Queue, Site};
 use crate::snapshot::Snapshots;
 use crate::sys::{self, quoted};
 
-use control::Control;
+use control::{Control, Manner, Waiters};
 use ingest::Ingest;
 use mounted::Mounted;
 pub use session::{Mode, Reads};
@@ -91,10 +91,13 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let snapshots = Arc::new(Snapshots::open(&options.catalog, options.cache_bytes)?);
     let ingest_dir = ingest_dir(&options.catalog);
     let ingest = Ingest::new(&ingest_dir)?;
-    let queue = Arc::new(Queue::new(&options.catalog, options.exit_code));
+    let site = Site { ingest_dir, mountpoint: mountpoint.clone() };
+    let queue = Arc::new(Queue::open(&options.catalog, site, options.exit_code)?);
+    let waiters = Arc::new(Waiters::new(queue.bell().clone()));
+    let tree = Tree::new(snapshots.clone());
     let mode = Arc::new(OnceLock::new());
-    let control =
-        Control::new(queue.clone(), snapshots.clone(), &ingest_dir, &mountpoint, mode.clone());
+    let manner = Manner { allow_other: options.allow_other, mode: mode.clone() };
+    let control = Control::new(queue.clone(), snapshots, waiters.clone(), &tree, manner);
     let (ends_out, ends_in) = mpsc::channel();
     let on_end: Arc<dyn Fn() + Send + Sync> = {
         let ends = ends_out.clone();
@@ -103,13 +106,16 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
             let _ = ends.send(End::Unmounted);
         })
     };
-    let tree = Tree::new(snapshots);
     let mounted = Arc::new(Mounted::new(tree, Arc::new(control), ingest));
     let started = session::start(options, &mountpoint, &mounted, &on_end)?;
     let _ = mode.set(started);
     let worker = {
         let queue = queue.clone();
         std::thread::spawn(move || queue.work())
+    };
+    let usher = {
+        let waiters = waiters.clone();
+        std::thread::spawn(move || waiters.work())
     };
     let asked = [".ctl/status", "snapshots"].map(|it| std::fs::metadata(mountpoint.join(it)));
     let answers = asked.into_iter().collect::<std::io::Result<Vec<_>>>();
@@ -128,6 +134,10 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     queue.close();
     if worker.join().is_err() {
         log::error!("the thread that does jobs has panicked");
+    }
+    waiters.close();
+    if usher.join().is_err() {
+        log::error!("the thread that answers those who wait has panicked");
     }
     Ok(end)
 }

@@ -13,12 +13,11 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::control::Control;
+use super::control::{Control, Reply, Wake, Who};
 use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, Ingest, SetAttr};
 use super::node::Node;
 use super::tree::{Add, Item, ItemStat, Tree};
-use crate::job::Job;
 use crate::sys::{Space, Stat, c};
 
 /// How long the kernel may believe what it was told of a finished run.
@@ -100,17 +99,19 @@ impl Mounted {
     }
 
     /// Changes attributes.
-    pub fn setattr(&self, ino: u64, handle: Option<u64>, change: &SetAttr) -> FsResult<Stat> {
+    pub fn setattr(
+        &self,
+        who: &Who,
+        ino: u64,
+        handle: Option<u64>,
+        change: &SetAttr,
+    ) -> FsResult<Stat> {
         let node = node_of(ino)?;
         match node {
             Node::Ingest(number) => ingest_stat(self.ingest.setattr(number, handle, change)?),
-            // `echo line > file` truncates first; times may be "set" by the kernel after a write.
-            Node::CtlBackup | Node::JobFile(..) => {
-                let wants = change.mode.is_some() || change.uid.is_some() || change.gid.is_some();
-                match wants {
-                    true => Err(Errno(c::EPERM)),
-                    false => self.stat(node, None),
-                }
+            Node::Verb(..) | Node::CtlStatus | Node::CtlVersion | Node::JobFile(..) => {
+                self.control.setattr(node, who, change)?;
+                self.stat(node, None)
             }
             _ => Err(Errno(c::EROFS)),
         }
@@ -177,8 +178,8 @@ impl Mounted {
         self.ingest.rename(from_dir, from.1, to_dir, to.1, flags)
     }
 
-    /// Opens a file for the user `uid`.
-    pub fn open(&self, uid: u32, ino: u64, flags: i32) -> FsResult<Opened> {
+    /// Opens a file.
+    pub fn open(&self, who: &Who, ino: u64, flags: i32) -> FsResult<Opened> {
         let writes = flags & c::O_ACCMODE != c::O_RDONLY;
         let node = node_of(ino)?;
         match node {
@@ -190,8 +191,8 @@ impl Mounted {
             Node::Ingest(number) => {
                 Ok(Opened { handle: self.ingest.open(number, flags)?, pages: Pages::Cache })
             }
-            Node::CtlBackup | Node::CtlStatus | Node::JobFile(..) => {
-                let handle = self.control.open(&self.tree, node, flags, uid)?;
+            Node::Verb(..) | Node::CtlStatus | Node::CtlVersion | Node::JobFile(..) => {
+                let handle = self.control.open(node, flags, who)?;
                 Ok(Opened { handle, pages: Pages::None })
             }
             _ => Err(Errno(c::EISDIR)),
@@ -212,13 +213,53 @@ impl Mounted {
         Ok((ingest_stat(stat)?, Opened { handle, pages: Pages::Cache }))
     }
 
-    /// Reads at most `size` bytes from `offset`.
+    /// Whether a node is a control file, whose requests may be answered later.
+    pub fn is_control(&self, ino: u64) -> bool {
+        let files = |it| {
+            matches!(it, Node::Verb(..) | Node::CtlStatus | Node::CtlVersion | Node::JobFile(..))
+        };
+        Node::from_ino(ino).is_some_and(files)
+    }
+
+    /// Reads a control file: answers at once, or as soon as there is something to read.
+    pub fn read_control(
+        &self,
+        who: &Who,
+        ino: u64,
+        handle: u64,
+        range: (u64, usize),
+        may_wait: bool,
+        reply: Reply,
+    ) {
+        match node_of(ino) {
+            Ok(node) => self.control.read(node, handle, who, range, may_wait, reply),
+            Err(errno) => reply(Err(errno)),
+        }
+    }
+
+    /// Waits for the jobs of a control file: answers at once or when they have ended.
+    pub fn fsync_control(&self, who: &Who, ino: u64, handle: u64, reply: Reply) {
+        match node_of(ino) {
+            Ok(node) => self.control.fsync(node, handle, who, reply),
+            Err(errno) => reply(Err(errno)),
+        }
+    }
+
+    /// Whether there is something to read. If not, `wake` is called when there is.
+    pub fn poll(&self, ino: u64, handle: u64, wake: Option<Wake>) -> FsResult<bool> {
+        match self.is_control(ino) {
+            true => self.control.poll(node_of(ino)?, handle, wake),
+            false => Ok(true),
+        }
+    }
+
+    /// Reads at most `size` bytes from `offset` of anything but a control file.
     pub fn read(&self, ino: u64, handle: u64, offset: u64, size: u32) -> FsResult<Vec<u8>> {
         let node = node_of(ino)?;
         let size = size.min(TRANSFER_BYTES_MAX * 16) as usize;
         let mut buf = match node {
             Node::Version(_) | Node::Ingest(_) => vec![0; size],
-            _ => return self.control.read(node, handle, offset, size),
+            _ => return Err(Errno(c::EBADF)),
         };
         let len = match node {
             Node::Version(version) => self.tree.read(version, offset, &mut buf)?,
@@ -228,10 +269,10 @@ impl Mounted {
         Ok(buf)
     }
 
-    /// Writes for the user `uid`; gives how many bytes were taken.
+    /// Writes for process `owner`; gives how many bytes were taken.
     pub fn write(
         &self,
-        uid: u32,
+        (who, owner): (&Who, u64),
         ino: u64,
         handle: u64,
         offset: u64,
@@ -240,17 +281,17 @@ impl Mounted {
         match node_of(ino)? {
             Node::Ingest(_) => self.ingest.write(handle, offset, data),
             node => {
-                self.control.write(&self.tree, node, handle, uid, data)?;
+                self.control.write(node, handle, (who, owner), data)?;
                 Ok(data.len())
             }
         }
     }
 
-    /// One of the descriptors of an open file is closed.
-    pub fn flush(&self, ino: u64, handle: u64) -> FsResult<()> {
+    /// Process `owner` closes one of its descriptors of an open file.
+    pub fn flush(&self, (who, owner): (&Who, u64), ino: u64, handle: u64) -> FsResult<()> {
         match node_of(ino)? {
             Node::Ingest(_) => self.ingest.flush(handle),
-            _ => Ok(()),
+            node => self.control.flush(node, handle, (who, owner)),
         }
     }
 
@@ -266,11 +307,11 @@ impl Mounted {
         }
     }
 
-    /// Makes a file durable. A job that is given has to be waited for before this is answered.
-    pub fn fsync(&self, ino: u64, handle: u64, datasync: bool) -> FsResult<Option<Arc<Job>>> {
+    /// Makes a file durable that is no control file.
+    pub fn fsync(&self, ino: u64, handle: u64, datasync: bool) -> FsResult<()> {
         match node_of(ino)? {
-            Node::Ingest(_) => self.ingest.fsync(handle, datasync).map(|()| None),
-            node => Ok(self.control.job_of(node, handle)),
+            Node::Ingest(_) => self.ingest.fsync(handle, datasync),
+            _ => Ok(()),
         }
     }
 

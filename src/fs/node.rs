@@ -5,7 +5,7 @@
 //! kernel's caches see one file. Nothing has to be remembered for what the kernel has seen.
 
 use crate::catalog::{DirId, RunId, VersionId};
-use crate::job::JobId;
+use crate::job::{JobId, VERBS, Verb};
 
 /// What an inode number stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,10 +18,12 @@ pub enum Node {
     Latest(RunId),
     /// `/.ctl`.
     Ctl,
-    /// `/.ctl/backup`.
-    CtlBackup,
+    /// `/.ctl/<verb>`: each has many inodes, of which the name leads to one at a time.
+    Verb(Verb, u16),
     /// `/.ctl/status`.
     CtlStatus,
+    /// `/.ctl/version`.
+    CtlVersion,
     /// `/.ctl/jobs`.
     Jobs,
     /// `/.ctl/jobs/<id>`.
@@ -41,16 +43,19 @@ pub enum Node {
 pub enum JobFile {
     /// State, counts and error, for people.
     Status = 1,
-    /// The problems met.
+    /// What happens, line by line.
     Log = 2,
     /// State, counts and error, for programs.
     Progress = 3,
     /// Writing anything stops the job.
     Cancel = 4,
+    /// What was asked for.
+    Command = 5,
 }
 
 /// Every job file with its name.
-pub const JOB_FILES: [(JobFile, &str); 4] = [
+pub const JOB_FILES: [(JobFile, &str); 5] = [
+    (JobFile::Command, "command"),
     (JobFile::Status, "status"),
     (JobFile::Log, "log"),
     (JobFile::Progress, "progress.json"),
@@ -63,6 +68,8 @@ const VERSION: u64 = 1 << 62;
 const INGEST: u64 = 1 << 61;
 const LATEST: u64 = 1 << 60;
 const JOB: u64 = 1 << 59;
+const VERB: u64 = 1 << 58;
+const ALIAS_BITS: u32 = 16;
 /// Bits of a directory number beside a run number.
 const DIR_BITS: u32 = 38;
 const RUN_BITS: u32 = 63 - DIR_BITS;
@@ -76,7 +83,8 @@ impl Node {
             Node::Root => 1,
             Node::Snapshots => 2,
             Node::Ctl => 3,
-            Node::CtlBackup => 4,
+            Node::Verb(verb, alias) => VERB | (verb as u64) << ALIAS_BITS | u64::from(alias),
+            Node::CtlVersion => 4,
             Node::CtlStatus => 5,
             Node::Jobs => 6,
             Node::Latest(run) => LATEST | small(run, RUN_BITS)?,
@@ -112,11 +120,17 @@ impl Node {
             let file = JOB_FILES.iter().find(|it| it.0 as u64 == ino & 7)?;
             return Some(Node::JobFile(id, file.0));
         }
+        if ino & VERB != 0 {
+            let number = (ino & !VERB) >> ALIAS_BITS;
+            let verb = VERBS.into_iter().find(|it| *it as u64 == number)?;
+            let alias = u16::try_from(ino & ((1 << ALIAS_BITS) - 1)).ok()?;
+            return Some(Node::Verb(verb, alias));
+        }
         Some(match ino {
             1 => Node::Root,
             2 => Node::Snapshots,
             3 => Node::Ctl,
-            4 => Node::CtlBackup,
+            4 => Node::CtlVersion,
             5 => Node::CtlStatus,
             6 => Node::Jobs,
             _ => return None,
@@ -140,7 +154,8 @@ mod tests {
                 Node::Latest(cut(n, RUN_BITS)),
                 Node::Ingest(cut(n, 60).cast_unsigned()),
                 Node::Job(job),
-                Node::JobFile(job, JOB_FILES[usize::from(m.to_le_bytes()[0]) % 4].0),
+                Node::JobFile(job, JOB_FILES[usize::from(m.to_le_bytes()[0]) % 5].0),
+                Node::Verb(VERBS[usize::from(m.to_le_bytes()[1]) % 6], m.to_le_bytes()[2].into()),
             ] {
                 prop_assert_eq!(node.ino().and_then(Node::from_ino), Some(node));
             }
@@ -163,7 +178,10 @@ mod tests {
             Node::Root,
             Node::Snapshots,
             Node::Ctl,
-            Node::CtlBackup,
+            Node::Verb(Verb::Backup, 0),
+            Node::Verb(Verb::Backup, 1),
+            Node::Verb(Verb::Genmeta, 0),
+            Node::CtlVersion,
             Node::CtlStatus,
             Node::Jobs,
             Node::Latest(1),

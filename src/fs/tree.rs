@@ -128,8 +128,8 @@ impl Tree {
     }
 
     /// The user that the mount belongs to.
-    pub fn owner(&self) -> u32 {
-        self.uid
+    pub fn owners(&self) -> (u32, u32) {
+        (self.uid, self.gid)
     }
 
     /// Looks `name` up in `/snapshots`.

@@ -3,6 +3,8 @@
 //! A control file takes the argument line of the command, quoted as for a POSIX shell. Bytes that
 //! are not UTF-8 are allowed wherever the command line allows them.
 
+pub mod restore;
+
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser};
 use crate::backup::{self, Input, Rule, Rules, Stream};
 use crate::error::{Error, Quoted, Result};
 use crate::sys::quoted;
+
+pub use restore::Restoring;
 
 /// Longest line that a control file takes, in bytes.
 pub const LINE_BYTES_MAX: usize = 64 << 10;
@@ -229,11 +233,78 @@ impl BackupArgs {
     }
 }
 
+/// What a control file can be asked for: each is the command of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// `backup`.
+    Backup,
+    /// `restore`.
+    Restore,
+    /// `restore-folder`.
+    RestoreFolder,
+    /// `revert-to-run`.
+    RevertToRun,
+    /// `validate`.
+    Validate,
+    /// `genmeta`.
+    Genmeta,
+}
+
+/// Every verb, in the order of the alphabet.
+pub const VERBS: [Verb; 6] = [
+    Verb::Backup,
+    Verb::Genmeta,
+    Verb::Restore,
+    Verb::RestoreFolder,
+    Verb::RevertToRun,
+    Verb::Validate,
+];
+
+impl Verb {
+    /// The word for it: the name of the command and of the control file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verb::Backup => "backup",
+            Verb::Restore => "restore",
+            Verb::RestoreFolder => "restore-folder",
+            Verb::RevertToRun => "revert-to-run",
+            Verb::Validate => "validate",
+            Verb::Genmeta => "genmeta",
+        }
+    }
+
+    /// What its line looks like.
+    pub fn usage(self) -> &'static str {
+        match self {
+            Verb::Backup => "SOURCE [options], or ingest",
+            Verb::Restore => "FILE DEST [options]",
+            Verb::RestoreFolder => "FOLDER DEST [options]",
+            Verb::RevertToRun => "RUN DEST [options]",
+            Verb::Validate | Verb::Genmeta => "an empty line",
+        }
+    }
+}
+
 /// Work that can be asked for through a control file.
 #[derive(Clone, Debug)]
 pub enum Request {
     /// Back up a source.
     Backup(Box<backup::Options>),
+    /// Restore a file, a folder or a run.
+    Restore(Box<Restoring>),
+    /// Check everything.
+    Validate,
+    /// Complete metas and manifests.
+    Genmeta,
+}
+
+/// What the words of a line mean in the process that does the work.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Where what has been put into the mount's `/ingest` lies.
+    pub ingest_dir: PathBuf,
+    /// Where the mount is.
+    pub mountpoint: PathBuf,
 }
 
 #[derive(Parser)]
@@ -243,18 +314,50 @@ struct BackupLine {
     args: BackupArgs,
 }
 
-/// Reads a line written to `.ctl/backup`: the arguments of `backup`, or `ingest` with options. What
-/// has been put into the mount lies in `ingest_dir`.
-pub fn parse_backup(line: &[u8], ingest_dir: &Path) -> Result<Request> {
+#[derive(Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct EmptyLine {}
+
+/// Reads a line written to the control file of a verb: the arguments of the command.
+pub fn parse(verb: Verb, line: &[u8], site: &Site) -> Result<Request> {
     if line.len() > LINE_BYTES_MAX {
         return Err(Error::usage("the line is too long"));
     }
     let words = split_words(line)?;
-    if words.is_empty() {
-        return Err(Error::usage("the line is empty"));
+    match verb {
+        Verb::Backup => parse_backup(words, &site.ingest_dir),
+        Verb::Restore | Verb::RestoreFolder | Verb::RevertToRun => {
+            let restoring = restore::parse(verb, words, &site.mountpoint)?;
+            Ok(Request::Restore(Box::new(restoring)))
+        }
+        Verb::Validate | Verb::Genmeta => {
+            EmptyLine::try_parse_from(words).map_err(refused)?;
+            match verb {
+                Verb::Validate => Ok(Request::Validate),
+                _ => Ok(Request::Genmeta),
+            }
+        }
     }
-    let parsed = BackupLine::try_parse_from(words);
-    let args = parsed.map_err(|e| Error::usage(e.kind().to_string()))?.args;
+}
+
+/// What clap has against a line, in one line.
+fn refused(error: clap::Error) -> Error {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+    match first.strip_suffix(':') {
+        // The rest is a list.
+        Some(start) => {
+            let list: Vec<&str> = text.lines().skip(1).map(str::trim).collect();
+            let list = list.split(|it| it.is_empty()).next().unwrap_or_default().join(" ");
+            Error::usage(format!("{start}: {}", Quoted(list.as_bytes())))
+        }
+        None => Error::usage(Quoted(first.as_bytes()).to_string()),
+    }
+}
+
+/// Reads the words of a backup: its arguments, or `ingest` with options.
+fn parse_backup(words: Vec<OsString>, ingest_dir: &Path) -> Result<Request> {
+    let args = BackupLine::try_parse_from(words).map_err(refused)?.args;
     if args.stdin || args.stdin_from_command {
         let message = "a mount has no standard input and starts no commands: run raidtape backup";
         return Err(Error::usage(message));
@@ -357,8 +460,39 @@ mod tests {
         }
     }
 
+    fn site() -> Site {
+        Site { ingest_dir: "/c.ingest".into(), mountpoint: "/mnt/point".into() }
+    }
+
     fn parse(line: &[u8]) -> Result<backup::Options> {
-        parse_backup(line, Path::new("/c.ingest")).map(|Request::Backup(options)| *options)
+        match super::parse(Verb::Backup, line, &site())? {
+            Request::Backup(options) => Ok(*options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn verbs_without_arguments_take_an_empty_line_and_no_other() {
+        for verb in [Verb::Validate, Verb::Genmeta] {
+            for line in [&b""[..], b"  \t"] {
+                super::parse(verb, line, &site()).unwrap();
+            }
+            for line in [&b"x"[..], b"--json", b"--help", b"'"] {
+                let refused = super::parse(verb, line, &site()).unwrap_err();
+                assert_eq!(refused.kind(), crate::error::ErrorKind::Usage);
+                assert!(!refused.to_string().contains('\n'), "{refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_one_line_that_says_what_is_wrong() {
+        let said = |line: &[u8]| parse(line).unwrap_err().to_string();
+        assert!(said(b"/a --nonsense").contains("--nonsense"));
+        assert!(said(b"/a --max-workers 0").contains("--max-workers"));
+        assert!(said(b"relative").contains("absolute"));
+        assert!(said(b"").contains("what to back up"));
+        assert!(said(b"/a /b").contains("/b"));
     }
 
     fn command_line(words: &[&str]) -> Result<backup::Options> {

@@ -2,39 +2,54 @@
 //!
 //! One grammar serves the command line and the control files ([`grammar`]). The queue of a mount
 //! does one job at a time, in the order in which they came, on its own thread; a job that panics
-//! fails alone. What a job says and how far it is can be read at any time, also after its end.
+//! fails alone, and one that finds the catalog being written waits. What a job says and how far it
+//! is can be read at any time; its number and its end are kept in the file of kept jobs.
 
+mod bell;
 pub mod grammar;
+mod known;
+mod log;
+mod queue;
+mod restoring;
+mod work;
 
-use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::backup;
 use crate::catalog::{Counts, RunId};
-use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
-use crate::progress::Progress;
+use crate::error::{Error, ErrorKind, Quoted};
+use crate::genmeta;
+use crate::progress::{Progress, Said};
+use crate::restore;
+use crate::sys::Time;
+use crate::validate;
 
-pub use grammar::{BackupArgs, Request};
+pub use bell::Bell;
+pub use grammar::{BackupArgs, Request, Site, VERBS, Verb};
+pub use known::Known;
+pub use queue::{Queue, Tallies};
 
-/// Number of a job, from 1 in each mount.
-pub type JobId = u64;
+use log::Log;
 
-/// Jobs that wait at most; one more is refused.
-const WAITING_MAX: usize = 16;
-/// Jobs that are remembered after their end.
-const FINISHED_MAX: usize = 100;
-/// Lines that a job's log keeps.
-const LOG_LINES_MAX: usize = 10_000;
+pub use crate::catalog::jobs::{Access, JobId};
+
+/// Most of a command and of an error that a status shows, in bytes; the command has a file.
+const SHOWN_BYTES_MAX: usize = 4 << 10;
 
 /// What a job came to.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It was done; some entries may have had problems.
-    Done(backup::Summary),
+    /// A backup was made; some entries may have had problems.
+    BackedUp(backup::Summary),
+    /// It was restored from this run; some entries may have had problems.
+    Restored(RunId, restore::Summary),
+    /// Everything was looked at; damage may have been found.
+    Validated(validate::Report),
+    /// Metas and manifests were completed.
+    Described(genmeta::Summary),
     /// It failed, or was cancelled.
     Failed(Error),
 }
@@ -44,6 +59,8 @@ pub enum Outcome {
 pub enum State {
     /// Waiting for its turn.
     Queued,
+    /// Waiting for another process, which writes the catalog.
+    Waiting,
     /// Being done.
     Running,
     /// Done.
@@ -59,6 +76,7 @@ impl State {
     pub fn as_str(self) -> &'static str {
         match self {
             State::Queued => "queued",
+            State::Waiting => "waiting",
             State::Running => "running",
             State::Done => "done",
             State::Failed => "failed",
@@ -68,7 +86,7 @@ impl State {
 
     /// Whether nothing more will happen to it.
     pub fn has_ended(self) -> bool {
-        !matches!(self, State::Queued | State::Running)
+        matches!(self, State::Done | State::Failed | State::Cancelled)
     }
 }
 
@@ -76,65 +94,121 @@ impl State {
 pub struct Job {
     /// Its number.
     pub id: JobId,
+    /// What was asked for.
+    pub verb: Verb,
     /// The line that asked for it.
     pub line: Vec<u8>,
+    /// The user who did.
+    pub uid: u32,
+    asked: Time,
     request: Request,
     progress: Progress,
+    shared: Arc<Shared>,
+}
+
+/// What the work tells, and those who watch read.
+struct Shared {
     status: Mutex<Status>,
-    ended: Condvar,
+    log: Log,
+    bell: Arc<Bell>,
 }
 
 struct Status {
     state: State,
+    /// What it waits for.
+    waiting_for: Option<String>,
+    /// The phase that the log has last.
+    phase: &'static str,
     run: Option<RunId>,
     counts: Counts,
+    /// What came of it, in a line.
+    summary: Option<String>,
     error: Option<String>,
     exit_code: Option<u8>,
-    log: Vec<String>,
+    /// Why it is to stop.
+    reason: Option<&'static str>,
+    /// Whether its end is kept.
+    is_kept: bool,
 }
 
-impl Job {
-    /// Where it stands.
-    pub fn state(&self) -> State {
-        self.status.lock().state
-    }
-
-    /// Asks it to stop. One that waits is cancelled at once.
-    pub fn cancel(&self) {
-        self.progress.cancel();
-        let mut status = self.status.lock();
-        if status.state == State::Queued {
-            status.state = State::Cancelled;
-            status.exit_code = Some(130);
-            status.error = Some("cancelled before it began".to_owned());
-            self.ended.notify_all();
-        }
-    }
-
-    /// Waits for its end.
-    pub fn wait(&self) -> State {
-        let mut status = self.status.lock();
-        self.ended.wait_while(&mut status, |status| !status.state.has_ended());
-        status.state
-    }
-
-    /// What people read: `key value` lines, the first of which is `job N`.
-    pub fn status_text(&self) -> String {
-        let Value::Object(map) = self.progress_json() else { return String::new() };
-        let mut text = String::new();
-        for (key, value) in map {
-            match value {
-                Value::Null => {}
-                Value::String(word) => text.push_str(&format!("{key} {word}\n")),
-                other => text.push_str(&format!("{key} {other}\n")),
+impl Shared {
+    /// What the work says goes into the log. The same phase again is a new try.
+    fn hear(&self, said: &Said<'_>) {
+        match said {
+            Said::Problem(problem) => self.log.add(&format!("! {problem}")),
+            Said::Phase(phase) => {
+                let mut status = self.status.lock();
+                if status.state == State::Waiting && *phase != PREPARING {
+                    status.state = State::Running;
+                    status.waiting_for = None;
+                }
+                if status.phase == *phase {
+                    return;
+                }
+                status.phase = phase;
+                self.log.add(phase);
             }
         }
-        text
+        self.bell.ring();
+    }
+}
+
+/// The phase before a work has the right to write.
+const PREPARING: &str = "preparing";
+
+impl Job {
+    fn new(
+        id: JobId,
+        verb: Verb,
+        (line, uid): (Vec<u8>, u32),
+        request: Request,
+        bell: Arc<Bell>,
+    ) -> Job {
+        let status = Status {
+            state: State::Queued,
+            waiting_for: None,
+            phase: "",
+            run: None,
+            counts: Counts::default(),
+            summary: None,
+            error: None,
+            exit_code: None,
+            reason: None,
+            is_kept: false,
+        };
+        let shared = Arc::new(Shared { status: Mutex::new(status), log: Log::default(), bell });
+        shared.log.add(&format!("asked for by user {uid}: {}", shown_command(verb, &line)));
+        let progress = Progress::with_listener({
+            let shared = shared.clone();
+            Box::new(move |said| shared.hear(&said))
+        });
+        Job { id, verb, line, uid, asked: Time::now(), request, progress, shared }
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> State {
+        self.shared.status.lock().state
+    }
+
+    /// Asks it to stop, and says why; whether it has ended by that, because it had not begun.
+    fn cancel(&self, reason: &'static str) -> bool {
+        self.progress.cancel();
+        let mut status = self.shared.status.lock();
+        status.reason.get_or_insert(reason);
+        if status.state != State::Queued {
+            return false;
+        }
+        status.state = State::Cancelled;
+        status.exit_code = Some(130);
+        let error = format!("{reason} before it began");
+        self.shared.log.end(&[format!("cancelled: {error}")]);
+        status.error = Some(error);
+        true
     }
 
     /// What programs read.
-    pub fn progress_json(&self) -> Value {
-        let status = self.status.lock();
+    fn progress_json(&self) -> Value {
+        let status = self.shared.status.lock();
         let mut done = self.progress.counters();
         if status.state == State::Done {
             // Whatever the run before had, this is all there was.
@@ -144,7 +218,11 @@ impl Job {
         json!({
             "job": self.id,
             "state": status.state.as_str(),
-            "command": Quoted(&self.line).to_string(),
+            "waiting_for": status.waiting_for,
+            "verb": self.verb.as_str(),
+            "command": shown_command(self.verb, &self.line),
+            "asked": log::clock(self.asked),
+            "asked_by": self.uid,
             "phase": self.progress.phase(),
             "files_done": done.entries,
             "files_total": done.entries_total,
@@ -157,25 +235,20 @@ impl Job {
             "unchanged": entries.unchanged,
             "bytes_read": done.bytes_read,
             "bytes_new": done.bytes_new,
-            "bytes_stored": if status.run.is_some() { counts.bytes_stored }
-                else { done.bytes_stored },
+            "bytes_stored": if status.run.is_some() && self.verb == Verb::Backup {
+                counts.bytes_stored
+            } else {
+                done.bytes_stored
+            },
             "problems": done.problems,
+            "summary": status.summary,
             "error": status.error,
             "exit_code": status.exit_code,
         })
     }
 
-    /// The problems it met, a line each.
-    pub fn log_text(&self) -> String {
-        let mut text = self.status.lock().log.join("\n");
-        if !text.is_empty() {
-            text.push('\n');
-        }
-        text
-    }
-
     fn begin(&self) -> bool {
-        let mut status = self.status.lock();
+        let mut status = self.shared.status.lock();
         let is_due = status.state == State::Queued;
         if is_due {
             status.state = State::Running;
@@ -183,168 +256,66 @@ impl Job {
         is_due
     }
 
+    /// Notes that it has to wait for another process.
+    fn wait_for(&self, what: String) {
+        let mut status = self.shared.status.lock();
+        if status.waiting_for.as_ref() != Some(&what) {
+            self.shared.log.add(&format!("waiting for {what}"));
+            status.state = State::Waiting;
+            status.waiting_for = Some(what);
+            drop(status);
+            self.shared.bell.ring();
+        }
+    }
+
     fn end(&self, outcome: &Outcome, exit_code: u8) {
-        let mut status = self.status.lock();
-        status.exit_code = Some(exit_code);
-        match outcome {
-            Outcome::Done(summary) => {
-                status.state = State::Done;
-                status.run = Some(summary.run);
-                status.counts = summary.counts;
-                status.log = log_lines(&summary.problems);
+        let mut last = Vec::new();
+        let mut status = self.shared.status.lock();
+        let state = match outcome {
+            Outcome::BackedUp(summary) => {
+                (status.run, status.counts) = (Some(summary.run), summary.counts);
+                State::Done
             }
-            Outcome::Failed(error) => {
-                status.state = match error.kind() {
-                    ErrorKind::Interrupted => State::Cancelled,
-                    _ => State::Failed,
-                };
-                status.error = Some(error.to_string());
-                status.log = vec![error.to_string()];
+            Outcome::Restored(run, _) => {
+                status.run = Some(*run);
+                State::Done
             }
-        }
-        self.ended.notify_all();
-    }
-}
-
-fn log_lines(problems: &[Problem]) -> Vec<String> {
-    problems.iter().take(LOG_LINES_MAX).map(Problem::to_string).collect()
-}
-
-/// How many jobs there are, by where they stand.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Tallies {
-    /// Waiting.
-    pub queued: usize,
-    /// Being done.
-    pub running: usize,
-    /// Ended, and still remembered.
-    pub finished: usize,
-}
-
-/// The jobs of a mount.
-pub struct Queue {
-    catalog: PathBuf,
-    /// The exit code table of the command line, so that there is one.
-    exit_code: fn(&Outcome) -> u8,
-    jobs: Mutex<Jobs>,
-    came: Condvar,
-}
-
-#[derive(Default)]
-struct Jobs {
-    all: VecDeque<Arc<Job>>,
-    last: JobId,
-    closed: bool,
-}
-
-impl Queue {
-    /// A queue that works on the catalog at `catalog`.
-    pub fn new(catalog: &Path, exit_code: fn(&Outcome) -> u8) -> Queue {
-        let catalog = catalog.to_path_buf();
-        Queue { catalog, exit_code, jobs: Mutex::default(), came: Condvar::new() }
-    }
-
-    /// Takes a job, or refuses it: malformed ([`ErrorKind::Usage`]) or too many
-    /// ([`ErrorKind::Locked`]).
-    pub fn submit(&self, line: &[u8], request: Request) -> Result<Arc<Job>> {
-        let mut jobs = self.jobs.lock();
-        let waiting = jobs.all.iter().filter(|job| job.state() == State::Queued).count();
-        if waiting >= WAITING_MAX || jobs.closed {
-            let message = format!("{waiting} jobs are waiting already");
-            return Err(Error::new(ErrorKind::Locked, message));
-        }
-        jobs.last += 1;
-        let status = Status {
-            state: State::Queued,
-            run: None,
-            counts: Counts::default(),
-            error: None,
-            exit_code: None,
-            log: Vec::new(),
+            Outcome::Validated(report) if !report.is_clean() => {
+                last.extend(work::damage_lines(report));
+                State::Failed
+            }
+            Outcome::Validated(_) | Outcome::Described(_) => State::Done,
+            Outcome::Failed(error) if error.kind() == ErrorKind::Interrupted => State::Cancelled,
+            Outcome::Failed(_) => State::Failed,
         };
-        let job = Arc::new(Job {
-            id: jobs.last,
-            line: line.to_vec(),
-            request,
-            progress: Progress::default(),
-            status: Mutex::new(status),
-            ended: Condvar::new(),
-        });
-        jobs.all.push_back(job.clone());
-        while jobs.all.len() > FINISHED_MAX
-            && let Some(at) = jobs.all.iter().position(|job| job.state().has_ended())
-        {
-            jobs.all.remove(at);
-        }
-        self.came.notify_all();
-        Ok(job)
-    }
-
-    /// The job with this number, if it is remembered.
-    pub fn get(&self, id: JobId) -> Option<Arc<Job>> {
-        self.jobs.lock().all.iter().find(|job| job.id == id).cloned()
-    }
-
-    /// The job that came last.
-    pub fn last(&self) -> Option<Arc<Job>> {
-        self.jobs.lock().all.back().cloned()
-    }
-
-    /// The numbers of all remembered jobs, oldest first.
-    pub fn ids(&self) -> Vec<JobId> {
-        self.jobs.lock().all.iter().map(|job| job.id).collect()
-    }
-
-    /// How many jobs there are.
-    pub fn tallies(&self) -> Tallies {
-        let mut tallies = Tallies::default();
-        for job in &self.jobs.lock().all {
-            match job.state() {
-                State::Queued => tallies.queued += 1,
-                State::Running => tallies.running += 1,
-                _ => tallies.finished += 1,
+        status.summary = work::summary_line(outcome);
+        status.error = match outcome {
+            Outcome::Failed(error) => {
+                let reason = status.reason.filter(|_| state == State::Cancelled);
+                Some(reason.map_or_else(|| cut(&error.to_string()), str::to_owned))
             }
-        }
-        tallies
+            _ if state == State::Failed => status.summary.clone(),
+            _ => None,
+        };
+        status.exit_code = Some(exit_code);
+        let what = status.error.as_ref().or(status.summary.as_ref()).cloned();
+        last.push(format!("{}: {}", state.as_str(), what.unwrap_or_default()));
+        self.shared.log.end(&last);
+        status.waiting_for = None;
+        status.state = state;
     }
+}
 
-    /// Does jobs until [`Queue::close`]. For a thread of its own.
-    pub fn work(&self) {
-        while let Some(job) = self.next() {
-            if !job.begin() {
-                continue;
-            }
-            let Request::Backup(options) = &job.request;
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                backup::run(&self.catalog, options, &job.progress)
-            }));
-            let outcome = match result {
-                Ok(Ok(summary)) => Outcome::Done(summary),
-                Ok(Err(error)) => Outcome::Failed(error),
-                Err(_) => Outcome::Failed(Error::new(ErrorKind::Io, "the job has panicked")),
-            };
-            job.end(&outcome, (self.exit_code)(&outcome));
-        }
-    }
+/// A command as it is shown on one line, cut where it is long.
+fn shown_command(verb: Verb, line: &[u8]) -> String {
+    let shown = Quoted(line).to_string();
+    cut(format!("{} {shown}", verb.as_str()).trim_end())
+}
 
-    fn next(&self) -> Option<Arc<Job>> {
-        let mut jobs = self.jobs.lock();
-        loop {
-            if jobs.closed {
-                return None;
-            }
-            if let Some(job) = jobs.all.iter().find(|job| job.state() == State::Queued) {
-                return Some(job.clone());
-            }
-            self.came.wait(&mut jobs);
-        }
-    }
-
-    /// Cancels all jobs and ends [`Queue::work`].
-    pub fn close(&self) {
-        let mut jobs = self.jobs.lock();
-        jobs.closed = true;
-        jobs.all.iter().for_each(|job| job.cancel());
-        self.came.notify_all();
+/// The beginning of a text that may be long.
+fn cut(text: &str) -> String {
+    match text.char_indices().map(|it| it.0).find(|at| *at >= SHOWN_BYTES_MAX) {
+        Some(at) => format!("{}...", text.get(..at).unwrap_or_default()),
+        None => text.to_owned(),
     }
 }

@@ -147,7 +147,7 @@ pub fn restore_file(work: &Work<'_>, found: &Found, dest: &Path) -> Result<Summa
         foretell_file(&shared, found, &parent.join(name))?;
         return Ok(shared.into_summary());
     }
-    std::fs::create_dir_all(parent).map_err(failed)?;
+    sys::make_dirs(parent).map_err(failed)?;
     keep_out_of_store(&shared, parent)?;
     let dir = Arc::new(TargetDir::plain(open_target(parent).map_err(failed)?));
     let mut entry = found.entry.clone();
@@ -224,7 +224,7 @@ fn restore_tree(
         true if !is_old => None,
         true => Some(open_target(dest).map_err(failed)?),
         false => {
-            std::fs::create_dir_all(dest).map_err(failed)?;
+            sys::make_dirs(dest).map_err(failed)?;
             // By now every name on the way is there, and leads where it leads.
             keep_out_of_store(&shared, dest)?;
             Some(open_target(dest).map_err(failed)?)

@@ -157,7 +157,7 @@ impl<'a> Shared<'a> {
             }
             return;
         }
-        Progress::add(&self.work.progress.problems, 1);
+        self.work.progress.note(&problem);
         let mut problems = self.problems.lock();
         problems.count += 1;
         // One of each kind is kept in any case, for the exit code.
@@ -319,11 +319,7 @@ fn own_files(work: &Work<'_>) -> HashSet<(u64, u64)> {
         add(&config.path);
     }
     let catalog = work.snapshots.catalog();
-    for suffix in ["", "-wal", "-shm", ".lock"] {
-        let mut name = catalog.file_name().unwrap_or_default().to_os_string();
-        name.push(suffix);
-        add(&catalog.with_file_name(name));
-    }
+    crate::catalog::own_files(catalog).iter().for_each(|it| add(it));
     add(&crate::catalog::ingest_dir(catalog));
     own
 }

@@ -7,6 +7,7 @@
 
 pub mod at;
 pub mod flags;
+pub mod process;
 pub mod target;
 pub mod user;
 
@@ -28,9 +29,9 @@ pub mod c {
         E2BIG, EACCES, EAGAIN, EBADF, EBUSY, ECANCELED, EEXIST, EFBIG, EINTR, EINVAL, EIO, EISDIR,
         ELOOP, EMFILE, EMLINK, ENAMETOOLONG, ENFILE, ENODATA, ENOENT, ENOSPC, ENOSYS, ENOTCONN,
         ENOTDIR, ENOTEMPTY, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, ERANGE, EROFS, ESTALE, EXDEV,
-        O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_EXCL, O_NOFOLLOW, O_RDONLY, O_RDWR, O_TRUNC,
-        O_WRONLY, RENAME_EXCHANGE, RENAME_NOREPLACE, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK,
-        S_IFMT, S_IFREG, S_IFSOCK, S_ISGID, S_ISUID, S_ISVTX, SEEK_DATA, SEEK_HOLE,
+        O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR,
+        O_TRUNC, O_WRONLY, RENAME_EXCHANGE, RENAME_NOREPLACE, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO,
+        S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID, S_ISUID, S_ISVTX, SEEK_DATA, SEEK_HOLE,
     };
 }
 
@@ -195,6 +196,12 @@ pub fn make_private_dir(path: &Path) -> io::Result<bool> {
 /// Makes a directory as [`make_private_dir`], and what is missing above it.
 pub fn make_private_dirs(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Makes a directory that others may enter too, and what is missing above it. The mask of a mount's
+/// process is open, so the mode is said.
+pub fn make_dirs(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
 /// Replaces file `path` by `content`: a reader or a crash sees the old or the new one, whole.

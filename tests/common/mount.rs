@@ -80,7 +80,7 @@ impl Mount {
         let mut last = Value::Null;
         wait_for("a job to end", || {
             last = self.job(job);
-            !matches!(last["state"].as_str(), Some("queued" | "running"))
+            !matches!(last["state"].as_str(), Some("queued" | "waiting" | "running"))
         });
         last
     }

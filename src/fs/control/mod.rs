@@ -1,0 +1,561 @@
+//! Control files: a file for each verb, `status`, `version`, and `jobs/<id>/…`.
+//!
+//! A line written to a verb's file is the argument line of the command of that name. It is taken
+//! or refused where it ends, all lines of a write or none: at the write that has its newline, or
+//! where its writer closes, syncs or reads the file. The same open file then tells what came of
+//! it, and `fsync` on it waits for the job; another one tells what came last. Contents are made
+//! when they are read: a file has no size of its own. Nothing here waits for a job, see `waiters`.
+
+mod access;
+mod lines;
+mod status;
+mod waiters;
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::errno::{Errno, FsResult};
+use super::ingest::SetAttr;
+use super::node::{JOB_FILES, JobFile, Node};
+use super::tree::{Item, Tree};
+use crate::error::{Error, Quoted};
+use crate::job::grammar::{self, LINE_BYTES_MAX};
+use crate::job::{JobId, Known, Queue, VERBS, Verb};
+use crate::snapshot::Snapshots;
+use crate::sys::{Stat, Time, c};
+
+pub use access::Who;
+pub use status::Manner;
+pub use waiters::{Reply, Waiters, Wake};
+
+use access::{File, Guard, Rights};
+use lines::{Bad, Lines};
+use waiters::{Seen, Watch, What, progress_text};
+
+/// Handles of control files that may be open at once.
+const HANDLES_MAX: usize = 1024;
+/// Most of a refused line that the log of the mount shows, in bytes.
+const SHOWN_BYTES_MAX: usize = 200;
+
+/// The control files of a mount.
+pub struct Control {
+    queue: Arc<Queue>,
+    snapshots: Arc<Snapshots>,
+    waiters: Arc<Waiters>,
+    guard: Guard,
+    manner: Manner,
+    started: Time,
+    handles: Mutex<Handles>,
+    /// What came last of each verb's file.
+    last: Mutex<HashMap<Verb, Answer>>,
+    /// How many wait in `fsync` for each inode of each verb.
+    syncing: Mutex<HashMap<(Verb, u16), usize>>,
+}
+
+#[derive(Default)]
+struct Handles {
+    last: u64,
+    open: HashMap<u64, Handle>,
+}
+
+#[derive(Default)]
+struct Handle {
+    /// Lines that are being written.
+    lines: Lines,
+    /// What came of what was written through this handle.
+    answer: Option<Answer>,
+    /// What is being read, made at offset 0, so that a reader in pieces sees one text.
+    text: Option<Arc<Vec<u8>>>,
+    /// What was read of a job's progress.
+    seen: Arc<Seen>,
+    /// How far its log was read.
+    log_read: u64,
+}
+
+/// What came of a line.
+#[derive(Clone)]
+enum Answer {
+    Taken(Vec<Known>),
+    Refused(Errno, String),
+}
+
+impl Answer {
+    fn text(&self) -> String {
+        match self {
+            Answer::Taken(jobs) => {
+                jobs.iter().map(Known::status_text).collect::<Vec<_>>().join("\n")
+            }
+            Answer::Refused(errno, why) => format!("refused {}: {why}\n", name_of(*errno)),
+        }
+    }
+}
+
+/// The name of an error number that a writer may get.
+fn name_of(errno: Errno) -> String {
+    match errno.0 {
+        c::EINVAL => "EINVAL".to_owned(),
+        c::EBUSY => "EBUSY".to_owned(),
+        c::E2BIG => "E2BIG".to_owned(),
+        c::EACCES => "EACCES".to_owned(),
+        c::ENOSPC => "ENOSPC".to_owned(),
+        other => format!("error {other}"),
+    }
+}
+
+impl Control {
+    /// Control files over a queue, for a mount of `tree`.
+    pub fn new(
+        queue: Arc<Queue>,
+        snapshots: Arc<Snapshots>,
+        waiters: Arc<Waiters>,
+        tree: &Tree,
+        manner: Manner,
+    ) -> Control {
+        Control {
+            guard: Guard::new(tree.owners(), &queue),
+            queue,
+            snapshots,
+            waiters,
+            manner,
+            started: Time::now(),
+            handles: Mutex::default(),
+            last: Mutex::default(),
+            syncing: Mutex::default(),
+        }
+    }
+
+    /// Attributes of a control file or a directory of control files.
+    pub fn stat(&self, tree: &Tree, node: Node) -> FsResult<Stat> {
+        match node {
+            Node::Ctl | Node::Jobs => tree.own_dir(node),
+            Node::Job(id) => self.job(id).and_then(|_| tree.own_dir(node)),
+            _ => {
+                let rights = self.rights(node)?;
+                let stat = tree.own(node, c::S_IFREG | rights.mode)?;
+                Ok(Stat { uid: rights.uid, gid: rights.gid, ..stat })
+            }
+        }
+    }
+
+    fn rights(&self, node: Node) -> FsResult<Rights> {
+        if let Some(file) = file_of(node) {
+            return Ok(self.guard.of(file));
+        }
+        let Node::JobFile(id, file) = node else { return Err(Errno(c::ENOENT)) };
+        let rights = self.guard.of_verb(self.job(id)?.verb());
+        Ok(match file {
+            JobFile::Cancel => rights.to_cancel(),
+            _ => rights.to_watch(),
+        })
+    }
+
+    /// What a directory of control files holds.
+    pub fn list(&self, tree: &Tree, node: Node) -> FsResult<Vec<Item>> {
+        let names: Vec<(String, Node)> = match node {
+            Node::Ctl => {
+                let mut names = vec![
+                    ("jobs".to_owned(), Node::Jobs),
+                    ("status".to_owned(), Node::CtlStatus),
+                    ("version".to_owned(), Node::CtlVersion),
+                ];
+                names.extend(VERBS.map(|it| (it.as_str().to_owned(), self.node_of(it))));
+                names
+            }
+            Node::Jobs => {
+                let ids = self.queue.ids().map_err(|e| failed(&e))?;
+                let item = |id: JobId| {
+                    let stat = tree.own_dir(Node::Job(id))?;
+                    Ok(Item { name: id.to_string().into(), stat })
+                };
+                return ids.into_iter().map(item).collect();
+            }
+            Node::Job(id) => {
+                let files = JOB_FILES.iter();
+                files.map(|it| (it.1.to_owned(), Node::JobFile(id, it.0))).collect()
+            }
+            _ => return Err(Errno(c::ENOTDIR)),
+        };
+        let item = |(name, node): (String, Node)| {
+            Ok(Item { name: name.into(), stat: self.stat(tree, node)? })
+        };
+        names.into_iter().map(item).collect()
+    }
+
+    /// Looks a name up.
+    pub fn lookup(&self, tree: &Tree, dir: Node, name: &OsStr) -> FsResult<Stat> {
+        if dir == Node::Jobs {
+            let id: JobId = name.to_str().and_then(|it| it.parse().ok()).unwrap_or_default();
+            // One name a job.
+            return match id.to_string().as_str() == name {
+                true => self.stat(tree, Node::Job(id)),
+                false => Err(Errno(c::ENOENT)),
+            };
+        }
+        let items = self.list(tree, dir)?;
+        let found = items.into_iter().find(|it| it.name == name);
+        found.map(|it| it.stat).ok_or(Errno(c::ENOENT))
+    }
+
+    /// The inode of a verb's file. The kernel holds an inode's lock while it waits for `fsync`, and
+    /// keeps every writer of that inode waiting, beyond the reach of any signal: so the name leads
+    /// to another inode while somebody waits.
+    fn node_of(&self, verb: Verb) -> Node {
+        let syncing = self.syncing.lock();
+        let free = (0..u16::MAX).find(|it| !syncing.contains_key(&(verb, *it)));
+        Node::Verb(verb, free.unwrap_or_default())
+    }
+
+    fn job(&self, id: JobId) -> FsResult<Known> {
+        self.queue.get(id).map_err(|e| failed(&e))?.ok_or(Errno(c::ENOENT))
+    }
+
+    /// Changes attributes, as far as whoever asks may. Times and sizes are not kept.
+    pub fn setattr(&self, node: Node, who: &Who, change: &SetAttr) -> FsResult<()> {
+        if change.mode.is_some() || change.uid.is_some() || change.gid.is_some() {
+            let file = file_of(node).ok_or(Errno(c::EPERM))?;
+            return self.guard.change(&self.queue, file, who, change);
+        }
+        match change.size.is_some() {
+            // `echo line > file` truncates first.
+            true => self.rights(node)?.check(who, 2),
+            false => Ok(()),
+        }
+    }
+
+    /// Opens a control file.
+    pub fn open(&self, node: Node, flags: i32, who: &Who) -> FsResult<u64> {
+        let (reads, writes) = match flags & c::O_ACCMODE {
+            c::O_RDONLY => (4, 0),
+            c::O_WRONLY => (0, 2),
+            _ => (4, 2),
+        };
+        let is_cancel = matches!(node, Node::JobFile(_, JobFile::Cancel));
+        if writes != 0 && !is_cancel && !matches!(node, Node::Verb(..)) || reads != 0 && is_cancel {
+            return Err(Errno(c::EACCES));
+        }
+        self.rights(node)?.check(who, reads | writes)?;
+        let mut handles = self.handles.lock();
+        if handles.open.len() >= HANDLES_MAX {
+            return Err(Errno(c::EMFILE));
+        }
+        handles.last += 1;
+        let number = handles.last;
+        handles.open.insert(number, Handle::default());
+        Ok(number)
+    }
+
+    /// Closes a control file. What was begun on it has ended with the last flush.
+    pub fn release(&self, handle: u64) {
+        self.handles.lock().open.remove(&handle);
+        self.waiters.forget(handle);
+    }
+
+    /// Takes what process `owner` writes.
+    pub fn write(
+        &self,
+        node: Node,
+        handle: u64,
+        (who, owner): (&Who, u64),
+        data: &[u8],
+    ) -> FsResult<()> {
+        // Whoever was given an open file by somebody who may is still nobody who may.
+        self.rights(node)?.check(who, 2)?;
+        let verb = match node {
+            Node::JobFile(id, JobFile::Cancel) => {
+                log::info!("job {id} is cancelled by user {}", who.uid);
+                self.queue.cancel(id);
+                return Ok(());
+            }
+            Node::Verb(verb, _) => verb,
+            _ => return Err(Errno(c::EACCES)),
+        };
+        let lines = self.with_handle(handle, |it| it.lines.take(owner, data))?;
+        let result = lines.map_err(refusal).and_then(|lines| self.submit(verb, who.uid, lines));
+        if let Err((errno, _)) = &result
+            && *errno != Errno(c::E2BIG)
+        {
+            self.with_handle(handle, |it| it.lines.refuse(owner, data, Bad::Malformed))?;
+        }
+        self.settle(verb, handle, who, data, result)
+    }
+
+    /// Asks for the jobs of some lines: all or none.
+    fn submit(
+        &self,
+        verb: Verb,
+        uid: u32,
+        lines: Vec<Vec<u8>>,
+    ) -> Result<Vec<Known>, (Errno, String)> {
+        let (count, mut asked) = (lines.len(), Vec::new());
+        for (number, line) in (1..).zip(lines) {
+            let line = line.trim_ascii().to_vec();
+            let request = grammar::parse(verb, &line, self.queue.site()).map_err(|e| {
+                let why = match count {
+                    1 => e.to_string(),
+                    _ => format!("line {number}: {e}; no line was taken"),
+                };
+                (Errno::from(&e), why)
+            })?;
+            asked.push((line, request));
+        }
+        if asked.is_empty() {
+            return Ok(Vec::new());
+        }
+        let taken = self.queue.submit(verb, uid, asked);
+        let taken = taken.map_err(|e| (Errno::from(&e), e.to_string()))?;
+        Ok(taken.into_iter().map(Known::Here).collect())
+    }
+
+    /// Keeps what came of a line, for whoever reads, and answers.
+    fn settle(
+        &self,
+        verb: Verb,
+        handle: u64,
+        who: &Who,
+        data: &[u8],
+        result: Result<Vec<Known>, (Errno, String)>,
+    ) -> FsResult<()> {
+        let answer = match result {
+            Ok(jobs) if jobs.is_empty() => return Ok(()),
+            Ok(jobs) => {
+                for job in &jobs {
+                    let (id, command) = (job.id(), job.command());
+                    let command = Quoted(command.trim_ascii()).to_string();
+                    log::info!("job {id} for user {} (pid {}): {command}", who.uid, who.pid);
+                }
+                Answer::Taken(jobs)
+            }
+            Err((errno, why)) => {
+                let shown = data.get(..SHOWN_BYTES_MAX).unwrap_or(data).trim_ascii();
+                let (verb, name) = (verb.as_str(), name_of(errno));
+                let user = who.uid;
+                log::warn!("{verb}: refused {name} for user {user}: '{}': {why}", Quoted(shown));
+                Answer::Refused(errno, why)
+            }
+        };
+        self.last.lock().insert(verb, answer.clone());
+        // A handle that is closed meanwhile needs no answer.
+        let _ = self.with_handle(handle, |it| {
+            it.text = None;
+            it.answer = Some(answer.clone());
+        });
+        match answer {
+            Answer::Refused(errno, _) => Err(errno),
+            Answer::Taken(_) => Ok(()),
+        }
+    }
+
+    fn with_handle<T>(&self, handle: u64, work: impl FnOnce(&mut Handle) -> T) -> FsResult<T> {
+        self.handles.lock().open.get_mut(&handle).map(work).ok_or(Errno(c::EBADF))
+    }
+
+    /// Ends the lines that have been begun: those of one process, or of all.
+    fn end_lines(&self, node: Node, handle: u64, who: &Who, owner: Option<u64>) -> FsResult<()> {
+        let Node::Verb(verb, _) = node else { return Ok(()) };
+        let lines = self.with_handle(handle, |it| match owner {
+            Some(owner) => it.lines.end(owner).into_iter().collect(),
+            None => it.lines.end_all(),
+        })?;
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let data = lines.join(&b'\n');
+        let result = match self.guard.of(File::Verb(verb)).check(who, 2) {
+            Ok(()) => self.submit(verb, who.uid, lines),
+            Err(errno) => Err((errno, "it may not write here any more".to_owned())),
+        };
+        self.settle(verb, handle, who, &data, result)
+    }
+
+    /// A process closes one of its descriptors of an open file: its line ends here.
+    pub fn flush(&self, node: Node, handle: u64, (who, owner): (&Who, u64)) -> FsResult<()> {
+        self.end_lines(node, handle, who, Some(owner))
+    }
+
+    /// Reads at most `size` bytes from `offset`, and answers at once or later.
+    pub fn read(
+        &self,
+        node: Node,
+        handle: u64,
+        who: &Who,
+        (offset, size): (u64, usize),
+        may_wait: bool,
+        reply: Reply,
+    ) {
+        let Node::JobFile(id, JobFile::Log) = node else {
+            return reply(self.read_now(node, handle, who, offset, size));
+        };
+        let what = match self.job(id) {
+            Ok(job) => What::Log(job, offset, size),
+            Err(errno) => return reply(Err(errno)),
+        };
+        if what.answer().is_none() && !may_wait {
+            return reply(Err(Errno(c::EAGAIN)));
+        }
+        // What the kernel asks for is what a poller has had; it asks again for what is left out.
+        let _ = self.with_handle(handle, |it| it.log_read = it.log_read.max(offset));
+        self.waiters.wait(what, who.pid, reply);
+    }
+
+    fn read_now(
+        &self,
+        node: Node,
+        handle: u64,
+        who: &Who,
+        offset: u64,
+        size: usize,
+    ) -> FsResult<Vec<u8>> {
+        // Why a line was refused is what the reader gets to know.
+        let _ = self.end_lines(node, handle, who, None);
+        let (answer, text, seen) = self.with_handle(handle, |it| {
+            (it.answer.clone(), it.text.clone().filter(|_| offset > 0), it.seen.clone())
+        })?;
+        let text = match text {
+            Some(text) => text,
+            None => {
+                let text = self.text(node, answer, &seen)?.into_bytes();
+                let text = Arc::new(text);
+                self.with_handle(handle, |it| it.text = Some(text.clone()))?;
+                text
+            }
+        };
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
+        let to = from.saturating_add(size).min(text.len());
+        Ok(text.get(from..to).unwrap_or_default().to_vec())
+    }
+
+    fn text(&self, node: Node, answer: Option<Answer>, seen: &Seen) -> FsResult<String> {
+        Ok(match node {
+            Node::Verb(verb, _) => match answer.or_else(|| self.last.lock().get(&verb).cloned()) {
+                Some(answer) => answer.text(),
+                None => match self.queue.last(verb).map_err(|e| failed(&e))? {
+                    Some(job) => job.status_text(),
+                    None => format!("no job yet: write {}\n", verb.usage()),
+                },
+            },
+            Node::CtlStatus => self.status(),
+            Node::CtlVersion => concat!("raidtape ", env!("CARGO_PKG_VERSION"), "\n").to_owned(),
+            Node::JobFile(id, JobFile::Status) => self.job(id)?.status_text(),
+            Node::JobFile(id, JobFile::Progress) => {
+                let text = progress_text(&self.job(id)?);
+                seen.note(&text);
+                text
+            }
+            // Any bytes, so the text of a line that is no text is shown as it is quoted elsewhere.
+            Node::JobFile(id, JobFile::Command) => {
+                let command = self.job(id)?.command();
+                match String::from_utf8(command) {
+                    Ok(text) => text,
+                    Err(e) => format!("{}\n", Quoted(e.as_bytes().trim_ascii_end())),
+                }
+            }
+            _ => return Err(Errno(c::EACCES)),
+        })
+    }
+
+    /// Waits for the jobs that were asked for through this handle, or else for the last one that
+    /// this mount has taken by this file, so that `sync FILE` waits too.
+    pub fn fsync(self: &Arc<Control>, node: Node, handle: u64, who: &Who, reply: Reply) {
+        let jobs = match node {
+            Node::Verb(verb, alias) => {
+                if let Err(errno) = self.end_lines(node, handle, who, None) {
+                    return reply(Err(errno));
+                }
+                let own = self.with_handle(handle, |it| it.answer.clone());
+                let last = || self.last.lock().get(&verb).cloned();
+                match own.ok().flatten().or_else(last) {
+                    Some(Answer::Refused(errno, _)) => return reply(Err(errno)),
+                    Some(Answer::Taken(jobs)) => Some((jobs, Some((verb, alias)))),
+                    None => None,
+                }
+            }
+            Node::JobFile(id, JobFile::Status) => match self.job(id) {
+                Ok(job) => Some((vec![job], None)),
+                Err(errno) => return reply(Err(errno)),
+            },
+            _ => None,
+        };
+        let Some((jobs, inode)) = jobs else { return reply(Ok(Vec::new())) };
+        let reply: Reply = match inode {
+            None => reply,
+            Some(inode) => {
+                *self.syncing.lock().entry(inode).or_default() += 1;
+                let control = self.clone();
+                Box::new(move |result| {
+                    let mut syncing = control.syncing.lock();
+                    if let Some(count) = syncing.get_mut(&inode) {
+                        *count -= 1;
+                        if *count == 0 {
+                            syncing.remove(&inode);
+                        }
+                    }
+                    drop(syncing);
+                    reply(result);
+                })
+            }
+        };
+        self.waiters.wait(What::End(jobs), who.pid, reply);
+    }
+
+    /// Whether there is something to read that was not read through this handle. If there is not,
+    /// `wake` is called once when there is.
+    pub fn poll(&self, node: Node, handle: u64, wake: Option<Wake>) -> FsResult<bool> {
+        let watch = match node {
+            Node::JobFile(id, JobFile::Progress) => {
+                let seen = self.with_handle(handle, |it| it.seen.clone())?;
+                Watch::Progress(self.job(id)?, seen)
+            }
+            Node::JobFile(id, JobFile::Log) => {
+                Watch::Log(self.job(id)?, self.with_handle(handle, |it| it.log_read)?)
+            }
+            _ => return Ok(true),
+        };
+        let is_ready = watch.is_ready();
+        if let Some(wake) = wake.filter(|_| !is_ready) {
+            self.waiters.poll(handle, watch, wake);
+        }
+        Ok(is_ready)
+    }
+
+    /// Where the mount is.
+    pub fn mountpoint(&self) -> &Path {
+        &self.queue.site().mountpoint
+    }
+}
+
+/// The file whose rights can be changed, if a node is one.
+fn file_of(node: Node) -> Option<File> {
+    match node {
+        Node::Verb(verb, _) => Some(File::Verb(verb)),
+        Node::CtlStatus => Some(File::Status),
+        Node::CtlVersion => Some(File::Version),
+        _ => None,
+    }
+}
+
+fn failed(error: &Error) -> Errno {
+    log::error!("kept jobs: {error}");
+    Errno::from(error)
+}
+
+/// What a writer is told of a line that nobody has read.
+fn refusal(bad: Bad) -> (Errno, String) {
+    match bad {
+        Bad::TooLong => {
+            (Errno(c::E2BIG), format!("a write and a line have at most {LINE_BYTES_MAX} bytes"))
+        }
+        Bad::Zero(number) => {
+            (Errno(c::EINVAL), format!("line {number} has a zero byte; no line was taken"))
+        }
+        Bad::Malformed => {
+            (Errno(c::EINVAL), "this goes on with a line that was refused".to_owned())
+        }
+        Bad::TooMany => {
+            (Errno(c::EBUSY), "too many processes write half lines into one open file".to_owned())
+        }
+    }
+}

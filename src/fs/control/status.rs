@@ -1,0 +1,99 @@
+//! `/.ctl/status`: what the mount is and how it fares, as one JSON object.
+//!
+//! The keys are described in docs/control-files.md. Keys are added and never change their meaning
+//! within a format.
+
+use std::sync::{Arc, OnceLock};
+
+use serde_json::{Value, json};
+
+use super::super::session::Mode;
+use super::Control;
+use crate::catalog::Reader;
+use crate::error::Result;
+use crate::job::Tallies;
+use crate::sys::quoted;
+use crate::volume::{Status, Volume, VolumeConfig};
+
+/// Version of the format.
+const FORMAT: u32 = 1;
+
+/// How the mount is served.
+#[derive(Clone, Debug)]
+pub struct Manner {
+    /// Whether other users are let in.
+    pub allow_other: bool,
+    /// The sessions, once they have begun.
+    pub mode: Arc<OnceLock<Mode>>,
+}
+
+impl Control {
+    /// The text of the file.
+    pub(super) fn status(&self) -> String {
+        let cache = self.snapshots.cache_stats();
+        let known = self.snapshots.with_reader(|reader| {
+            let runs = reader.runs()?;
+            Ok((runs.len(), runs.last().map(|it| it.id), volumes(reader)?))
+        });
+        // What cannot be read now is missing, the rest is told.
+        let (runs, latest, volumes) = match known {
+            Ok((runs, latest, volumes)) => (json!(runs), json!(latest), volumes),
+            Err(e) => {
+                log::warn!("status: {e}");
+                (Value::Null, Value::Null, Value::Null)
+            }
+        };
+        let jobs = self.queue.tallies().unwrap_or_else(|e| {
+            log::warn!("status: {e}");
+            Tallies::default()
+        });
+        let mode = self.manner.mode.get();
+        let status = json!({
+            "format": FORMAT,
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "catalog": quoted(self.snapshots.catalog()).to_string(),
+            "mountpoint": quoted(self.mountpoint()).to_string(),
+            "started": self.started.secs,
+            "mount": {
+                "allow_other": self.manner.allow_other,
+                "sessions": mode.map(|it| it.sessions),
+                "reads": mode.map(|it| it.reads.name()),
+            },
+            "runs": { "count": runs, "latest": latest },
+            "volumes": volumes,
+            "cache": {
+                "bytes": cache.bytes,
+                "limit_bytes": cache.limit_bytes,
+                "hits": cache.hits,
+                "misses": cache.misses,
+            },
+            "jobs": {
+                "queued": jobs.queued,
+                "running": jobs.running,
+                "finished": jobs.finished,
+            },
+        });
+        format!("{status}\n")
+    }
+}
+
+fn volumes(reader: &Reader) -> Result<Value> {
+    Ok(reader.volumes()?.into_iter().map(volume).collect())
+}
+
+fn volume(config: VolumeConfig) -> Value {
+    let opened = Volume::open(config.clone());
+    let status = if opened.is_ok() { config.status } else { Status::Missing };
+    let space = opened.as_ref().ok().and_then(|it| it.store.space().ok());
+    json!({
+        "volume": config.number,
+        "uuid": config.uuid,
+        "path": quoted(&config.path).to_string(),
+        "status": status.as_str(),
+        "present": opened.is_ok(),
+        "total_bytes": space.map(|it| it.total_bytes),
+        "free_bytes": space.map(|it| it.free_bytes),
+        "reserve_percent": config.reserve_percent,
+    })
+}

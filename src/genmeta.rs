@@ -1,0 +1,283 @@
+//! Completing what stands beside the blocks: metas and manifests that are missing, damaged or out
+//! of date are made anew from the catalog.
+//!
+//! What is as it should be is read and left alone, so a second time writes nothing. Each document
+//! is replaced as a whole. Holds the writer's lock: nothing may change while it is described.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::catalog::{Reader, Run, Spool, Writer, manifest, meta};
+use crate::chunk::HashAlgo;
+use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::progress::Progress;
+use crate::sys::quoted;
+use crate::volume::{BlockIndex, Volume, Volumes};
+
+/// Blocks taken from the catalog at a time.
+const PAGE_BLOCKS: u64 = 1024;
+/// Longest first line of a manifest that is read: a comment and tags are in it.
+const HEADER_BYTES_MAX: u64 = 4 << 20;
+/// Longest last line.
+const FOOTER_BYTES_MAX: usize = 200;
+/// Problems that are kept with their texts; more are counted.
+const PROBLEMS_MAX: usize = 1000;
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Metas that were looked at.
+    pub metas: u64,
+    /// Metas that were written.
+    pub metas_written: u64,
+    /// Manifests that were looked at.
+    pub manifests: u64,
+    /// Manifests that were written.
+    pub manifests_written: u64,
+    /// What could not be done, each named; at most a thousand.
+    pub problems: Vec<Problem>,
+    /// How much could not be done.
+    pub problem_count: u64,
+}
+
+impl Summary {
+    /// What came of it, in a line.
+    pub fn line(&self) -> String {
+        let mut line = format!(
+            "wrote {} of {} metas, {} of {} manifests",
+            self.metas_written, self.metas, self.manifests_written, self.manifests
+        );
+        if self.problem_count > 0 {
+            line.push_str(&format!("; {} problems", self.problem_count));
+        }
+        line
+    }
+}
+
+/// Completes the metas and manifests of every volume that is there.
+pub fn run(catalog: &Path, progress: &Progress) -> Result<Summary> {
+    progress.set_phase("preparing");
+    let writer = Writer::open(catalog)?;
+    let volumes = Volumes::open(writer.volumes()?);
+    let mut work = Work {
+        reader: Reader::open(catalog)?,
+        hash: writer.settings()?.hash,
+        progress,
+        dir: catalog.parent().unwrap_or(Path::new("/")),
+        summary: Summary::default(),
+    };
+    for (config, reason) in volumes.missing() {
+        let message = format!("volume {}: {reason}", quoted(&config.path));
+        work.note(config.path.as_os_str().as_bytes(), &Error::new(reason.kind(), message));
+    }
+    let runs = work.reader.runs()?;
+    let totals = work.reader.totals()?;
+    Progress::add(&progress.entries_total, totals.blocks + runs.len() as u64);
+    for volume in volumes.present() {
+        progress.set_phase("writing metas");
+        let result = work.metas(volume);
+        work.settle(volume, result)?;
+    }
+    progress.set_phase("writing manifests");
+    for run in &runs {
+        work.manifests(run, &volumes)?;
+    }
+    progress.set_phase("done");
+    Ok(work.summary)
+}
+
+struct Work<'a> {
+    reader: Reader,
+    hash: HashAlgo,
+    progress: &'a Progress,
+    /// Where temporary files go.
+    dir: &'a Path,
+    summary: Summary,
+}
+
+impl Work<'_> {
+    fn note(&mut self, path: &[u8], error: &Error) {
+        let problem = Problem::new(path, error);
+        log::warn!("{problem}");
+        self.progress.note(&problem);
+        self.summary.problem_count += 1;
+        if self.summary.problems.len() < PROBLEMS_MAX {
+            self.summary.problems.push(problem);
+        }
+    }
+
+    /// A volume's trouble is told, and the others go on; a wish to stop ends everything.
+    fn settle(&mut self, volume: &Volume, result: Result<()>) -> Result<()> {
+        match result {
+            Err(e) if e.kind() == ErrorKind::Interrupted => Err(e),
+            Err(e) => {
+                self.note(volume.config.path.as_os_str().as_bytes(), &e);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn metas(&mut self, volume: &Volume) -> Result<()> {
+        let mut names = meta::DirNames::default();
+        let mut after = 0;
+        loop {
+            let page = self.reader.copies_on(volume.config.number, after, PAGE_BLOCKS)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.block;
+            let mut documents = volume.documents();
+            let mut written = Vec::new();
+            for due in page {
+                self.progress.check()?;
+                Progress::add(&self.progress.entries, 1);
+                self.summary.metas += 1;
+                let index = match volume.index_record(due.record_at) {
+                    Ok(index) => index,
+                    Err(e) => {
+                        // One damaged record costs one meta.
+                        self.note(volume.config.path.as_os_str().as_bytes(), &e);
+                        continue;
+                    }
+                };
+                if self.is_current(volume, &index, &mut names)? {
+                    continue;
+                }
+                let (reader, hash) = (&self.reader, self.hash);
+                documents.add(&meta::document_name(&index.id), |out| {
+                    reader.write_meta(&index, hash, &mut names, out)
+                })?;
+                written.push(index.id);
+            }
+            documents.finish()?;
+            self.summary.metas_written += written.len() as u64;
+            for id in written {
+                volume.remove_document(&meta::former_name(&id))?;
+            }
+        }
+    }
+
+    /// Whether a block's meta says what it would say now.
+    fn is_current(
+        &self,
+        volume: &Volume,
+        index: &BlockIndex,
+        names: &mut meta::DirNames,
+    ) -> Result<bool> {
+        let path = volume.document_path(&meta::document_name(&index.id));
+        let Ok(file) = File::open(path) else { return Ok(false) };
+        let Ok(text) = zstd::Decoder::new(file) else { return Ok(false) };
+        let mut same = Same { text: BufReader::new(text), differs: false };
+        let result = self.reader.write_meta_text(index, self.hash, names, &mut same);
+        match result {
+            _ if same.differs => Ok(false),
+            Err(e) => Err(e),
+            Ok(()) => Ok(matches!(same.text.read(&mut [0]), Ok(0))),
+        }
+    }
+
+    fn manifests(&mut self, run: &Run, volumes: &Volumes) -> Result<()> {
+        self.progress.check()?;
+        let name = manifest::document_name(run.id);
+        let (mut whole, mut due) = (None, Vec::new());
+        for volume in volumes.present() {
+            self.summary.manifests += 1;
+            let path = volume.document_path(&name);
+            match is_whole(&path, run) {
+                true => whole = Some(path),
+                false => due.push(volume),
+            }
+        }
+        for volume in due {
+            let mut documents = volume.documents();
+            let result = documents
+                .add(&name, |out| match &whole {
+                    Some(path) => copy(path, out),
+                    None => {
+                        let mut spool = Spool::new(self.dir)?;
+                        self.reader.write_manifest(run, self.hash, &mut spool, out)
+                    }
+                })
+                .and_then(|()| documents.finish());
+            if result.is_ok() {
+                self.summary.manifests_written += 1;
+            }
+            self.settle(volume, result)?;
+        }
+        Progress::add(&self.progress.entries, 1);
+        Ok(())
+    }
+}
+
+fn copy(path: &Path, out: &mut dyn Write) -> Result<()> {
+    let mut file = File::open(path).map_err(|e| Error::io(quoted(path).to_string(), e))?;
+    let result = io::copy(&mut file, out);
+    result.map_err(|e| Error::io(format!("copying {}", quoted(path)), e))?;
+    Ok(())
+}
+
+/// Takes what is written only as long as it is what a text has too.
+struct Same<R> {
+    text: R,
+    differs: bool,
+}
+
+impl<R: Read> Write for Same<R> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut there = [0; 4096];
+        let len = bytes.len().min(there.len());
+        let (Some(there), Some(bytes)) = (there.get_mut(..len), bytes.get(..len)) else {
+            return Ok(0);
+        };
+        match self.text.read_exact(there) {
+            Ok(()) if there == bytes => Ok(len),
+            _ => {
+                self.differs = true;
+                Err(io::Error::other("it differs"))
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether a file is the manifest of a run, from its first line to its last.
+fn is_whole(path: &Path, run: &Run) -> bool {
+    let look = || -> Option<bool> {
+        let mut text = BufReader::new(zstd::Decoder::new(File::open(path).ok()?).ok()?);
+        let mut first = Vec::new();
+        text.by_ref().take(HEADER_BYTES_MAX).read_until(b'\n', &mut first).ok()?;
+        let first: Value = serde_json::from_slice(&first).ok()?;
+        let is_of_run = first.get("uuid")?.as_str()? == run.uuid
+            && first.get("run")?.as_i64()? == run.id
+            && first.get("op")?.as_str()? == "run";
+        let (mut lines, mut last, mut is_ended) = (0u64, Vec::new(), true);
+        loop {
+            let buffer = text.fill_buf().ok()?;
+            if buffer.is_empty() {
+                break;
+            }
+            for part in buffer.split_inclusive(|it| *it == b'\n') {
+                if is_ended {
+                    last.clear();
+                }
+                is_ended = part.ends_with(b"\n");
+                lines += u64::from(is_ended);
+                // A line that is longer than a last one is none, however it goes on.
+                let room = FOOTER_BYTES_MAX.saturating_sub(last.len()).min(part.len());
+                last.extend_from_slice(part.get(..room)?);
+            }
+            let len = buffer.len();
+            text.consume(len);
+        }
+        let last: Value = serde_json::from_slice(&last).ok()?;
+        let changes = last.get("changes")?.as_u64()?;
+        Some(is_of_run && last.get("op")?.as_str()? == "end" && changes.checked_add(1)? == lines)
+    };
+    look().unwrap_or(false)
+}

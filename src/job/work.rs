@@ -1,0 +1,130 @@
+//! Doing one job: the verb's call, waiting for whoever else writes, and what is said at the end.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Job, Outcome, Request, Site};
+use crate::catalog::WriteLock;
+use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::snapshot::Snapshots;
+use crate::sys::quoted;
+use crate::{backup, genmeta, validate};
+
+/// Memory for decompressed data of a job, beside the mount's own.
+const CACHE_BYTES: u64 = 16 << 20;
+/// How long a job that has to wait does so before it looks again.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// Does a job.
+pub(super) fn run(catalog: &Path, site: &Site, job: &Job) -> Outcome {
+    loop {
+        let result = catch_unwind(AssertUnwindSafe(|| run_once(catalog, site, job)));
+        let error = match result {
+            Ok(Ok(outcome)) => return outcome,
+            Ok(Err(e)) if e.kind() == ErrorKind::Locked => e,
+            Ok(Err(e)) => return Outcome::Failed(e),
+            Err(_) => return Outcome::Failed(Error::new(ErrorKind::Io, "the job has panicked")),
+        };
+        job.wait_for(match WriteLock::holder(catalog) {
+            Some(holder) => format!("lock held by {}", Quoted(holder.as_bytes())),
+            None => super::cut(&error.to_string()),
+        });
+        std::thread::sleep(TRY_AGAIN_AFTER);
+        if let Err(e) = job.progress.check() {
+            return Outcome::Failed(e);
+        }
+    }
+}
+
+fn run_once(catalog: &Path, site: &Site, job: &Job) -> Result<Outcome> {
+    let progress = &job.progress;
+    match &job.request {
+        Request::Backup(options) => Ok(Outcome::BackedUp(backup::run(catalog, options, progress)?)),
+        Request::Restore(restoring) => {
+            restoring.check_target(&site.mountpoint)?;
+            let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
+            let (run, mut summary) = restoring.run(&snapshots, progress, &|_, _| {})?;
+            match summary.ended_by.take() {
+                Some(error) => Err(error),
+                None => Ok(Outcome::Restored(run, summary)),
+            }
+        }
+        Request::Validate => {
+            let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
+            Ok(Outcome::Validated(validate::run(&snapshots, progress)?))
+        }
+        Request::Genmeta => Ok(Outcome::Described(genmeta::run(catalog, progress)?)),
+    }
+}
+
+/// What came of a job, in a line.
+pub(super) fn summary_line(outcome: &Outcome) -> Option<String> {
+    let problems = |count: u64| match count {
+        0 => String::new(),
+        n => format!("; {n} problems"),
+    };
+    Some(match outcome {
+        Outcome::Failed(_) => return None,
+        Outcome::BackedUp(it) => {
+            let (entries, counts) = (&it.counts.entries, &it.counts);
+            format!(
+                "run {} of {}: added {}, modified {}, deleted {}, unchanged {}; read {} bytes, \
+                 stored {} new{}",
+                it.run,
+                Quoted(&it.source),
+                entries.added,
+                entries.modified,
+                entries.deleted,
+                entries.unchanged,
+                counts.bytes_read,
+                counts.bytes_stored,
+                problems(counts.problems)
+            )
+        }
+        Outcome::Restored(run, it) => format!(
+            "restored {} entries, {} directories, {} bytes from run {run}; {} as they should be, \
+             {} kept, {} deleted, {} bytes shared{}",
+            it.entries,
+            it.dirs,
+            it.bytes,
+            it.unchanged,
+            it.kept,
+            it.deleted,
+            it.bytes_shared,
+            problems(it.problem_count)
+        ),
+        Outcome::Validated(it) if it.is_clean() => {
+            format!("solid: {} blocks, {} bytes, all as written", it.blocks, it.bytes)
+        }
+        Outcome::Validated(it) => format!(
+            "damage: {} of {} blocks, {} faults of the catalog",
+            it.bad_blocks.len(),
+            it.blocks,
+            it.catalog_faults.len()
+        ),
+        Outcome::Described(it) => it.line(),
+    })
+}
+
+/// What a validation has found, in lines. At most a thousand files are named.
+pub(super) fn damage_lines(report: &validate::Report) -> Vec<String> {
+    let mut lines = report.catalog_faults.clone();
+    lines.truncate(1000);
+    for block in &report.bad_blocks {
+        for file in &block.files {
+            if lines.len() >= 2000 {
+                lines.push("and more: run raidtape validate".to_owned());
+                return lines;
+            }
+            lines.push(format!(
+                "damaged: {} of {}, in block {} on {}",
+                Quoted(&file.path),
+                Quoted(&file.source),
+                block.id,
+                quoted(&block.volume)
+            ));
+        }
+    }
+    lines
+}

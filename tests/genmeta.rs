@@ -1,0 +1,189 @@
+//! Jobs of the other verbs: restores on the mount's side, validation, metas and manifests made anew.
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::common::{Mount, Sandbox, Tree, assert_same, data, errno};
+
+fn ask(mount: &Mount, verb: &str, line: &str) -> Value {
+    let mut file = OpenOptions::new().read(true).write(true).open(mount.ctl(verb)).unwrap();
+    file.write_all(format!("{line}\n").as_bytes()).unwrap();
+    let text = fs::read_to_string(mount.ctl(verb)).unwrap();
+    let job = text.lines().next().unwrap().strip_prefix("job ").unwrap().parse().unwrap();
+    mount.wait_for_job(job)
+}
+
+#[test]
+fn restores_are_jobs_too() {
+    let sandbox = Sandbox::new();
+    data::mixed_tree(&sandbox.source, 85, 30);
+    fs::create_dir(sandbox.source.join("docs")).unwrap();
+    fs::write(sandbox.source.join("docs/readme"), "hello").unwrap();
+    sandbox.backup();
+    let mount = sandbox.mount();
+    let dest = |name: &str| sandbox.path(name).to_str().unwrap().to_owned();
+    let said = ask(&mount, "revert-to-run", &format!("latest {} --verify", dest("whole")));
+    assert_eq!(
+        (&said["state"], &said["run"], &said["exit_code"]),
+        (&"done".into(), &1.into(), &0.into())
+    );
+    assert!(said["summary"].as_str().unwrap().starts_with("restored "), "{said}");
+    assert_same(&Tree::of(&sandbox.source), &Tree::of(&sandbox.path("whole")));
+    let said = ask(&mount, "restore-folder", &format!("docs '{}' --run 1", dest("a/b c")));
+    assert_eq!(said["state"], "done", "{said}");
+    assert_eq!(fs::read(sandbox.path("a/b c/readme")).unwrap(), b"hello");
+    let mode = |it: &Path| std::os::unix::fs::MetadataExt::mode(&fs::metadata(it).unwrap());
+    assert_eq!(mode(&sandbox.path("a")) & 0o777, 0o755);
+    let said = ask(&mount, "restore", &format!("docs/readme {}", dest("file")));
+    assert_eq!(said["state"], "done", "{said}");
+    assert_eq!(fs::read(sandbox.path("file")).unwrap(), b"hello");
+    let said = ask(&mount, "restore", &format!("docs/nothing {}", dest("file")));
+    assert_eq!((&said["state"], &said["exit_code"]), (&"failed".into(), &1.into()), "{said}");
+    // The mount is no target, by its name or by another.
+    let inside = mount.point.join("ingest/x").to_str().unwrap().to_owned();
+    for dest in ["relative", &inside] {
+        let line = format!("docs {dest}\n");
+        assert_eq!(errno(fs::write(mount.ctl("restore-folder"), line)), libc::EINVAL, "{dest}");
+    }
+    std::os::unix::fs::symlink(mount.point.join("ingest"), sandbox.path("link")).unwrap();
+    let said = ask(&mount, "restore-folder", &format!("docs {}/x", dest("link")));
+    assert_eq!((&said["state"], &said["exit_code"]), (&"failed".into(), &2.into()), "{said}");
+    assert!(!mount.point.join("ingest/x").exists());
+}
+
+#[test]
+fn a_validation_that_finds_damage_has_failed() {
+    let sandbox = Sandbox::new();
+    data::noise_file(&sandbox.source.join("file"), 86, 100_000);
+    sandbox.backup();
+    let mount = sandbox.mount();
+    let said = ask(&mount, "validate", "");
+    assert_eq!((&said["state"], &said["exit_code"]), (&"done".into(), &0.into()), "{said}");
+    let block = sandbox.blocks("volume").remove(0).0;
+    let mut bytes = fs::read(&block).unwrap();
+    bytes[5000] ^= 1;
+    fs::write(&block, bytes).unwrap();
+    let said = ask(&mount, "validate", "");
+    assert_eq!((&said["state"], &said["exit_code"]), (&"failed".into(), &5.into()), "{said}");
+    let log = fs::read_to_string(mount.ctl("jobs/2/log")).unwrap();
+    assert!(log.contains(" ! block ") && log.contains(" damaged: file of "), "{log}");
+}
+
+fn documents(volume: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for dir in ["meta", "manifests"] {
+        for entry in fs::read_dir(volume.join(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            found.insert(path.clone(), fs::read(path).unwrap());
+        }
+    }
+    found
+}
+
+/// The lines of a manifest, decoded.
+fn lines(bytes: &[u8]) -> Vec<Value> {
+    let text = zstd::decode_all(bytes).unwrap();
+    let lines = text.split(|it| *it == b'\n').filter(|it| !it.is_empty());
+    lines.map(|it| serde_json::from_slice(it).unwrap()).collect()
+}
+
+/// What a chain of manifests leads to: the line of each path.
+fn replay(manifests: &[Vec<Value>]) -> BTreeMap<String, Value> {
+    let (mut tree, mut versions) = (BTreeMap::new(), BTreeMap::new());
+    for line in manifests.iter().flatten() {
+        let path = line["path"].as_str().unwrap_or_default().to_owned();
+        let below = format!("{path}/");
+        match line["op"].as_str().unwrap() {
+            "put" => {
+                let mut entry = line.clone();
+                entry.as_object_mut().unwrap().remove("path");
+                entry.as_object_mut().unwrap().remove("op");
+                versions.insert(line["version"].as_i64().unwrap(), entry.clone());
+                tree.insert(path, entry);
+            }
+            "link" => {
+                let entry = versions[&line["version"].as_i64().unwrap()].clone();
+                tree.insert(path, entry);
+            }
+            "delete" => tree.retain(|it, _| *it != path && !it.starts_with(&below)),
+            "empty" => tree.retain(|it, _| path.is_empty() || !it.starts_with(&below)),
+            _ => {}
+        }
+    }
+    tree
+}
+
+#[test]
+fn what_is_lost_beside_the_blocks_is_made_anew() {
+    let sandbox = Sandbox::new();
+    let source = &sandbox.source;
+    data::mixed_tree(source, 87, 40);
+    fs::create_dir_all(source.join("dir/below")).unwrap();
+    fs::write(source.join("dir/below/file"), "one").unwrap();
+    fs::write(source.join("one"), "linked").unwrap();
+    fs::hard_link(source.join("one"), source.join("two")).unwrap();
+    sandbox.backup_with(&["--tag", "t", "--comment", "first"]);
+    // A directory becomes a file, a file goes, a further name comes.
+    fs::remove_dir_all(source.join("dir")).unwrap();
+    fs::write(source.join("dir"), "a file now").unwrap();
+    fs::hard_link(source.join("one"), source.join("three")).unwrap();
+    fs::remove_file(source.join("two")).unwrap();
+    sandbox.backup();
+    fs::remove_file(source.join("dir")).unwrap();
+    sandbox.backup();
+    let volume = sandbox.path("volume");
+    let line = sandbox.ok(["genmeta"]).text();
+    assert!(line.contains("0 of 3 manifests"), "{line}");
+    let before = documents(&volume);
+    let said = sandbox.ok(["genmeta", "--json"]).json();
+    assert_eq!((&said["metas_written"], &said["manifests_written"]), (&0.into(), &0.into()));
+    assert_eq!(documents(&volume), before, "a second time writes nothing");
+    // Gone, cut short, of another run, not of this format.
+    let names: Vec<&PathBuf> = before.keys().collect();
+    let metas: Vec<_> =
+        names.iter().filter(|it| it.to_str().unwrap().contains("/meta/")).copied().collect();
+    fs::remove_file(metas[0]).unwrap();
+    for meta in &metas[1..] {
+        fs::write(meta, "nonsense").unwrap();
+    }
+    let manifest = |run: u64| volume.join(format!("manifests/run-{run:08}.jsonl.zst"));
+    fs::remove_file(manifest(1)).unwrap();
+    let whole = &before[&manifest(2)];
+    fs::write(manifest(2), &whole[..whole.len() - 9]).unwrap();
+    fs::write(manifest(3), whole).unwrap();
+    let mount = sandbox.mount();
+    let said = ask(&mount, "genmeta", "");
+    let summary = format!("wrote {0} of {0} metas, 3 of 3 manifests", metas.len());
+    assert_eq!((&said["state"], &said["summary"]), (&"done".into(), &summary.into()), "{said}");
+    let after = documents(&volume);
+    assert_eq!(after.keys().collect::<Vec<_>>(), names, "and nothing else");
+    for meta in metas {
+        assert_eq!(after[meta], before[meta]);
+    }
+    let read = |all: &BTreeMap<PathBuf, Vec<u8>>| [1, 2, 3].map(|run| lines(&all[&manifest(run)]));
+    let (old, new) = (read(&before), read(&after));
+    for run in 0..3 {
+        assert_eq!(old[run][0], new[run][0], "the same header");
+        assert_eq!(replay(&old[..=run]), replay(&new[..=run]), "run {}", run + 1);
+    }
+    let owners = |all: &[Vec<Value>; 3]| {
+        let lines = all.iter().flatten().filter(|it| it["op"] == "owner");
+        let mut lines: Vec<String> = lines.map(Value::to_string).collect();
+        lines.sort();
+        lines
+    };
+    assert_eq!(owners(&old), owners(&new));
+    // A volume that came later gets its manifests from the one before.
+    let later = sandbox.add_volume("later");
+    let said = sandbox.ok(["genmeta", "--json"]).json();
+    assert_eq!((&said["metas_written"], &said["manifests_written"]), (&0.into(), &3.into()));
+    for run in 1..=3 {
+        let name = format!("manifests/run-{run:08}.jsonl.zst");
+        assert_eq!(fs::read(later.join(&name)).unwrap(), after[&volume.join(&name)]);
+    }
+    sandbox.assert_valid();
+}
