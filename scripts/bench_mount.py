@@ -100,6 +100,8 @@ class Bench:
         self.rows = []
         self.ours_failed = False
         self.sets = None
+        # Bytes of each set, told when the sets themselves are gone.
+        self.sizes = {}
         self.crew = []
         self.mounts = 0
         self.cpu = str(min(os.sched_getaffinity(0)))
@@ -184,7 +186,7 @@ def measure_line(bench, line, number):
             passes = native_passes if isinstance(thing, things.Native) else mount_passes
             try:
                 passes(bench, line, number, thing, pinned)
-            except Failed as error:
+            except (Failed, OSError) as error:
                 bench.note(number, line, thing, "fresh", {"failed": str(error)})
 
 
@@ -253,7 +255,7 @@ def measure_random(bench, line, number):
                 misses = after.get("misses", 0) - before.get("misses", 0)
                 figures["frames_per_read"] = round(misses / reads, 3)
             bench.note(number, line, thing, "again" if native else "fresh", figures)
-        except Failed as error:
+        except (Failed, OSError) as error:
             bench.note(number, line, thing, "fresh", {"failed": str(error)})
         finally:
             if mount:
@@ -315,22 +317,25 @@ def goals(bench):
                 ours = good(bench, line, state + more, name)
                 if not ours:
                     continue
-                goal = {"line": line, "state": state + more, "tool": name, "at_most": round(most, 3)}
+                goal = {"line": line, "state": state + more, "tool": name}
+                goal["at_most"] = round(most, 3)
                 if reference is None:
                     value = statistics.median(ours.values())
                 else:
                     goal["reference"] = f"{reference}, {their_state}{more}"
                     value = ratio(ours, good(bench, line, their_state + more, reference))
-                if value is not None:
+                if value is None:
+                    found.append({**goal, "is": None, "met": None})
+                else:
                     found.append({**goal, "is": round(value, 3), "met": value <= most})
     return found + load.goals(bench)
 
 
 def report(bench, result):
-    print(f"\n{result['rounds']} rounds, medians; 'ours' is {bench.crew[0].name}'s time by this one's")
+    first = bench.crew[0].name
+    print(f"\nmedians of {result['rounds']} rounds; 'ours' is {first}'s time divided by this one")
     if not bench.cold:
         print("NOTHING WAS DROPPED: there are no cold figures")
-    first = bench.crew[0].name
     for line in bench.args.only:
         rows = [row for row in bench.rows if row["line"] == line and "seconds" in row]
         if not rows:
@@ -346,13 +351,15 @@ def report(bench, result):
                 ours = ratio(good(bench, line, state, first), theirs)
                 ours = "" if ours is None or name == first else f"{ours:.2f}"
                 same = [it for it in rows if (it["state"], it["tool"]) == (state, name)]
-                print(f"  {state:<15} {name:<18} {seconds:>10.5f} s {ours:>7}  {extra(bench, line, same)}")
+                more = extra(bench, line, same)
+                print(f"  {state:<15} {name:<18} {seconds:>10.5f} s {ours:>7}  {more}")
     load.report(bench)
     print("\ngoals:")
     for goal in result["goals"]:
         against = f"of {goal['reference']}" if "reference" in goal else goal.get("unit", "s")
+        met = {True: "met   ", False: "MISSED", None: "UNKNOWN, nothing to compare with:"}
         print(
-            f"  {'met   ' if goal['met'] else 'MISSED'} {goal['line']}, {goal['state']}: "
+            f"  {met[goal['met']]} {goal['line']}, {goal['state']}: "
             f"{goal['tool']} {goal['is']} {against}, at most {goal['at_most']}"
         )
     print("\ntook part:")
@@ -375,7 +382,7 @@ def extra(bench, line, rows):
             found.append(form(statistics.median(values)))
 
     if line in FILES:
-        size = os.path.getsize(os.path.join(bench.sets.path(FILES[line]), bench.sets.file(FILES[line])))
+        size = bench.sizes[FILES[line]]
         add("seconds", lambda it: f"{size / MIB / it:.0f} MiB/s")
     add("reads_per_second", lambda it: f"{it:.0f} reads/s")
     add("p50_us", lambda it: f"p50 {it:.0f} us")
@@ -447,6 +454,7 @@ def gather(bench, program, keep):
             raise Failed(f"{place} lies inside {tree}: give another --keep or --tmp")
     os.makedirs(keep, exist_ok=True)
     bench.sets = things.Sets(keep, tree, args.files, args.large)
+    bench.sizes = {it: bench.sets.size(it) for it in things.SETS}
     store = os.path.join(keep, f"store-{args.store}")
     bench.crew = [things.Ours("raidtape", program, store)]
     for name, words in args.mount_args:
@@ -480,7 +488,7 @@ def run(args, program):
         say("the page cache cannot be dropped (only root can): there will be no cold figures")
     bench = Bench(args, place, cold)
     keep = os.path.realpath(args.keep) if args.keep else bench.path("made")
-    result = {"rounds": args.rounds, "cold": cold}
+    result = {"tree": args.dir or "generated", "rounds": args.rounds, "cold": cold}
     try:
         result["missing"] = gather(bench, program, keep)
         result["versions"] = {it.name: it.version() for it in bench.crew}
@@ -493,6 +501,7 @@ def run(args, program):
                 kinds.get(line, measure_line)(bench, line, number)
     finally:
         clean_up(place)
+    result["bytes"] = bench.sizes
     result["goals"] = goals(bench)
     result["machine"] = {
         "kernel": platform.release(),

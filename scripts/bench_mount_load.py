@@ -91,7 +91,7 @@ def copy_all(bench, line, number, to):
                 mount.wait("tree")
                 step = Step(["cp", "-a", mount.root("tree"), to], accepted=(0, 1))
                 take(thing, state, step, mount)
-            except Failed as error:
+            except (Failed, OSError) as error:
                 bench.note(number, line, thing, state, {"failed": str(error)})
             finally:
                 mount.end()
@@ -125,7 +125,7 @@ def memory(bench, line, number):
             figures = {"peak_bytes": mount.peak_bytes(), **kinds_of_memory(mount.daemon.pid)}
             figures["limit_bytes"] = MEMORY_MAX + mount.status()["cache"]["limit_bytes"]
             bench.note(number, line, thing, "after", figures)
-        except Failed as error:
+        except (Failed, OSError) as error:
             bench.note(number, line, thing, "after", {"failed": str(error)})
         finally:
             mount.end()
@@ -163,7 +163,7 @@ def readers(bench, line, number):
             if figures["wrong_bytes"] or figures["read_errors"]:
                 bench.ours_failed = True
                 say(f"{thing.name}: WRONG BYTES or errors: {figures}")
-        except Failed as error:
+        except (Failed, OSError) as error:
             bench.note(number, line, thing, "all", {"failed": str(error)})
         finally:
             if mount:
@@ -289,15 +289,19 @@ class Crowd:
         self.bench = bench
         self.pids = []
         sys.stdout.flush()
+        ended = []
+        # Before there is any, so that none is asked to end while it cannot hear it.
+        before = signal.signal(signal.SIGUSR1, lambda *_: ended.append(True))
         for number in range(READERS):
             pid = os.fork()
             if pid == 0:
                 # Never back into the caller's code, whatever happens.
                 try:
-                    read_and_check(self._path(number), number, root, source, expected)
+                    read_and_check(self._path(number), number, root, source, expected, ended)
                 finally:
                     os._exit(0)
             self.pids.append(pid)
+        signal.signal(signal.SIGUSR1, before)
 
     def _path(self, number):
         return self.bench.path(f"reader{number}")
@@ -318,9 +322,7 @@ class Crowd:
         return found
 
 
-def read_and_check(report_path, number, root, source, expected):
-    ended = []
-    signal.signal(signal.SIGUSR1, lambda *_: ended.append(True))
+def read_and_check(report_path, number, root, source, expected, ended):
     pick = random.Random(number)
     found = {"files_checked": 0, "wrong_bytes": 0, "read_errors": 0}
     while not ended:
@@ -378,7 +380,7 @@ def million(bench, program, keep, count):
                         figures["find_seconds"] = found["seconds"]
                     figures["peak_bytes"] = mount.peak_bytes()
                     bench.note(number, "million", big, state, figures)
-                except Failed as error:
+                except (Failed, OSError) as error:
                     bench.note(number, "million", big, state, {"failed": str(error)})
                 finally:
                     mount.end()
@@ -428,9 +430,10 @@ def goals(bench):
         if rows:
             peak = max(it["peak_bytes"] for it in rows) / MIB
             add("memory", "after", name, peak, rows[0]["limit_bytes"] / MIB, "MiB")
-        for row in rows_of(bench, "random4", name):
-            add("random4", "fresh", name, row["frames_per_read"], 1, "frames a read")
-            break
+        rows = rows_of(bench, "random4", name)
+        if rows:
+            frames = statistics.median(it["frames_per_read"] for it in rows)
+            add("random4", "fresh", name, frames, 1, "frames a read")
         rows = rows_of(bench, "readers", name)
         if rows:
             wrong = sum(it["wrong_bytes"] + it["read_errors"] for it in rows)
@@ -448,10 +451,11 @@ def goals(bench):
 
 
 def report(bench):
-    for row in rows_of(bench, "memory"):
+    for name in dict.fromkeys(it["tool"] for it in rows_of(bench, "memory")):
+        row = max(rows_of(bench, "memory", name), key=lambda it: it["peak_bytes"])
         parts = {key: f"{row.get(key, 0) / MIB:.1f}" for key in ("own_bytes", "mapped_bytes")}
         print(
-            f"\nmemory: {row['tool']}: peak {row['peak_bytes'] / MIB:.1f} MiB, of "
+            f"\nmemory: {name}: peak {row['peak_bytes'] / MIB:.1f} MiB, of "
             f"{row['limit_bytes'] / MIB:.0f}; at the end {parts['own_bytes']} MiB own, "
             f"{parts['mapped_bytes']} MiB of mapped files"
         )
@@ -464,10 +468,17 @@ def report(bench):
         for phase in ("alone", "backup", "readers", "readers_backup"):
             p50, p99 = row[f"{phase}_p50_us"], row[f"{phase}_p99_us"]
             print(f"  {phase:<15} p50 {p50:>6} us, p99 {p99:>6} us ({row[f'{phase}_reads']} reads)")
-    for row in rows_of(bench, "million"):
-        more = f", find {row['find_seconds']:.2f} s" if "find_seconds" in row else ""
+    rows = rows_of(bench, "million")
+    for name, state in dict.fromkeys((it["tool"], it["state"]) for it in rows):
+        same = [it for it in rows if (it["tool"], it["state"]) == (name, state)]
+
+        def middle(key, same=same):
+            values = [it[key] for it in same if key in it]
+            return statistics.median(values) if values else None
+
+        found = middle("find_seconds")
         print(
-            f"\nmillion: {row['tool']}, {row['state']}: listed after {row['seconds']:.4f} s, all "
-            f"{row['runs']} runs in {row['list_runs_seconds']:.4f} s{more}, "
-            f"peak {row['peak_bytes'] / MIB:.0f} MiB"
+            f"\nmillion: {name}, {state}: listed after {middle('seconds'):.4f} s, all "
+            f"{same[0]['runs']} runs in {middle('list_runs_seconds'):.4f} s"
+            f"{f', find {found:.2f} s' if found else ''}, peak {middle('peak_bytes') / MIB:.0f} MiB"
         )

@@ -42,13 +42,14 @@ class Sets:
                 found = json.load(file)
             if found != wish:
                 raise Failed(f"{place} was made for {found}, not for {wish}: give another --keep")
+        with open(made, "w", encoding="utf-8") as file:
+            json.dump(wish, file)
         if not tree:
             self._make("tree", lambda it: data.generate(it, files))
         self._make("text", lambda it: lines_of_text(os.path.join(it, "large.txt"), large_mib))
-        self._make("single", lambda it: noise(os.path.join(it, "raw.bin"), min(SINGLE_MIB, large_mib), 3))
+        single = min(SINGLE_MIB, large_mib)
+        self._make("single", lambda it: noise(os.path.join(it, "raw.bin"), single, 3))
         self._make("many", lambda it: noise(os.path.join(it, "raw.bin"), large_mib, 4))
-        with open(made, "w", encoding="utf-8") as file:
-            json.dump(wish, file)
 
     def path(self, name):
         return self.tree if name == "tree" and self.tree else os.path.join(self.place, name)
@@ -67,6 +68,9 @@ class Sets:
     def file(self, name):
         """The path, in its set, of the one file of a set."""
         return os.listdir(self.path(name))[0]
+
+    def size(self, name):
+        return sum(it[1] for it in data.files_of(self.path(name)))
 
 
 def lines_of_text(path, size_mib):
