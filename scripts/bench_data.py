@@ -101,3 +101,10 @@ def million(place, count):
         os.close(handle)
     middle = count // 2_000
     return os.path.join(f"group {middle // 100}", f"{middle}")
+
+
+def generate_small(place, files=20):
+    """A few tiny files, for runs of which there are to be many."""
+    os.makedirs(place)
+    for number in range(files):
+        write(os.path.join(place, f"{number}"), b"%d\n" % number)
