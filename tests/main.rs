@@ -47,6 +47,8 @@ mod memory;
 mod model;
 /// The mount: an ordinary tree under ordinary tools.
 mod mount;
+/// The sessions of a mount: what must hold in each way of mounting.
+mod mount_modes;
 /// Odd names, kinds, times and attributes.
 mod names;
 /// Asking the runs: diff, find, stats, dump.

@@ -18,11 +18,13 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::backing::Backings;
 use super::control::{Wake, Who};
 use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, SetAttr, SetTime};
 use super::mounted::{FOR_EVER, Mounted, Opened, Pages, TRANSFER_BYTES_MAX, ttl, ttl_in};
-use super::session::Reads;
+use super::session::{Reads, threads};
+use super::spare::Spare;
 use super::tree::ItemStat;
 use crate::sys::{Stat, Time, c, flags};
 
@@ -42,6 +44,8 @@ pub struct Adapter {
     reads: Reads,
     allow_other: bool,
     on_end: Arc<dyn Fn() + Send + Sync>,
+    backings: Backings,
+    spare: Spare,
 }
 
 impl Adapter {
@@ -54,7 +58,8 @@ impl Adapter {
         allow_other: bool,
         on_end: Arc<dyn Fn() + Send + Sync>,
     ) -> Adapter {
-        Adapter { mounted, part, reads, allow_other, on_end }
+        let (backings, spare) = (Backings::new(), Spare::new(threads()));
+        Adapter { mounted, part, reads, allow_other, on_end, backings, spare }
     }
 
     /// The inode number that the kernel means.
@@ -241,6 +246,12 @@ impl Filesystem for Adapter {
             // Makes the kernel check permissions with ACLs.
             wanted.push(InitFlags::FUSE_POSIX_ACL);
         }
+        if self.reads == Reads::Passthrough {
+            let asked = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+            if !asked || config.set_max_stack_depth(1).is_err() {
+                return Err(std::io::Error::from_raw_os_error(c::ENOSYS));
+            }
+        }
         if self.part == Part::Snapshots {
             // The list of runs is kept for as long as its time does not change.
             wanted.push(InitFlags::FUSE_AUTO_INVAL_DATA);
@@ -413,6 +424,17 @@ impl Filesystem for Adapter {
             return reply.error(errno(Errno(c::ENOSYS)));
         }
         guard("open", || match self.mounted.open(&who(req), self.node(ino), flags.0) {
+            Ok(opened) if self.reads == Reads::Passthrough && opened.pages == Pages::Keep => {
+                let find = || self.mounted.whole_block(ino.0);
+                match self.backings.open(ino.0, &reply, find) {
+                    Some(id) => {
+                        // The kernel takes no other flag with a backing id.
+                        let flags = FopenFlags::FOPEN_NOFLUSH;
+                        reply.opened_passthrough(FileHandle(opened.handle), flags, &id);
+                    }
+                    None => reply.opened(FileHandle(opened.handle), open_flags(opened)),
+                }
+            }
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
             Err(e) => reply.error(errno(e)),
         });
@@ -455,13 +477,17 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let ino = self.node(ino);
-        guard("read", || match self.mounted.is_control(ino) {
-            true => {
+        if self.mounted.is_control(ino) {
+            guard("read", || {
                 let (range, may_wait) = ((offset, size as usize), flags.0 & c::O_NONBLOCK == 0);
                 let later = Box::new(|result| reply_data(result, reply));
                 self.mounted.read_control(&who(req), ino, fh.0, range, may_wait, later);
-            }
-            false => reply_data(self.mounted.read(ino, fh.0, offset, size), reply),
+            });
+            return;
+        }
+        let mounted = self.mounted.clone();
+        self.spare.read(move || {
+            guard("read", || reply_data(mounted.read(ino, fh.0, offset, size), reply));
         });
     }
 
@@ -511,7 +537,10 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        guard("release", || reply_empty(self.mounted.release(self.node(ino), fh.0), reply));
+        guard("release", || {
+            self.backings.release(ino.0);
+            reply_empty(self.mounted.release(self.node(ino), fh.0), reply);
+        });
     }
 
     fn fsync(

@@ -79,14 +79,8 @@ impl Listings {
         }
         // From the nearest page before whose end is known.
         let (mut at, mut after) = (0, None);
-        if number > 0 {
-            let mut state = self.state.lock();
-            for before in (0..number).rev() {
-                if let Some(name) = state.ends.get(&(run, dir, before)) {
-                    (at, after) = (before + 1, Some(name.clone()));
-                    break;
-                }
-            }
+        if let Some((before, name)) = self.state.lock().end_before(run, dir, number) {
+            (at, after) = (before + 1, Some(name));
         }
         loop {
             let entries = self.snapshots.list(run, dir, after.as_deref(), PAGE_ENTRIES)?;
@@ -150,6 +144,18 @@ impl State {
         if let Some(dir) = entry.child {
             self.dirs.put((run, dir), Arc::new(entry.clone()));
         }
+    }
+
+    /// The nearest page before `number` whose last name is known, and that name. Any number may be
+    /// asked for, so what is known is searched and not the numbers.
+    fn end_before(&mut self, run: RunId, dir: DirId, number: u64) -> Option<(u64, Vec<u8>)> {
+        let before = number.checked_sub(1)?;
+        if let Some(name) = self.ends.get(&(run, dir, before)) {
+            return Some((before, name.clone()));
+        }
+        let known = self.ends.iter().filter(|it| (it.0.0, it.0.1) == (run, dir));
+        let nearest = known.filter(|it| it.0.2 < number).max_by_key(|it| it.0.2)?;
+        Some((nearest.0.2, nearest.1.clone()))
     }
 
     /// The outer `None` means that the pages here do not tell.
@@ -221,6 +227,21 @@ mod tests {
         assert_eq!(found(state.find(1, 1, b"f")), Some(Some(b"f".to_vec())));
         assert_eq!(found(state.find(1, 1, b"g")), Some(None));
         assert_eq!(found(state.find(2, 1, b"b")), None);
+    }
+
+    #[test]
+    fn a_page_is_reached_from_the_nearest_one_before_it() {
+        let mut state = state();
+        for (number, last) in [(0, "b"), (1, "d"), (5, "x")] {
+            state.keep((1, 1, number), &page(&["a", last], false));
+        }
+        state.keep((1, 2, 3), &page(&["z"], false));
+        let reached = |state: &mut State, number| state.end_before(1, 1, number).map(|it| it.0);
+        assert_eq!(reached(&mut state, 0), None);
+        assert_eq!(reached(&mut state, 1), Some(0));
+        assert_eq!(reached(&mut state, 4), Some(1));
+        assert_eq!(reached(&mut state, u64::MAX), Some(5));
+        assert_eq!(state.end_before(1, 3, 9), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! puts them together; only `fuse` and `session` know the kernel's side. SQL and block files are not
 //! known in this room.
 
+mod backing;
 mod bare;
 mod control;
 mod errno;
@@ -21,6 +22,7 @@ mod listing;
 mod mounted;
 mod node;
 mod session;
+mod spare;
 mod tree;
 
 use std::os::unix::ffi::OsStrExt;

@@ -18,6 +18,7 @@ use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, Ingest, SetAttr};
 use super::node::Node;
 use super::tree::{Add, Item, ItemStat, Tree};
+use crate::snapshot::WholeBlock;
 use crate::sys::{Space, Stat, c};
 
 /// How long the kernel may believe what it was told of a finished run.
@@ -196,6 +197,14 @@ impl Mounted {
                 Ok(Opened { handle, pages: Pages::None })
             }
             _ => Err(Errno(c::EISDIR)),
+        }
+    }
+
+    /// The block that is the content of a file of a snapshot as it lies there.
+    pub fn whole_block(&self, ino: u64) -> Option<WholeBlock> {
+        match node_of(ino) {
+            Ok(Node::Version(version)) => self.tree.whole_block(version),
+            _ => None,
         }
     }
 

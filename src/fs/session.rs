@@ -13,6 +13,7 @@
 //! | 1        | ordinary     | costs two messages; read by this program                          |
 
 use std::mem::ManuallyDrop;
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,9 +25,9 @@ use super::mounted::Mounted;
 use crate::error::{Error, Result};
 use crate::sys::{self, quoted};
 
-/// Threads of each session. They are woken in turn, so more of them only cost wake-ups; one must be
-/// left for metadata while others wait for a disk.
-pub const THREADS: usize = 4;
+/// Fewest and most threads of each session. They are woken in turn, so more than there are
+/// processors only cost wake-ups; one must be left for metadata while others wait for a disk.
+const THREADS: (usize, usize) = (2, 4);
 /// How far the kernel reads ahead, in KiB: as much as one request can ask for.
 const READ_AHEAD_KIB: u32 = 1024;
 
@@ -73,27 +74,40 @@ pub fn start(
         let allow_other = options.allow_other;
         Adapter::new(mounted.clone(), part, reads, allow_other, on_end.clone())
     };
-    let wanted = options.reads;
-    let for_one = match wanted {
-        Some(Reads::Passthrough) => Reads::Passthrough,
-        _ => Reads::Ordinary,
+    let is_root = sys::effective_uid() == 0;
+    let start = |part, ways: &[Reads]| {
+        let point = match part {
+            Part::Whole => mountpoint.to_path_buf(),
+            Part::Snapshots => mountpoint.join("snapshots"),
+        };
+        let mut failed = Error::usage("no way to read is possible");
+        for reads in ways.iter().copied().filter(|it| is_root || *it != Reads::Passthrough) {
+            match open(adapter(part, reads), &point, &config(options, part)) {
+                Ok(()) => return Ok(reads),
+                Err(e) => failed = e,
+            }
+        }
+        Err(failed)
     };
-    open(adapter(Part::Whole, for_one), mountpoint, &config(options))?;
-    let point = mountpoint.join("snapshots");
+    let wants_passthrough = options.reads == Some(Reads::Passthrough);
+    let reads = match wants_passthrough {
+        true => start(Part::Whole, &[Reads::Passthrough, Reads::Ordinary])?,
+        false => start(Part::Whole, &[Reads::Ordinary])?,
+    };
+    let mut mode = Mode { sessions: 1, reads };
     // Without the right to let others in, the helper that mounts for an ordinary user cannot see
     // the directory to mount on.
-    let is_possible = options.allow_other || sys::effective_uid() == 0;
-    let mut mode = Mode { sessions: 1, reads: for_one };
-    if is_possible && !options.one_session {
-        let reads = wanted.unwrap_or(Reads::ZeroMessage);
-        let mut config = config(options);
-        config.mount_options.push(MountOption::RO);
-        match open(adapter(Part::Snapshots, reads), &point, &config) {
-            Ok(()) => mode = Mode { sessions: 2, reads },
+    if (is_root || options.allow_other) && !options.one_session {
+        let second = match wants_passthrough {
+            true => start(Part::Snapshots, &[Reads::Passthrough, Reads::ZeroMessage]),
+            false => start(Part::Snapshots, &[Reads::ZeroMessage]),
+        };
+        match second {
+            Ok(reads) => mode = Mode { sessions: 2, reads },
             Err(e) => log::warn!("one session serves the whole mount: {e}"),
         }
     }
-    if wanted.is_some_and(|it| it != mode.reads) {
+    if options.reads.is_some_and(|it| it != mode.reads) {
         log::warn!("files of snapshots are read in the {} way", mode.reads.name());
     }
     Ok(mode)
@@ -122,7 +136,7 @@ fn read_ahead(point: &Path) {
     }
 }
 
-fn config(options: &Options) -> Config {
+fn config(options: &Options, part: Part) -> Config {
     let mut config = Config::default();
     let name = options.catalog.to_str().filter(|it| !it.contains([',', '\\', '\n']));
     config.mount_options = vec![
@@ -139,11 +153,16 @@ fn config(options: &Options) -> Config {
         config.acl = SessionACL::All;
         config.mount_options.push(MountOption::DefaultPermissions);
     }
+    if part == Part::Snapshots {
+        config.mount_options.push(MountOption::RO);
+    }
     config.n_threads = Some(threads());
     config.clone_fd = true;
     config
 }
 
-fn threads() -> usize {
-    std::env::var("RT_THREADS").ok().and_then(|it| it.parse().ok()).unwrap_or(THREADS)
+/// How many threads a session has.
+pub fn threads() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    processors.clamp(THREADS.0, THREADS.1)
 }

@@ -19,7 +19,7 @@ use super::node::Node;
 use crate::catalog::{DirId, EntryRow, Extent, Run, RunId, VersionId};
 use crate::entry::Kind;
 use crate::error::Error;
-use crate::snapshot::{FileMap, Snapshots};
+use crate::snapshot::{FileMap, Snapshots, WholeBlock};
 use crate::sys::{self, Space, Stat, Time, c};
 
 /// Most blocks whose names an attribute tells.
@@ -272,6 +272,13 @@ impl Tree {
     /// The content of a file.
     pub fn open(&self, version: VersionId) -> FsResult<Arc<FileMap>> {
         self.snapshots.file(version).map_err(log)
+    }
+
+    /// The block that is a file's content as it lies there, for the kernel to read.
+    pub fn whole_block(&self, version: VersionId) -> Option<WholeBlock> {
+        let whole = self.snapshots.file(version).and_then(|it| self.snapshots.whole_block(&it));
+        // What is wrong with it is told to whoever reads it.
+        whole.unwrap_or_default()
     }
 
     /// Reads a file; fewer bytes than asked for only at its end.

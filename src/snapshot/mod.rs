@@ -8,8 +8,10 @@ mod cache;
 mod pieces;
 mod pool;
 mod resolve;
+mod whole;
 
 pub use resolve::{Found, Wish, choose_run, resolve, resolve_wish};
+pub use whole::WholeBlock;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};

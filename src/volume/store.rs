@@ -35,6 +35,10 @@ pub trait BlockStore: Send + Sync {
     fn space(&self) -> Result<Space>;
     /// Says that a range of a block will be read soon. Advice only.
     fn will_need(&self, _id: &BlockId, _offset: u64, _len: u64) {}
+    /// Opens a block for others to read on their own; `None` where that cannot be had.
+    fn open(&self, _id: &BlockId) -> Result<Option<File>> {
+        Ok(None)
+    }
     /// Makes a range of `dest` share a range of a block's bytes instead of copying them; `false`
     /// where that cannot be had.
     fn clone_range(&self, _range: &BlockRange<'_>, _dest: &File, _dest_offset: u64) -> Cloned {
@@ -116,16 +120,19 @@ impl DirStore {
         if let Some(file) = self.open.lock().get(id) {
             return Ok(file.clone());
         }
+        let file = Arc::new(self.open_file(id)?);
+        self.open.lock().put(*id, file.clone());
+        Ok(file)
+    }
+
+    fn open_file(&self, id: &BlockId) -> Result<File> {
         let path = self.path_of(id);
-        let file = File::open(&path).map_err(|e| match e.kind() {
+        File::open(&path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 Error::corrupt(format!("block {id} is missing from {}", quoted(&self.root)))
             }
             _ => Error::io(format!("opening block {}", quoted(&path)), e),
-        })?;
-        let file = Arc::new(file);
-        self.open.lock().put(*id, file.clone());
-        Ok(file)
+        })
     }
 }
 
@@ -247,6 +254,10 @@ impl BlockStore for DirStore {
         if let Ok(file) = self.file(id) {
             sys::target::will_need(&file, offset, len);
         }
+    }
+
+    fn open(&self, id: &BlockId) -> Result<Option<File>> {
+        self.open_file(id).map(Some)
     }
 
     fn clone_range(&self, range: &BlockRange<'_>, dest: &File, dest_offset: u64) -> Cloned {
