@@ -41,8 +41,8 @@ fn every_way_shows_the_same_tree() {
     for (options, sessions, reads) in WAYS {
         let mount = Mount::start(&sandbox, options);
         let said = status(&mount);
-        assert_eq!(said["sessions"], sessions, "{options:?}");
-        assert_eq!(said["reads"], reads, "{options:?}");
+        assert_eq!(said["mount"]["sessions"], sessions, "{options:?}");
+        assert_eq!(said["mount"]["reads"], reads, "{options:?}");
         // Read by the kernel or by the program.
         let frames = |mount: &Mount| {
             let cache = &status(mount)["cache"];
