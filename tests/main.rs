@@ -53,6 +53,8 @@ mod mount_modes;
 mod names;
 /// Asking the runs: diff, find, stats, dump.
 mod queries;
+/// Reading snapshots: ahead, in parts, from other copies, and past the program.
+mod reads;
 /// Restoring onto what is there: overwriting, deleting, parts, owners, hostile targets.
 mod restore;
 /// Full volumes.

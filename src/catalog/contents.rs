@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::extent::Content;
-use super::read::Reader;
+use super::read::{Reader, content_columns, content_from};
 use super::run::{Run, VersionId};
 use super::sql;
 use crate::error::Result;
@@ -16,6 +16,25 @@ impl Reader {
         let contents = versions.iter().map(|version| self.content(*version)).collect();
         transaction.finish().map_err(sql)?;
         contents
+    }
+
+    /// The contents of at most `limit` versions from `first` on that have any, with their numbers.
+    pub fn contents_from(
+        &self,
+        first: VersionId,
+        limit: usize,
+    ) -> Result<Vec<(VersionId, Content)>> {
+        let query = "SELECT hash, extents, extra, version FROM versions \
+                     WHERE version >= ?1 AND version < ?2 ORDER BY version";
+        let end = first.saturating_add(i64::try_from(limit).unwrap_or(i64::MAX));
+        let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
+        let mut rows = statement.query((first, end)).map_err(sql)?;
+        let mut contents = Vec::with_capacity(limit);
+        while let Some(row) = rows.next().map_err(sql)? {
+            let columns = content_columns(row).map_err(sql)?;
+            contents.push((row.get(3).map_err(sql)?, content_from(columns)?));
+        }
+        Ok(contents)
     }
 
     /// Paths that a run could not read, and that its snapshot may lack for that reason; `None` if

@@ -5,9 +5,11 @@
 //! 8878 defines it, so a block of such frames is what `zstdcat` reads. Codec, lengths and an XXH3
 //! check of the stored bytes are kept in the frame table, not in the frame.
 
+use std::cell::RefCell;
 use std::str::FromStr;
 
 use xxhash_rust::xxh3::xxh3_64;
+use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
 
 use crate::error::{Error, Result};
 use crate::wire::{self, Reader};
@@ -64,24 +66,86 @@ pub struct Frame {
 impl Frame {
     /// The plain bytes that `stored` stands for, appended to `plain`; damage is an error.
     pub fn decode(&self, stored: &[u8], plain: &mut Vec<u8>) -> Result<()> {
-        if stored.len() != self.stored_len as usize || xxh3_64(stored) != self.check {
-            return Err(Error::corrupt("frame does not match its check"));
+        let start = plain.len();
+        plain.resize(start + self.plain_len as usize, 0);
+        self.decode_to(stored, plain.get_mut(start..).unwrap_or_default())
+    }
+
+    /// Fills `plain`, which is as long as the frame's plain content, with what `stored` stands
+    /// for. Damage is an error, and then `plain` holds nothing of worth.
+    pub fn decode_to(&self, stored: &[u8], plain: &mut [u8]) -> Result<()> {
+        self.verify(stored)?;
+        if plain.len() != self.plain_len as usize {
+            return Err(Error::usage("a buffer that does not fit a frame"));
         }
         match self.codec {
-            Codec::Raw => plain.extend_from_slice(stored),
+            Codec::Raw => plain.copy_from_slice(stored),
             Codec::Zstd => {
-                let start = plain.len();
-                plain.resize(start + self.plain_len as usize, 0);
-                let out = plain.get_mut(start..).unwrap_or_default();
-                let len = zstd::bulk::decompress_to_buffer(stored, out)
+                let len = decompress(stored, plain)
                     .map_err(|e| Error::corrupt(format!("frame does not decompress: {e}")))?;
-                if len != self.plain_len as usize {
+                if len != plain.len() {
                     return Err(Error::corrupt("frame has the wrong plain length"));
                 }
             }
         }
         Ok(())
     }
+
+    /// Fills `plain`, which is no longer than the frame's plain content, with how that begins. What
+    /// comes later is not decompressed, at the price of a further copy.
+    pub fn decode_start(&self, stored: &[u8], plain: &mut [u8]) -> Result<()> {
+        self.verify(stored)?;
+        let done = match self.codec {
+            Codec::Raw => stored.get(..plain.len()).map(|start| plain.copy_from_slice(start)),
+            Codec::Zstd => decompress_start(stored, plain)
+                .map_err(|e| Error::corrupt(format!("frame does not decompress: {e}")))?,
+        };
+        done.ok_or_else(|| Error::corrupt("frame has the wrong plain length"))
+    }
+
+    /// Whether `stored` is what was written.
+    pub fn verify(&self, stored: &[u8]) -> Result<()> {
+        match stored.len() == self.stored_len as usize && xxh3_64(stored) == self.check {
+            true => Ok(()),
+            false => Err(Error::corrupt("frame does not match its check")),
+        }
+    }
+}
+
+thread_local! {
+    /// Making the state for each frame anew takes longer than decompressing a small one.
+    static DECOMPRESSOR: RefCell<zstd::bulk::Decompressor<'static>> = RefCell::default();
+    static STREAM: RefCell<Option<zstd::stream::raw::Decoder<'static>>> =
+        const { RefCell::new(None) };
+}
+
+/// Fills `plain` with the start of what `stored` stands for; `None` if that is shorter.
+fn decompress_start(stored: &[u8], plain: &mut [u8]) -> std::io::Result<Option<()>> {
+    STREAM.with_borrow_mut(|kept| {
+        let mut decoder = match kept.take() {
+            Some(decoder) => decoder,
+            None => zstd::stream::raw::Decoder::new()?,
+        };
+        decoder.reinit()?;
+        let len = plain.len();
+        let mut input = InBuffer::around(stored);
+        let mut output = OutBuffer::around(plain);
+        while output.pos() < len {
+            let before = (input.pos(), output.pos());
+            let wants = decoder.run(&mut input, &mut output)?;
+            if wants == 0 || before == (input.pos(), output.pos()) {
+                break;
+            }
+        }
+        let is_full = output.pos() == len;
+        // One that has failed is not used again.
+        *kept = Some(decoder);
+        Ok(is_full.then_some(()))
+    })
+}
+
+fn decompress(stored: &[u8], plain: &mut [u8]) -> std::io::Result<usize> {
+    DECOMPRESSOR.with_borrow_mut(|it| it.decompress_to_buffer(stored, plain))
 }
 
 /// Appends a frame table: the number of frames, then codec, stored length, plain length and check
@@ -261,6 +325,11 @@ mod tests {
                 let mut out = Vec::new();
                 frame.decode(&stored, &mut out)?;
                 prop_assert_eq!(&out, &plain);
+                let mut start = vec![0; plain.len() * part.len() / 5000];
+                frame.decode_start(&stored, &mut start)?;
+                prop_assert_eq!(&start[..], &plain[..start.len()]);
+                let mut more = vec![0; plain.len() + 1];
+                prop_assert!(frame.decode_start(&stored, &mut more).is_err());
                 let mut table = Vec::new();
                 put_frames(&mut table, &[frame, frame]);
                 let mut reader = Reader::new(&table, "test");
@@ -276,6 +345,7 @@ mod tests {
                 let at = at.index(stored.len());
                 stored[at] ^= 1;
                 prop_assert!(frame.decode(&stored, &mut Vec::new()).is_err());
+                prop_assert!(frame.decode_start(&stored, &mut [0; 1]).is_err());
             }
         }
 

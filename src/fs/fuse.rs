@@ -5,6 +5,7 @@
 //! for each time, so that a new run and a finished job are seen at once.
 
 use std::ffi::OsStr;
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -209,7 +210,7 @@ fn reply_attr(result: FsResult<Stat>, reply: ReplyAttr) {
     }
 }
 
-fn reply_data(result: FsResult<Vec<u8>>, reply: ReplyData) {
+fn reply_data(result: FsResult<impl Deref<Target = [u8]>>, reply: ReplyData) {
     match result {
         Ok(data) => reply.data(&data),
         Err(e) => reply.error(errno(e)),

@@ -18,7 +18,7 @@ use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, Ingest, SetAttr};
 use super::node::Node;
 use super::tree::{Add, Item, ItemStat, Tree};
-use crate::snapshot::WholeBlock;
+use crate::snapshot::{Data, WholeBlock};
 use crate::sys::{Space, Stat, c};
 
 /// How long the kernel may believe what it was told of a finished run.
@@ -263,19 +263,19 @@ impl Mounted {
     }
 
     /// Reads at most `size` bytes from `offset` of anything but a control file.
-    pub fn read(&self, ino: u64, handle: u64, offset: u64, size: u32) -> FsResult<Vec<u8>> {
+    pub fn read(&self, ino: u64, handle: u64, offset: u64, size: u32) -> FsResult<Data> {
         let node = node_of(ino)?;
         let size = size.min(TRANSFER_BYTES_MAX * 16) as usize;
-        let mut buf = match node {
-            Node::Version(_) | Node::Ingest(_) => vec![0; size],
-            _ => return Err(Errno(c::EBADF)),
-        };
-        let len = match node {
-            Node::Version(version) => self.tree.read(version, offset, &mut buf)?,
-            _ => self.ingest.read(handle, offset, &mut buf)?,
-        };
-        buf.truncate(len);
-        Ok(buf)
+        match node {
+            Node::Version(version) => self.tree.read(version, offset, size),
+            Node::Ingest(_) => {
+                let mut buf = vec![0; size];
+                let len = self.ingest.read(handle, offset, &mut buf)?;
+                buf.truncate(len);
+                Ok(Data::from(buf))
+            }
+            _ => Err(Errno(c::EBADF)),
+        }
     }
 
     /// Writes for process `owner`; gives how many bytes were taken.

@@ -19,7 +19,7 @@ use super::node::Node;
 use crate::catalog::{DirId, EntryRow, Extent, Run, RunId, VersionId};
 use crate::entry::Kind;
 use crate::error::Error;
-use crate::snapshot::{FileMap, Snapshots, WholeBlock};
+use crate::snapshot::{Data, FileMap, Snapshots, WholeBlock};
 use crate::sys::{self, Space, Stat, Time, c};
 
 /// Most blocks whose names an attribute tells.
@@ -282,9 +282,9 @@ impl Tree {
     }
 
     /// Reads a file; fewer bytes than asked for only at its end.
-    pub fn read(&self, version: VersionId, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
+    pub fn read(&self, version: VersionId, offset: u64, len: usize) -> FsResult<Data> {
         let file = self.snapshots.file(version).map_err(log)?;
-        self.snapshots.read(&file, offset, buf).map_err(|e| {
+        self.snapshots.read_data(&file, offset, len).map_err(|e| {
             let path = self.name_of(version);
             log::error!("reading {path}: {e}");
             // Whatever was wrong with the store, the reader's file cannot be read.

@@ -7,10 +7,11 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use super::{BlockMap, FileMap, Snapshots};
+use super::blocks::BlockMap;
+use super::{FileMap, Snapshots};
 use crate::catalog::{Extent, VersionId};
 use crate::chunk::frame::Codec;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::volume::store::{BlockRange, Cloned};
 
 /// Bytes of a block that are asked for ahead of their reading.
@@ -42,7 +43,8 @@ impl Snapshots {
             return Ok(Vec::new());
         }
         let contents = self.with_reader(|reader| reader.contents(versions))?;
-        Ok(contents.into_iter().map(|it| Arc::new(FileMap::new(it))).collect())
+        let maps = versions.iter().zip(contents);
+        Ok(maps.map(|(version, it)| Arc::new(FileMap::new(*version, it))).collect())
     }
 
     /// Calls `each` with the bytes of a file from `start` to `end`, holes left out, in order: the
@@ -54,7 +56,7 @@ impl Snapshots {
         end: u64,
         each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<()> {
-        let first = file.starts.partition_point(|it| *it <= start).saturating_sub(1);
+        let first = file.extent_at(start);
         for (extent, extent_at) in file.content.extents.iter().zip(&file.starts).skip(first) {
             if *extent_at >= end {
                 break;
@@ -79,24 +81,22 @@ impl Snapshots {
         len: u64,
         each: &mut dyn FnMut(&[u8]) -> Result<()>,
     ) -> Result<()> {
-        let map = self.block_map(block)?;
+        let map = self.blocks.map(block)?;
         let (mut at, end) = (offset, offset + len);
-        let mut next = map.frames.partition_point(|it| it.plain_at <= offset).saturating_sub(1);
+        let mut next = map.frame_at(offset);
         let mut asked_to = 0;
         while at < end {
-            let Some(place) = map.frames.get(next) else {
-                return Err(Error::corrupt(format!("block {}: offset beyond its end", map.id)));
-            };
-            let plain_end = place.plain_at + u64::from(place.frame.plain_len);
+            let place = map.frames.get(next).ok_or_else(|| map.ends())?;
+            let plain_end = place.plain_end();
             if end > plain_end && place.stored_at + AHEAD_BYTES / 2 > asked_to {
-                self.ask_for(&map, place.stored_at.max(asked_to), AHEAD_BYTES);
+                self.blocks.ask_for(&map, place.stored_at.max(asked_to), AHEAD_BYTES);
                 asked_to = place.stored_at.max(asked_to) + AHEAD_BYTES;
             }
-            let plain = self.frame(block, next, &map, place)?;
+            let plain = self.blocks.frame(&map, next, place)?;
             let to = end.min(plain_end);
             let index = |at: u64| usize::try_from(at - place.plain_at).unwrap_or(usize::MAX);
             let Some(bytes) = plain.get(index(at)..index(to)).filter(|it| !it.is_empty()) else {
-                return Err(Error::corrupt(format!("block {}: offset beyond its end", map.id)));
+                return Err(map.ends());
             };
             each(bytes)?;
             at = to;
@@ -128,21 +128,14 @@ impl Snapshots {
     fn ask_for_plain(&self, range: Option<(u64, u64, u64)>) {
         // What is wrong with the block is told by who reads it.
         if let Some((block, from, to)) = range
-            && let Ok(map) = self.block_map(block)
+            && let Ok(map) = self.blocks.map(block)
         {
             let frames = &map.frames;
-            let first = frames.partition_point(|it| it.plain_at <= from).saturating_sub(1);
             let last = frames.partition_point(|it| it.plain_at < to).saturating_sub(1);
-            if let (Some(first), Some(last)) = (frames.get(first), frames.get(last)) {
-                let end = last.stored_at + u64::from(last.frame.stored_len);
-                self.ask_for(&map, first.stored_at, end.saturating_sub(first.stored_at));
+            if let (Some(first), Some(last)) = (frames.get(map.frame_at(from)), frames.get(last)) {
+                let end = last.stored_end();
+                self.blocks.ask_for(&map, first.stored_at, end.saturating_sub(first.stored_at));
             }
-        }
-    }
-
-    fn ask_for(&self, map: &BlockMap, stored_at: u64, len: u64) {
-        if let Some(volume) = self.volumes().first_present(&map.volumes) {
-            volume.store.will_need(&map.id, stored_at, len);
         }
     }
 
@@ -152,14 +145,11 @@ impl Snapshots {
         let mut shared = Shared::default();
         for (extent, extent_at) in file.content.extents.iter().zip(&file.starts) {
             let Extent::Data { block, offset, len } = *extent else { continue };
-            let map = self.block_map(block)?;
+            let map = self.blocks.map(block)?;
             let volumes = self.volumes();
             let Some(volume) = volumes.first_present(&map.volumes) else { continue };
             for run in raw_runs(&map, *extent_at, offset, len) {
-                let block_end = map.frames.last();
-                let block_end =
-                    block_end.map_or(0, |it| it.stored_at + u64::from(it.frame.stored_len));
-                let Some((skip, len)) = aligned(&run, block_end, file.size) else { continue };
+                let Some((skip, len)) = aligned(&run, map.stored_len, file.size) else { continue };
                 let range = BlockRange { id: &map.id, offset: run.stored_at + skip, len };
                 let start = run.file_at + skip;
                 match volume.store.clone_range(&range, dest, start) {
@@ -179,7 +169,7 @@ impl Snapshots {
 /// The raw frames of a stretch of a block, joined where they touch.
 fn raw_runs(map: &BlockMap, file_at: u64, offset: u64, len: u64) -> Vec<RawRun> {
     let end = offset + len;
-    let first = map.frames.partition_point(|it| it.plain_at <= offset).saturating_sub(1);
+    let first = map.frame_at(offset);
     let mut runs: Vec<RawRun> = Vec::new();
     for place in map.frames.iter().skip(first).take_while(|it| it.plain_at < end) {
         if place.frame.codec != Codec::Raw {

@@ -2,8 +2,9 @@
 
 use parking_lot::Mutex;
 
-/// Things kept at most: threads that read at one time seldom are more.
-const KEPT_MAX: usize = 16;
+/// Things kept at most. Each reader of a catalog has a cache of its own; that many threads ask the
+/// catalog at one time only for moments.
+const KEPT_MAX: usize = 4;
 
 /// A pool. Taking from an empty one gives `None`, and the caller makes a new thing.
 pub struct Pool<T>(Mutex<Vec<T>>);

@@ -1,11 +1,24 @@
 //! Blocks that are a file as they lie there, which the kernel can read without this program.
+//!
+//! What is read past this program is not checked while it is read. So a block's bytes are checked
+//! against the checks of its frames before it is first handed out, and again when its file is not
+//! the one, of the length and times, that was checked. That reads the block once, which leaves it
+//! in the system's cache for the reader who asked. What goes bad on the disk later, while the block
+//! is handed out, is left to `validate`, as for any file of that disk.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 
-use super::{FileMap, Snapshots};
+use super::FileMap;
+use super::Snapshots;
+use super::blocks::{BlockMap, Blocks};
 use crate::catalog::Extent;
 use crate::chunk::frame::Codec;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::sys::{self, Time};
+
+/// Blocks of which it is remembered that they were checked.
+pub(super) const CHECKED_MAX: usize = 1024;
 
 /// A block whose file is a file's whole content.
 #[derive(Debug)]
@@ -16,25 +29,66 @@ pub struct WholeBlock {
     pub file: File,
 }
 
+/// A file that was checked, as it was then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Checked {
+    dev: u64,
+    ino: u64,
+    mtime: Time,
+    ctime: Time,
+}
+
 impl Snapshots {
-    /// The block that is this file's content byte for byte, if there is one.
+    /// The block that is this file's content byte for byte, if there is one and a copy of it is as
+    /// it was written. Where there is none, [`Snapshots::read_data`] gives what can be read.
     pub fn whole_block(&self, file: &FileMap) -> Result<Option<WholeBlock>> {
         let [Extent::Data { block, offset: 0, len }] = *file.content.extents.as_slice() else {
             return Ok(None);
         };
-        let map = self.block_map(block)?;
-        let stored: u64 = map.frames.iter().map(|it| u64::from(it.frame.stored_len)).sum();
-        if stored != len || map.frames.iter().any(|it| it.frame.codec != Codec::Raw) {
+        let map = self.blocks.map(block)?;
+        let is_raw = map.frames.iter().all(|it| it.frame.codec == Codec::Raw);
+        if !is_raw || map.stored_len != len {
             return Ok(None);
         }
-        let volumes = self.volumes();
-        for number in &map.volumes {
-            if let Some(volume) = volumes.get(*number)
-                && let Some(file) = volume.store.open(&map.id)?
-            {
-                return Ok(Some(WholeBlock { number: block, file }));
+        let opened = self.volumes().from_copies(&map.volumes, &map.id, |volume| {
+            match volume.store.open(&map.id)? {
+                Some(file) => self.check_whole(&map, &file).map(|()| Some(file)),
+                None => Ok(None),
+            }
+        });
+        match opened {
+            Ok(file) => Ok(file.map(|file| WholeBlock { number: block, file })),
+            Err(e) => {
+                log::error!("{e}");
+                Ok(None)
             }
         }
-        Ok(None)
     }
+
+    fn check_whole(&self, map: &BlockMap, file: &File) -> Result<()> {
+        let failed = |e| Error::io(format!("reading block {}", map.id), e);
+        let stat = sys::fstat(file).map_err(failed)?;
+        if !stat.is_file() || stat.size != map.stored_len {
+            return Err(Error::corrupt(format!("block {} has the wrong length", map.id)));
+        }
+        let (mtime, ctime) = (stat.mtime, stat.ctime);
+        let now = Checked { dev: stat.dev, ino: stat.ino, mtime, ctime };
+        if self.checked.lock().get(&map.number) == Some(&now) {
+            return Ok(());
+        }
+        check(&self.blocks, map, file)?;
+        self.checked.lock().put(map.number, now);
+        Ok(())
+    }
+}
+
+fn check(blocks: &Blocks, map: &BlockMap, file: &File) -> Result<()> {
+    sys::advise_sequential(file);
+    for place in &map.frames {
+        let mut bytes = blocks.buffers.take(place.frame.stored_len as usize);
+        let read = file.read_exact_at(&mut bytes, place.stored_at);
+        read.map_err(|e| Error::io(format!("reading block {}", map.id), e))?;
+        place.frame.verify(&bytes).map_err(|e| e.context(place.name_in(map)))?;
+    }
+    Ok(())
 }

@@ -304,26 +304,31 @@ impl Volumes {
         self.present.iter().find(|it| it.config.number == number)
     }
 
-    /// Fills `buf` from `offset` of a block that lies on one of the volumes `numbers`: the first
-    /// that gives the bytes wins. The error names the block, and the volumes that are not there.
-    pub fn read_at(
+    /// Calls `read` with the volumes of `numbers` that are there, until one of them gives what is
+    /// wanted of block `id`. The error names the block, and the volume that is not there.
+    pub fn from_copies<T>(
         &self,
         numbers: &[i64],
         id: &BlockId,
-        offset: u64,
-        buf: &mut [u8],
-    ) -> Result<()> {
-        let mut last = None;
+        mut read: impl FnMut(&Volume) -> Result<T>,
+    ) -> Result<T> {
+        let mut failed: Option<Error> = None;
+        let mut offline = None;
         for number in numbers {
-            match self.get(*number) {
-                Some(volume) => match volume.store.read_at(id, offset, buf) {
-                    Ok(()) => return Ok(()),
-                    Err(e) => last = Some(e),
-                },
-                None => last = last.or(self.why_missing(*number, id)),
+            let Some(volume) = self.get(*number) else {
+                offline = offline.or_else(|| self.why_missing(*number, id));
+                continue;
+            };
+            if let Some(e) = &failed {
+                log::warn!("{e}: reading the copy at {}", quoted(&volume.config.path));
+            }
+            match read(volume) {
+                Ok(it) => return Ok(it),
+                Err(e) => failed = Some(e.context(quoted(&volume.config.path))),
             }
         }
-        Err(last.unwrap_or_else(|| Error::corrupt(format!("block {id} is on no known volume"))))
+        let unknown = || Error::corrupt(format!("block {id} is on no known volume"));
+        Err(failed.or(offline).unwrap_or_else(unknown))
     }
 
     /// The first volume of `numbers` that is there.
