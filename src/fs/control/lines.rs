@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use crate::job::grammar::LINE_BYTES_MAX;
 
-/// Processes that may have half a line in one open file.
+/// Processes that may have half a line in one open file, at most 64 KiB together.
 const OWNERS_MAX: usize = 16;
 
 /// What is being written through one open file.
@@ -72,7 +72,12 @@ impl Lines {
             }
         }
         if !rest.is_empty() {
-            if self.pieces.len() >= OWNERS_MAX {
+            let held = self.pieces.values().map(|it| match it {
+                Piece::Held(line) => line.len(),
+                Piece::Refused(_) => 0,
+            });
+            let is_full = held.sum::<usize>() + rest.len() > LINE_BYTES_MAX;
+            if is_full || self.pieces.len() >= OWNERS_MAX {
                 return Err(Bad::TooMany);
             }
             self.pieces.insert(owner, Piece::Held(rest));

@@ -36,8 +36,8 @@ use access::{File, Guard, Rights};
 use lines::{Bad, Lines};
 use waiters::{Seen, Watch, What, progress_text};
 
-/// Handles of control files that may be open at once.
-const HANDLES_MAX: usize = 1024;
+/// Handles of control files that may be open at once. Each holds half lines of 64 KiB at most.
+const HANDLES_MAX: usize = 512;
 /// Most of a refused line that the log of the mount shows, in bytes.
 const SHOWN_BYTES_MAX: usize = 200;
 
