@@ -172,7 +172,10 @@ fn progress_is_polled() {
     assert!(wait_readable(&file, Duration::ZERO).unwrap(), "never read yet");
     assert_eq!(read(&file)["state"], "waiting");
     assert!(!wait_readable(&file, Duration::from_millis(300)).unwrap(), "nothing new");
-    let log = File::open(mount.ctl(&format!("jobs/{job}/log"))).unwrap();
+    let mut log = File::open(mount.ctl(&format!("jobs/{job}/log"))).unwrap();
+    assert!(wait_readable(&log, Duration::ZERO).unwrap(), "never read yet");
+    assert!(log.read(&mut [0; 1 << 16]).unwrap() > 0);
+    assert!(!wait_readable(&log, Duration::from_millis(300)).unwrap(), "nothing new");
     lock.release();
     while {
         assert!(wait_readable(&file, long).unwrap());

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -73,7 +74,7 @@ struct Handle {
     /// What was read of a job's progress.
     seen: Arc<Seen>,
     /// How far its log was read.
-    log_read: u64,
+    log_read: Arc<AtomicU64>,
 }
 
 /// What came of a line.
@@ -396,9 +397,17 @@ impl Control {
         if what.answer().is_none() && !may_wait {
             return reply(Err(Errno(c::EAGAIN)));
         }
-        // What the kernel asks for is what a poller has had; it asks again for what is left out.
-        let _ = self.with_handle(handle, |it| it.log_read = it.log_read.max(offset));
-        self.waiters.wait(what, who.pid, reply);
+        let read = match self.with_handle(handle, |it| it.log_read.clone()) {
+            Ok(read) => read,
+            Err(errno) => return reply(Err(errno)),
+        };
+        let note = move |result: FsResult<Vec<u8>>| {
+            if let Ok(text) = &result {
+                read.fetch_max(offset.saturating_add(text.len() as u64), Ordering::Relaxed);
+            }
+            reply(result);
+        };
+        self.waiters.wait(what, who.pid, Box::new(note));
     }
 
     fn read_now(
@@ -510,7 +519,8 @@ impl Control {
                 Watch::Progress(self.job(id)?, seen)
             }
             Node::JobFile(id, JobFile::Log) => {
-                Watch::Log(self.job(id)?, self.with_handle(handle, |it| it.log_read)?)
+                let read = self.with_handle(handle, |it| it.log_read.load(Ordering::Relaxed))?;
+                Watch::Log(self.job(id)?, read)
             }
             _ => return Ok(true),
         };
