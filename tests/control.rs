@@ -289,7 +289,9 @@ fn the_state_of_the_mount_is_for_programs() {
     assert_eq!(status["pid"], mount.pid());
     assert_eq!(status["catalog"].as_str(), sandbox.catalog.to_str());
     assert_eq!(status["mountpoint"].as_str(), mount.point.to_str());
-    assert_eq!(status["mount"]["allow_other"], false);
+    let how = &status["mount"];
+    assert_eq!(how["allow_other"], false);
+    assert!(how["sessions"].is_u64() && how["reads"].is_string(), "{status}");
     assert_eq!(status["runs"], serde_json::json!({ "count": 1, "latest": 1 }));
     let volume = &status["volumes"][0];
     assert_eq!((&volume["present"], &volume["status"]), (&true.into(), &"active".into()));

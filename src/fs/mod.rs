@@ -9,8 +9,8 @@
 //! ```
 //!
 //! `node` gives inode numbers, `tree` the snapshots, `ingest` and `control` the rest, and `mounted`
-//! puts them together; only `fuse` and `session` know the kernel's side. SQL and block files are not
-//! known in this room.
+//! puts them together; only `fuse` and `session` know the kernel's side. SQL and block files are
+//! not known in this room.
 
 mod backing;
 mod bare;

@@ -147,19 +147,19 @@ mod tests {
         }
 
         #[test]
-        fn writers_do_not_mix(writes in prop::collection::vec((0u64..3, "[a-c\n]{0,4}"), 0..40)) {
+        fn writers_do_not_mix(writes in prop::collection::vec((0usize..3, "[a-c\n]{0,4}"), 0..40)) {
             let (mut it, mut found) = (Lines::default(), vec![Vec::new(); 3]);
             for (owner, text) in &writes {
-                found[*owner as usize].extend(it.take(*owner, text.as_bytes()).unwrap());
+                found[*owner].extend(it.take(*owner as u64, text.as_bytes()).unwrap());
             }
-            for owner in 0..3u64 {
+            for owner in 0..3 {
                 let all: Vec<_> =
                     writes.iter().filter(|it| it.0 == owner).map(|it| &*it.1).collect();
                 let all = all.concat().into_bytes();
                 let mut lines: Vec<_> = all.split(|it| *it == b'\n').map(<[u8]>::to_vec).collect();
                 let rest = lines.pop().unwrap();
-                prop_assert_eq!(&found[owner as usize], &lines);
-                prop_assert_eq!(it.end(owner).unwrap_or_default(), rest);
+                prop_assert_eq!(&found[owner], &lines);
+                prop_assert_eq!(it.end(owner as u64).unwrap_or_default(), rest);
             }
         }
     }
