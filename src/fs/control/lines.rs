@@ -152,13 +152,13 @@ mod tests {
             for (owner, text) in &writes {
                 found[*owner].extend(it.take(*owner as u64, text.as_bytes()).unwrap());
             }
-            for owner in 0..3 {
+            for (owner, found) in found.iter().enumerate() {
                 let all: Vec<_> =
                     writes.iter().filter(|it| it.0 == owner).map(|it| &*it.1).collect();
                 let all = all.concat().into_bytes();
                 let mut lines: Vec<_> = all.split(|it| *it == b'\n').map(<[u8]>::to_vec).collect();
                 let rest = lines.pop().unwrap();
-                prop_assert_eq!(&found[owner], &lines);
+                prop_assert_eq!(found, &lines);
                 prop_assert_eq!(it.end(owner as u64).unwrap_or_default(), rest);
             }
         }
