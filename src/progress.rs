@@ -1,7 +1,8 @@
 //! What a long piece of work shows while it runs, and the wish that it stop.
 //!
-//! Counters: whoever wants to draw them reads them. Phases and problems are also told to a listener,
-//! as they come. A work calls [`Progress::check`] often enough that a user who cancels does not wait.
+//! Counters: whoever wants to draw them reads them. Phases and problems are also told to a
+//! listener, as they come. A work calls [`Progress::check`] often enough that a user who cancels
+//! does not wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! Jobs of the other verbs: restores on the mount's side, validation, metas and manifests made anew.
+//! Jobs of the other verbs: restores, validation, metas and manifests made anew.
 
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};

@@ -22,7 +22,20 @@ fn the_root_has_what_it_should() {
     let set = |list: &[&str]| list.iter().map(|it| (*it).to_owned()).collect::<BTreeSet<_>>();
     assert_eq!(names(&mount.point), set(&["snapshots", "ingest", ".ctl"]));
     assert_eq!(names(&mount.point.join("snapshots")), set(&[]));
-    assert_eq!(names(&mount.ctl("")), set(&["backup", "jobs", "status"]));
+    assert_eq!(
+        names(&mount.ctl("")),
+        set(&[
+            "backup",
+            "genmeta",
+            "jobs",
+            "restore",
+            "restore-folder",
+            "revert-to-run",
+            "status",
+            "validate",
+            "version",
+        ])
+    );
     fs::write(sandbox.source.join("file"), "x").unwrap();
     // A run of another process shows up without a remount.
     sandbox.backup();

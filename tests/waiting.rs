@@ -118,11 +118,13 @@ fn fsync_waits_and_tells_how_it_went() {
     let mount = sandbox.mount();
     let lock = Held::of(&sandbox);
     let job = waiting_job(&sandbox, &mount);
+    let mut held = OpenOptions::new().write(true).open(mount.ctl("backup")).unwrap();
     let mut waiting = tool("sync", mount.ctl("backup"));
     let mut by_number = tool("sync", mount.ctl(&format!("jobs/{job}/status")));
     wait_until_it_sleeps(&waiting, "fuse");
     wait_until_it_sleeps(&by_number, "fuse");
-    // Others go on writing meanwhile.
+    // Others go on writing meanwhile, also those who had it open before.
+    assert_eq!(errno(held.write_all(b"relative\n")), libc::EINVAL);
     let second = ask(&mount, &sandbox);
     fs::write(mount.ctl("backup"), "relative").unwrap();
     assert_eq!(state(&mount, second), "queued");
@@ -172,7 +174,10 @@ fn progress_is_polled() {
     assert!(wait_readable(&file, Duration::ZERO).unwrap(), "never read yet");
     assert_eq!(read(&file)["state"], "waiting");
     assert!(!wait_readable(&file, Duration::from_millis(300)).unwrap(), "nothing new");
-    let log = File::open(mount.ctl(&format!("jobs/{job}/log"))).unwrap();
+    let mut log = File::open(mount.ctl(&format!("jobs/{job}/log"))).unwrap();
+    assert!(wait_readable(&log, Duration::ZERO).unwrap(), "never read yet");
+    assert!(log.read(&mut [0; 1 << 16]).unwrap() > 0);
+    assert!(!wait_readable(&log, Duration::from_millis(300)).unwrap(), "nothing new");
     lock.release();
     while {
         assert!(wait_readable(&file, long).unwrap());

@@ -384,11 +384,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (catalog, path) = (dir.path().join("c"), dir.path().join("c.jobs"));
         drop(JobStore::open(&catalog).unwrap());
-        let len = std::fs::metadata(&path).unwrap().len();
+        let len = std::fs::read(&path).unwrap().len();
         let file = std::fs::File::options().write(true).open(&path).unwrap();
         // The header stays, every page after it is lost.
-        std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xff; len as usize - 4096], 4096)
-            .unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xff; len - 4096], 4096).unwrap();
         let store = JobStore::open(&catalog).unwrap();
         assert!(store.ask(&[asked(b"/a")]).unwrap()[0] > 1_700_000_000);
         assert_eq!(store.access().unwrap(), []);

@@ -1,8 +1,8 @@
 //! Metas and manifests made anew from what the catalog knows, long after the run that wrote them.
 //!
-//! A manifest that is made here leads whoever replays it to the same trees as the first one did; its
-//! lines may stand in another order, and an emptied directory is told entry by entry. Nobody may
-//! write the catalog meanwhile.
+//! A manifest that is made here leads whoever replays it to the same trees as the first one did;
+//! its lines may stand in another order, and an emptied directory is told entry by entry. Nobody
+//! may write the catalog meanwhile.
 
 use std::io::Write;
 

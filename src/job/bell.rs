@@ -1,4 +1,4 @@
-//! What wakes whoever waits for any of the jobs: a change rings, and nobody needs to know who waits.
+//! What wakes whoever waits for any of the jobs: a change rings, whoever may be waiting.
 
 use std::time::Duration;
 

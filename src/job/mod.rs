@@ -146,7 +146,10 @@ impl Shared {
                     return;
                 }
                 status.phase = phase;
-                self.log.add(phase);
+                if *phase != "done" {
+                    // The last line says that, and what came of it.
+                    self.log.add(phase);
+                }
             }
         }
         self.bell.ring();

@@ -1,4 +1,4 @@
-//! What `/proc` tells of another process: its groups, the signals that wait for it, which one it is.
+//! What `/proc` tells of another process: its groups, the signals that wait for it, who it is.
 //!
 //! Everything is a thread's, by its number, as the kernel names the one that has asked the mount.
 

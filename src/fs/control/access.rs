@@ -1,8 +1,8 @@
 //! Who may do what with control files: modes and owners, as with any file, kept over remounts.
 //!
 //! A file's mode decides at every write, by the writing process's own user and groups: an open file
-//! that is handed on carries no right. The files of a job follow the file that asked for it: who may
-//! use that one may watch, and who may write to it may cancel.
+//! that is handed on carries no right. The files of a job follow the file that asked for it: who
+//! may use that one may watch, and who may write to it may cancel.
 
 use std::collections::HashMap;
 

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use crate::job::grammar::LINE_BYTES_MAX;
 
-/// Processes that may have half a line in one open file.
+/// Processes that may have half a line in one open file, at most 64 KiB together.
 const OWNERS_MAX: usize = 16;
 
 /// What is being written through one open file.
@@ -72,7 +72,12 @@ impl Lines {
             }
         }
         if !rest.is_empty() {
-            if self.pieces.len() >= OWNERS_MAX {
+            let held = self.pieces.values().map(|it| match it {
+                Piece::Held(line) => line.len(),
+                Piece::Refused(_) => 0,
+            });
+            let is_full = held.sum::<usize>() + rest.len() > LINE_BYTES_MAX;
+            if is_full || self.pieces.len() >= OWNERS_MAX {
                 return Err(Bad::TooMany);
             }
             self.pieces.insert(owner, Piece::Held(rest));
@@ -142,19 +147,19 @@ mod tests {
         }
 
         #[test]
-        fn writers_do_not_mix(writes in prop::collection::vec((0u64..3, "[a-c\n]{0,4}"), 0..40)) {
+        fn writers_do_not_mix(writes in prop::collection::vec((0usize..3, "[a-c\n]{0,4}"), 0..40)) {
             let (mut it, mut found) = (Lines::default(), vec![Vec::new(); 3]);
             for (owner, text) in &writes {
-                found[*owner as usize].extend(it.take(*owner, text.as_bytes()).unwrap());
+                found[*owner].extend(it.take(*owner as u64, text.as_bytes()).unwrap());
             }
-            for owner in 0..3u64 {
+            for (owner, found) in found.iter().enumerate() {
                 let all: Vec<_> =
                     writes.iter().filter(|it| it.0 == owner).map(|it| &*it.1).collect();
                 let all = all.concat().into_bytes();
                 let mut lines: Vec<_> = all.split(|it| *it == b'\n').map(<[u8]>::to_vec).collect();
                 let rest = lines.pop().unwrap();
-                prop_assert_eq!(&found[owner as usize], &lines);
-                prop_assert_eq!(it.end(owner).unwrap_or_default(), rest);
+                prop_assert_eq!(found, &lines);
+                prop_assert_eq!(it.end(owner as u64).unwrap_or_default(), rest);
             }
         }
     }

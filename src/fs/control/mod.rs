@@ -11,10 +11,11 @@ mod lines;
 mod status;
 mod waiters;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -36,8 +37,8 @@ use access::{File, Guard, Rights};
 use lines::{Bad, Lines};
 use waiters::{Seen, Watch, What, progress_text};
 
-/// Handles of control files that may be open at once.
-const HANDLES_MAX: usize = 1024;
+/// Handles of control files that may be open at once. Each holds half lines of 64 KiB at most.
+const HANDLES_MAX: usize = 512;
 /// Most of a refused line that the log of the mount shows, in bytes.
 const SHOWN_BYTES_MAX: usize = 200;
 
@@ -52,8 +53,6 @@ pub struct Control {
     handles: Mutex<Handles>,
     /// What came last of each verb's file.
     last: Mutex<HashMap<Verb, Answer>>,
-    /// How many wait in `fsync` for each inode of each verb.
-    syncing: Mutex<HashMap<(Verb, u16), usize>>,
 }
 
 #[derive(Default)]
@@ -64,6 +63,8 @@ struct Handles {
 
 #[derive(Default)]
 struct Handle {
+    /// The node, if it is a verb's.
+    verb: Option<Node>,
     /// Lines that are being written.
     lines: Lines,
     /// What came of what was written through this handle.
@@ -73,7 +74,7 @@ struct Handle {
     /// What was read of a job's progress.
     seen: Arc<Seen>,
     /// How far its log was read.
-    log_read: u64,
+    log_read: Arc<AtomicU64>,
 }
 
 /// What came of a line.
@@ -124,7 +125,6 @@ impl Control {
             started: Time::now(),
             handles: Mutex::default(),
             last: Mutex::default(),
-            syncing: Mutex::default(),
         }
     }
 
@@ -202,10 +202,11 @@ impl Control {
 
     /// The inode of a verb's file. The kernel holds an inode's lock while it waits for `fsync`, and
     /// keeps every writer of that inode waiting, beyond the reach of any signal: so the name leads
-    /// to another inode while somebody waits.
+    /// to an inode that nobody has open.
     fn node_of(&self, verb: Verb) -> Node {
-        let syncing = self.syncing.lock();
-        let free = (0..u16::MAX).find(|it| !syncing.contains_key(&(verb, *it)));
+        let handles = self.handles.lock();
+        let open: HashSet<Node> = handles.open.values().filter_map(|it| it.verb).collect();
+        let free = (0..u16::MAX).find(|it| !open.contains(&Node::Verb(verb, *it)));
         Node::Verb(verb, free.unwrap_or_default())
     }
 
@@ -244,7 +245,8 @@ impl Control {
         }
         handles.last += 1;
         let number = handles.last;
-        handles.open.insert(number, Handle::default());
+        let verb = Some(node).filter(|it| matches!(it, Node::Verb(..)));
+        handles.open.insert(number, Handle { verb, ..Handle::default() });
         Ok(number)
     }
 
@@ -396,9 +398,17 @@ impl Control {
         if what.answer().is_none() && !may_wait {
             return reply(Err(Errno(c::EAGAIN)));
         }
-        // What the kernel asks for is what a poller has had; it asks again for what is left out.
-        let _ = self.with_handle(handle, |it| it.log_read = it.log_read.max(offset));
-        self.waiters.wait(what, who.pid, reply);
+        let read = match self.with_handle(handle, |it| it.log_read.clone()) {
+            Ok(read) => read,
+            Err(errno) => return reply(Err(errno)),
+        };
+        let note = move |result: FsResult<Vec<u8>>| {
+            if let Ok(text) = &result {
+                read.fetch_max(offset.saturating_add(text.len() as u64), Ordering::Relaxed);
+            }
+            reply(result);
+        };
+        self.waiters.wait(what, who.pid, Box::new(note));
     }
 
     fn read_now(
@@ -459,9 +469,9 @@ impl Control {
 
     /// Waits for the jobs that were asked for through this handle, or else for the last one that
     /// this mount has taken by this file, so that `sync FILE` waits too.
-    pub fn fsync(self: &Arc<Control>, node: Node, handle: u64, who: &Who, reply: Reply) {
+    pub fn fsync(&self, node: Node, handle: u64, who: &Who, reply: Reply) {
         let jobs = match node {
-            Node::Verb(verb, alias) => {
+            Node::Verb(verb, _) => {
                 if let Err(errno) = self.end_lines(node, handle, who, None) {
                     return reply(Err(errno));
                 }
@@ -469,35 +479,17 @@ impl Control {
                 let last = || self.last.lock().get(&verb).cloned();
                 match own.ok().flatten().or_else(last) {
                     Some(Answer::Refused(errno, _)) => return reply(Err(errno)),
-                    Some(Answer::Taken(jobs)) => Some((jobs, Some((verb, alias)))),
+                    Some(Answer::Taken(jobs)) => Some(jobs),
                     None => None,
                 }
             }
             Node::JobFile(id, JobFile::Status) => match self.job(id) {
-                Ok(job) => Some((vec![job], None)),
+                Ok(job) => Some(vec![job]),
                 Err(errno) => return reply(Err(errno)),
             },
             _ => None,
         };
-        let Some((jobs, inode)) = jobs else { return reply(Ok(Vec::new())) };
-        let reply: Reply = match inode {
-            None => reply,
-            Some(inode) => {
-                *self.syncing.lock().entry(inode).or_default() += 1;
-                let control = self.clone();
-                Box::new(move |result| {
-                    let mut syncing = control.syncing.lock();
-                    if let Some(count) = syncing.get_mut(&inode) {
-                        *count -= 1;
-                        if *count == 0 {
-                            syncing.remove(&inode);
-                        }
-                    }
-                    drop(syncing);
-                    reply(result);
-                })
-            }
-        };
+        let Some(jobs) = jobs else { return reply(Ok(Vec::new())) };
         self.waiters.wait(What::End(jobs), who.pid, reply);
     }
 
@@ -510,7 +502,8 @@ impl Control {
                 Watch::Progress(self.job(id)?, seen)
             }
             Node::JobFile(id, JobFile::Log) => {
-                Watch::Log(self.job(id)?, self.with_handle(handle, |it| it.log_read)?)
+                let read = self.with_handle(handle, |it| it.log_read.load(Ordering::Relaxed))?;
+                Watch::Log(self.job(id)?, read)
             }
             _ => return Ok(true),
         };

@@ -1,9 +1,9 @@
 //! Those who wait: readers at the end of a log, callers of `fsync`, and pollers.
 //!
 //! The kernel does not tell that a caller has been interrupted (fuser answers `FUSE_INTERRUPT` with
-//! "not supported"), and then cannot even kill it. So one thread looks, some times a second, whether
-//! a signal waits for any of those who wait, and answers `EINTR`. No thread but that one waits, and
-//! the number of those who wait is bounded.
+//! "not supported"), and then cannot even kill it. So one thread looks, some times a second,
+//! whether a signal waits for any of those who wait, and answers `EINTR`. No thread but that one
+//! waits, and the number of those who wait is bounded.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
