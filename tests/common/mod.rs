@@ -18,6 +18,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -338,14 +339,27 @@ pub fn need_tool(name: &str) {
     assert!(found, "this test needs {name}: install the package {package}");
 }
 
-/// The mount helper, which is built beside the program.
+/// The mount helper, which is built beside the program. Where only this package's tests were asked
+/// for, cargo has not built it, and does so now.
 pub fn mountctl() -> Command {
+    static BUILT: OnceLock<()> = OnceLock::new();
     let path = Path::new(RAIDTAPE).with_file_name("mountctl");
-    assert!(
-        path.exists(),
-        "{} is missing: build it first with cargo build --workspace",
-        path.display()
-    );
+    BUILT.get_or_init(|| {
+        // Not there if the test program was not started by cargo.
+        if let Some(cargo) = std::env::var_os("CARGO") {
+            let dir = Path::new(RAIDTAPE).ancestors().nth(2).unwrap();
+            let mut command = Command::new(cargo);
+            command.args(["build", "--quiet", "--package", "mountctl", "--target-dir"]).arg(dir);
+            command.current_dir(env!("CARGO_MANIFEST_DIR"));
+            command.args((!cfg!(debug_assertions)).then_some("--release"));
+            assert!(command.status().unwrap().success(), "mountctl cannot be built");
+        }
+        assert!(
+            path.exists(),
+            "{} is missing: build it first with cargo build --workspace",
+            path.display()
+        );
+    });
     let mut command = Command::new(path);
     command.env("RAIDTAPE_BIN", RAIDTAPE).stdin(Stdio::null());
     command
