@@ -241,8 +241,8 @@ fn is_open(name: &str) -> bool {
     name.ends_with(['=', '-'])
 }
 
-/// Splits at commas, but not at those behind a backslash or between double quotes: mount(8) leaves
-/// both as they are.
+/// Splits at commas, but not at those between double quotes, as mount(8) does, or behind a
+/// backslash, as FUSE's own tools do.
 fn split(list: &[u8]) -> Vec<Vec<u8>> {
     let mut options = Vec::new();
     let mut option = Vec::new();
@@ -307,7 +307,7 @@ pub fn help() -> String {
         })
         .collect();
     text.push_str(&format!("\nAccepted, with no effect here: {}.\n", names.join(", ")));
-    text.push_str("\nA comma in a value is written \\, or the value stands in double quotes.");
+    text.push_str("\nA value with a comma in it stands in double quotes.");
     text
 }
 

@@ -8,6 +8,7 @@ mod bar;
 mod commands;
 mod exit;
 mod mount;
+mod notify;
 mod pages;
 mod place;
 mod query;

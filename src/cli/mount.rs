@@ -15,10 +15,9 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::{args, exit, place};
+use super::{args, exit, notify, place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::{self, Stop};
 use crate::sys::{self, quoted};
@@ -55,14 +54,13 @@ fn serve(catalog: &Path, args: &args::Mount) -> Result<u8> {
         one_session: args.one_session,
         flags: args.flags(),
         exit_code: super::exit_code_of_job,
-        stopping: || notify(&[NotifyState::Stopping]),
+        stopping: || notify::tell("STOPPING=1\n"),
     };
     fs::serve(&options, |stop| {
         drop(turn);
         signals.go_to(stop);
         tell(&format!("{MOUNTED}{}", quoted(&args.mountpoint)));
-        let status = format!("mounted on {}", quoted(&options.mountpoint));
-        notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+        notify::tell(&format!("READY=1\nSTATUS=mounted on {}\n", quoted(&options.mountpoint)));
         Ok(())
     })?;
     Ok(exit::DONE)
@@ -73,13 +71,6 @@ fn tell(line: &str) {
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();
-}
-
-/// A word to the service manager, if there is one.
-fn notify(states: &[NotifyState<'_>]) {
-    if let Err(e) = sd_notify::notify(states) {
-        log::warn!("telling the service manager: {e}");
-    }
 }
 
 /// The signals that end a mount.
