@@ -49,7 +49,6 @@ enum Does {
 enum Looks {
     Size,
     /// For options with a fixed set of words.
-    #[allow(dead_code, reason = "the next option of this kind needs no more than its line")]
     Word,
 }
 
@@ -88,6 +87,16 @@ const TABLE: &[Known] = &[
         "Memory for decompressed data, such as 256MiB",
     ),
     known("cache-size=", Does::Value("--cache-size", Looks::Size), ""),
+    known(
+        "reads=",
+        Does::Value("--reads", Looks::Word),
+        "How files of snapshots are read: auto, zero-message or passthrough",
+    ),
+    known(
+        "one_session",
+        Does::Flag("--one-session"),
+        "One session with the kernel, where the snapshots could have one of their own",
+    ),
     known(
         "timeout=",
         Does::Timeout,
@@ -349,6 +358,12 @@ mod tests {
         let options = parse(&["rw,allow_other,cache_size=1M", "cache-size=2G,timeout=5"]).unwrap();
         assert_eq!(options.arguments(), ["--allow-other", "--cache-size", "2G"]);
         assert_eq!(options.timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn how_files_are_read_is_for_the_daemon() {
+        assert_eq!(arguments("one_session,reads=passthrough"), "--one-session --reads passthrough");
+        assert!(refusal("reads=").contains("needs a word"));
     }
 
     #[test]

@@ -16,8 +16,8 @@ use crate::shown::{json_text, shown, shown_bytes, shown_size};
 use crate::unmount;
 
 /// What the JSON passes on from the daemon as it is. `catalog` and `pid` have a place of their own.
-const PASSED_ON: [&str; 7] =
-    ["version", "reads", "passthrough", "cache", "runs", "volumes", "jobs"];
+const PASSED_ON: [&str; 8] =
+    ["version", "sessions", "reads", "passthrough", "cache", "runs", "volumes", "jobs"];
 
 /// Every mount of ours, or just the one at `point`, as text to print.
 pub fn list(point: Option<&Path>, json: bool) -> Result<String, Failure> {
@@ -129,7 +129,7 @@ fn row(mount: &Mount, answer: &Answer) -> Row {
 /// How files are read: the mode, and whether the kernel reads blocks by itself.
 fn reads(answer: &Answer) -> Option<String> {
     let mode = field(answer, "/reads").and_then(Value::as_str);
-    let passthrough = match field(answer, "/passthrough")? {
+    let passthrough = match field(answer, "/passthrough").unwrap_or(&Value::Null) {
         Value::Bool(true) => "passthrough".to_owned(),
         Value::Bool(false) => "no passthrough".to_owned(),
         Value::String(word) => shown_bytes(word.as_bytes()),
@@ -259,6 +259,7 @@ mod tests {
         let active = json!({"passthrough": {"active": false}});
         assert_eq!(shown(active).unwrap(), "no passthrough");
         assert_eq!(shown(json!({"passthrough": null, "reads": "a"})).unwrap(), "a");
+        assert_eq!(shown(json!({"reads": "zero-message"})).unwrap(), "zero-message");
         assert_eq!(shown(json!({})), None);
     }
 

@@ -32,7 +32,7 @@ use crate::catalog::ingest_dir;
 use crate::error::{Error, Result};
 use crate::job::{Outcome, Queue, Site};
 use crate::snapshot::Snapshots;
-use crate::sys::{self, MountPoint, quoted};
+use crate::sys::{self, MountPoint};
 
 use control::{Control, Manner, Waiters};
 use ingest::Ingest;
