@@ -28,6 +28,8 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
+
 use crate::catalog::ingest_dir;
 use crate::error::{Error, Result};
 use crate::job::{Outcome, Queue, Site};
@@ -92,7 +94,7 @@ pub enum End {
 #[derive(Clone)]
 pub struct Stop {
     ends: mpsc::Sender<End>,
-    mounts: Vec<MountPoint>,
+    mounts: Arc<Mutex<Vec<MountPoint>>>,
 }
 
 impl Stop {
@@ -104,7 +106,8 @@ impl Stop {
 
     /// Takes the mount away, whatever else still goes on.
     pub fn detach(&self) -> Result<()> {
-        point::detach(&self.mounts)
+        let mounts = self.mounts.lock().clone();
+        point::detach(&mounts)
     }
 }
 
@@ -136,7 +139,7 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let mounted = Arc::new(Mounted::new(tree, Arc::new(control), ingest));
     let started = session::start(options, &mountpoint, &mounted, &on_end)?;
     let _ = mode.set(started);
-    let mounts = point::mounts_at(&mountpoint)?;
+    let mounts = Arc::new(Mutex::new(point::mounts_at(&mountpoint)?));
     let worker = {
         let queue = queue.clone();
         std::thread::spawn(move || queue.work())
@@ -149,18 +152,13 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let answers = asked.into_iter().collect::<std::io::Result<Vec<_>>>();
     let answers = answers.map_err(|e| Error::io("the mount does not answer", e));
     let stop = Stop { ends: ends_out, mounts: mounts.clone() };
-    if let Err(e) = answers.and_then(|_| ready(stop)) {
-        point::detach(&mounts)?;
+    if let Err(e) = answers.and_then(|_| ready(stop.clone())) {
+        stop.detach()?;
         return Err(e);
     }
-    let (end, left) = wait_for_end(&ends_in, started.sessions, &mounts)?;
+    let end = wait_for_end(&ends_in, started.sessions, &mounts)?;
     (options.stopping)();
-    // A mount that somebody took away is not looked for again: the next one there may have its
-    // device number.
-    let detached = match left {
-        0 => Ok(()),
-        _ => point::detach(&mounts),
-    };
+    let detached = stop.detach();
     queue.close();
     if worker.join().is_err() {
         log::error!("the thread that does jobs has panicked");
@@ -172,23 +170,27 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     detached.map(|()| end)
 }
 
-/// Waits until the mount is asked to end or all sessions have ended; says how many are left.
+/// Waits until the mount is asked to end or all sessions have ended. What was taken away by others
+/// is forgotten at once: the next mount there may have its device number.
 ///
 /// While the first session lives, it serves the snapshots too: what somebody wants to unmount and
 /// finds in use goes on as it is, though the other session is gone.
 fn wait_for_end(
     ends: &mpsc::Receiver<End>,
     sessions: u8,
-    mounts: &[MountPoint],
-) -> Result<(End, u8)> {
-    for left in (0..sessions).rev() {
-        // One that ended, and left its mount behind, has failed.
+    mounts: &Mutex<Vec<MountPoint>>,
+) -> Result<End> {
+    for _ in 0..sessions {
         if ends.recv() != Ok(End::Unmounted) {
-            return Ok((End::Asked, left + 1));
+            return Ok(End::Asked);
         }
-        if left > 0 && point::are_all_there(mounts)? {
-            return Ok((End::Unmounted, left + 1));
+        let mut mounts = mounts.lock();
+        let before = mounts.len();
+        point::forget_gone(&mut mounts)?;
+        // A session that ended and left its mount behind has failed.
+        if before == mounts.len() && before > 0 {
+            break;
         }
     }
-    Ok((End::Unmounted, 0))
+    Ok(End::Unmounted)
 }

@@ -77,10 +77,11 @@ pub fn mounts_at(mountpoint: &Path) -> Result<Vec<MountPoint>> {
     Ok(mounts)
 }
 
-/// Whether none of these mounts has been taken away.
-pub fn are_all_there(mounts: &[MountPoint]) -> Result<bool> {
+/// Leaves out what is not mounted any more.
+pub fn forget_gone(mounts: &mut Vec<MountPoint>) -> Result<()> {
     let table = table()?;
-    Ok(mounts.iter().all(|it| table.contains(it)))
+    mounts.retain(|it| table.contains(it));
+    Ok(())
 }
 
 /// Takes away all our mounts at and below `mountpoint`, dead or alive. Open files on them stay
