@@ -45,6 +45,8 @@ mod jobs;
 mod memory;
 /// Random trees and random changes against a plain model.
 mod model;
+/// Mounting and unmounting: options, dead mounts, signals, systemd, mount(8).
+mod mounting;
 /// The mount: an ordinary tree under ordinary tools.
 mod mount;
 /// The sessions of a mount: what must hold in each way of mounting.
@@ -59,6 +61,8 @@ mod reads;
 mod restore;
 /// Full volumes.
 mod rotation;
+/// Completions and manual pages.
+mod shell;
 /// Backups of what comes through a pipe.
 mod streams;
 /// Rules of the house, checked on the sources.

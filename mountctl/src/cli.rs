@@ -9,19 +9,22 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::backup::{self, BackupArgs};
 use crate::daemon;
 use crate::failure::Failure;
-use crate::options::{Options, Unknown};
+use crate::options::{self, Options, Unknown};
+use crate::pages;
 use crate::probe;
 use crate::status;
 use crate::target::Target;
-use crate::unmount;
+use crate::unmount::{self, Outcome};
 
+/// Mounts RaidTape catalogs and runs jobs on them
 #[derive(Debug, Parser)]
-#[command(name = "mountctl", version, about = "Mounts RaidTape catalogs and runs jobs on them")]
+#[command(name = "mountctl", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -31,9 +34,11 @@ struct Cli {
 enum Command {
     /// Mount a catalog on a directory
     Mount {
+        /// The catalog
         catalog: PathBuf,
+        /// The directory to mount it on
         mountpoint: PathBuf,
-        /// Comma list of allow_other, cache_size=SIZE, timeout=SECONDS
+        /// Comma list of options, see below; may be given several times
         #[arg(short = 'o', value_name = "OPTIONS")]
         options: Vec<OsString>,
         /// Tell what is done
@@ -42,6 +47,7 @@ enum Command {
     },
     /// Unmount a catalog and wait until its daemon has ended
     Umount {
+        /// The directory it is mounted on
         mountpoint: PathBuf,
         /// How long to wait
         #[arg(long, value_name = "SECONDS", default_value_t = 30)]
@@ -52,6 +58,7 @@ enum Command {
     },
     /// List the mounted catalogs
     Status {
+        /// Only the mount on this directory
         mountpoint: Option<PathBuf>,
         /// Print an array of objects
         #[arg(long)]
@@ -59,13 +66,29 @@ enum Command {
     },
     /// Run a backup on a mounted catalog
     Backup(BackupArgs),
+    /// Print a script by which a shell completes the arguments of mountctl
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, or write all pages into a directory
+    Man {
+        /// Where to write the pages
+        directory: Option<PathBuf>,
+    },
     /// Read the status of a mount, at the risk of never coming back
     #[command(name = probe::COMMAND, hide = true)]
     Probe { mountpoint: PathBuf },
 }
 
+/// What help, completions and pages are made of.
+pub fn definition() -> clap::Command {
+    Cli::command().mut_subcommand("mount", |it| it.after_help(options::help()))
+}
+
 pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let parsed = definition().try_get_matches_from(arguments);
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return parse_error(&error, 2),
     };
@@ -86,8 +109,7 @@ fn run(command: Command) -> Result<u8, Failure> {
         Command::Mount { catalog, mountpoint, options, verbose } => {
             let options = Options::parse(&options, Unknown::Refuse)?;
             let target = Target::resolve(&catalog, &mountpoint)?;
-            target.make_way(&mut warn)?;
-            daemon::start(&target, &options, &mut |text| {
+            daemon::mount(&target, &options, &mut warn, &mut |text| {
                 if verbose {
                     warn(text);
                 }
@@ -99,10 +121,14 @@ fn run(command: Command) -> Result<u8, Failure> {
             if let Some(text) = unmount::remark(&outcome, mountpoint.as_os_str()) {
                 warn(&text);
             }
+            // The catalog is not free yet, which is what was asked for.
+            return Ok(u8::from(matches!(outcome, Outcome::StillRuns(_))));
         }
         Command::Status { mountpoint, json } => {
             print(&status::list(mountpoint.as_deref(), json)?)?;
         }
+        Command::Completions { shell } => pages::completions(definition(), shell)?,
+        Command::Man { directory } => pages::man(definition(), directory.as_deref())?,
         Command::Backup(arguments) => return backup::run(&arguments),
         Command::Probe { .. } => {}
     }
@@ -138,13 +164,11 @@ pub fn warn(text: &str) {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        definition().debug_assert();
     }
 
     #[test]

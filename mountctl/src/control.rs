@@ -155,6 +155,10 @@ fn refusal(path: &Path, error: &io::Error) -> Failure {
             Class::Permission,
             format!("{}: only the owner of the mount may start jobs (EACCES)", shown(path)),
         ),
+        io::ErrorKind::ReadOnlyFilesystem => Failure::failed(
+            "the catalog is mounted read-only (EROFS), so no job can be started; mount it without \
+             the option `ro`",
+        ),
         io::ErrorKind::ResourceBusy => {
             Failure::failed("the queue of jobs is full (EBUSY); try again when a job has ended")
         }

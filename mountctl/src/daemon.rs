@@ -25,7 +25,7 @@ use crate::mounts::MountTable;
 use crate::options::Options;
 use crate::probe::{self, Answer};
 use crate::shown::{shown, shown_bytes};
-use crate::target::Target;
+use crate::target::{Found, Target};
 use crate::unmount;
 
 /// What a daemon says once its mount answers.
@@ -43,12 +43,22 @@ const LOG_TAIL: u64 = 8192;
 /// The longest line worth keeping of a daemon's output.
 const MAX_LINE: u64 = 1 << 16;
 
-/// Starts the daemon for a target to which way has been made.
-pub fn start(
+/// Mounts a target. `warn` is told what everybody should know, `tell` what is done.
+pub fn mount(
     target: &Target,
     options: &Options,
+    warn: &mut dyn FnMut(&str),
     tell: &mut dyn FnMut(&str),
 ) -> Result<(), Failure> {
+    let found = target.look()?;
+    start(target, options, tell)?;
+    if found == Found::Dead {
+        warn(&format!("took away the dead mount at {}", shown(&target.mountpoint)));
+    }
+    Ok(())
+}
+
+fn start(target: &Target, options: &Options, tell: &mut dyn FnMut(&str)) -> Result<(), Failure> {
     let interrupted = watch_signals()?;
     let (log_path, log) = open_log(&target.catalog)?;
     let log_copy = log.try_clone().map_err(|error| log_failure(&error))?;
@@ -57,6 +67,8 @@ pub fn start(
     command
         .args(arguments(target, options))
         .current_dir("/")
+        // A service manager listens to the process that it has started, and only to that.
+        .env_remove("NOTIFY_SOCKET")
         // A group of its own keeps the terminal's signals away from the daemon.
         .process_group(0)
         .stdin(Stdio::null())
@@ -132,13 +144,7 @@ fn arguments(target: &Target, options: &Options) -> Vec<OsString> {
         target.mountpoint.clone().into(),
         "--foreground".into(),
     ];
-    if options.allow_other {
-        arguments.push("--allow-other".into());
-    }
-    if let Some(size) = &options.cache_size {
-        arguments.push("--cache-size".into());
-        arguments.push(size.into());
-    }
+    arguments.extend(options.arguments());
     arguments
 }
 
@@ -273,11 +279,8 @@ fn stop(child: &mut Child) {
 
 /// A killed daemon may have mounted already, which leaves a directory nobody can use.
 fn clear_dead(point: &Path) {
-    let Ok(table) = MountTable::current() else {
-        return;
-    };
-    if let Ok(mount) = table.ours_at(point)
-        && matches!(probe::ask(point, probe::LIMIT), Answer::Dead)
+    if let Ok(table) = MountTable::current()
+        && let Ok(mount) = table.ours_at(point)
     {
         // The failure that led here is the one to report; the next mount tries again.
         let _ = unmount::detach_dead(mount);
@@ -337,9 +340,12 @@ mod tests {
             arguments(&target, &plain),
             ["--catalog", "/c d", "mount", "/m", "--foreground"]
         );
-        let lists = [OsString::from("allow_other,cache_size=64M")];
+        let lists = [OsString::from("allow_other,cache_size=64M,ro")];
         let full = Options::parse(&lists, Unknown::Refuse).unwrap();
-        assert_eq!(arguments(&target, &full)[5..], ["--allow-other", "--cache-size", "64M"]);
+        assert_eq!(
+            arguments(&target, &full)[5..],
+            ["--allow-other", "--cache-size", "64M", "-o", "ro"]
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Mount helper of RaidTape, under two names: `mountctl` for people and scripts, and
-//! `mount.raidtape` for mount(8) and fstab.
+//! Mount helper of RaidTape, under several names: `mountctl` for people and scripts,
+//! `mount.raidtape` and `umount.fuse.raidtape` for mount(8), umount(8) and fstab.
 //!
 //! Invariant: this program shares no code with the daemon. It knows only the daemon's command
 //! line, /proc/self/mountinfo, and the files below `.ctl` of the mount.
@@ -13,10 +13,12 @@ mod jobs;
 mod mount8;
 mod mounts;
 mod options;
+mod pages;
 mod probe;
 mod shown;
 mod status;
 mod target;
+mod turn;
 mod unmount;
 
 use std::env;
@@ -25,9 +27,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
-    if mount8::is_called_so(arguments.first()) {
-        mount8::main(arguments)
-    } else {
-        cli::main(arguments)
+    match mount8::Form::of(arguments.first()) {
+        Some(form) => mount8::main(form, arguments),
+        None => cli::main(arguments),
     }
 }

@@ -1,4 +1,4 @@
-//! The `mount.raidtape` form, as mount(8) calls it for an fstab line or for `mount -t raidtape`.
+//! The `mount.raidtape` and `umount.raidtape` forms, as mount(8) and umount(8) call them.
 //!
 //! Invariant: the exit codes are those of mount(8), whatever happens, a defect of this program
 //! included.
@@ -10,18 +10,18 @@ use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::cli::parse_error;
 use crate::daemon;
 use crate::failure::{Class, Failure};
-use crate::options::{Options, Unknown};
+use crate::options::{self, Options, Unknown};
 use crate::shown::shown;
 use crate::target::Target;
-
-const NAME: &str = "mount.raidtape";
+use crate::unmount::{self, Outcome};
 
 /// Exit code of mount(8) for wrong usage.
 const USAGE: u8 = 1;
@@ -29,10 +29,55 @@ const USAGE: u8 = 1;
 /// Exit code of mount(8) for an internal bug.
 const BUG: u8 = 4;
 
+/// How long umount(8) waits for the mount to be gone and its daemon to have ended.
+const UNMOUNT_LIMIT: Duration = Duration::from_secs(30);
+
+/// The name of a helper's form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Mount,
+    Umount,
+}
+
+impl Form {
+    /// The form that goes with the name by which this program was called, if any. The type that
+    /// the kernel lists, `fuse.raidtape`, is the one that umount(8) looks for.
+    pub fn of(program: Option<&OsString>) -> Option<Self> {
+        match Path::new(program?).file_name()?.to_str()? {
+            "mount.raidtape" | "mount.fuse.raidtape" => Some(Self::Mount),
+            "umount.raidtape" | "umount.fuse.raidtape" => Some(Self::Umount),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mount => "mount.raidtape",
+            Self::Umount => "umount.raidtape",
+        }
+    }
+
+    fn warn(self, text: &str) {
+        // With stderr gone nobody is left to be told.
+        let _ = writeln!(io::stderr(), "{}: {text}", self.name());
+    }
+
+    /// What help and the manual page are made of.
+    pub fn definition(self) -> clap::Command {
+        match self {
+            Self::Mount => MountHelper::command().after_help(options::help()),
+            Self::Umount => UmountHelper::command(),
+        }
+    }
+}
+
+/// Mounts a RaidTape catalog; called by mount(8)
 #[derive(Debug, Parser)]
-#[command(name = NAME, version, about = "Mounts a RaidTape catalog; called by mount(8)")]
-struct Helper {
+#[command(name = "mount.raidtape", version)]
+struct MountHelper {
+    /// The catalog
     catalog: PathBuf,
+    /// The directory to mount it on
     mountpoint: PathBuf,
     /// Accept options that are not known
     #[arg(short)]
@@ -46,45 +91,86 @@ struct Helper {
     /// Tell what is done
     #[arg(short)]
     verbose: bool,
+    /// The same as the option ro behind all others
+    #[arg(short, overrides_with = "write")]
+    read_only: bool,
+    /// The same as the option rw behind all others
+    #[arg(short, overrides_with = "read_only")]
+    write: bool,
     /// Mount in the mount namespace of this process or file
     #[arg(short = 'N', value_name = "NAMESPACE")]
     namespace: Option<PathBuf>,
-    /// Comma list of allow_other, cache_size=SIZE, timeout=SECONDS
+    /// Comma list of options, see below; may be given several times
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<OsString>,
-    /// The type, which is known anyway
+    /// The type: raidtape or fuse.raidtape, which is known anyway
     #[arg(short = 't', value_name = "TYPE")]
     kind: Option<String>,
 }
 
-/// True when the program was called under the name by which mount(8) knows it.
-pub fn is_called_so(program: Option<&OsString>) -> bool {
-    program.is_some_and(|path| Path::new(path).file_name().is_some_and(|name| name == NAME))
+/// Unmounts a RaidTape catalog; called by umount(8)
+#[derive(Debug, Parser)]
+#[command(name = "umount.raidtape", version)]
+struct UmountHelper {
+    /// The directory it is mounted on
+    mountpoint: PathBuf,
+    /// Take the mount away although it is in use, and do not wait for its process
+    #[arg(short)]
+    lazy: bool,
+    /// The same as -l
+    #[arg(short)]
+    force: bool,
+    /// Accepted for umount(8): there is no mtab to leave alone
+    #[arg(short)]
+    no_mtab: bool,
+    /// Accepted for umount(8): what is busy is not made read-only instead
+    #[arg(short)]
+    read_only: bool,
+    /// Tell what is done
+    #[arg(short)]
+    verbose: bool,
+    /// Unmount in the mount namespace of this process or file
+    #[arg(short = 'N', value_name = "NAMESPACE")]
+    namespace: Option<PathBuf>,
+    /// The type: raidtape or fuse.raidtape, which is known anyway
+    #[arg(short = 't', value_name = "TYPE")]
+    kind: Option<String>,
 }
 
-pub fn main(arguments: Vec<OsString>) -> ExitCode {
-    let helper = match Helper::try_parse_from(arguments) {
-        Ok(helper) => helper,
+pub fn main(form: Form, arguments: Vec<OsString>) -> ExitCode {
+    let parsed = form.definition().try_get_matches_from(arguments);
+    let matches = match parsed {
+        Ok(matches) => matches,
         Err(error) => return parse_error(&error, USAGE),
     };
     // The default code of a panic means nothing to mount(8). Nothing is used after one.
-    let result = panic::catch_unwind(AssertUnwindSafe(|| run(&helper)));
+    let result = panic::catch_unwind(AssertUnwindSafe(|| match form {
+        Form::Mount => run(&read(&matches)?),
+        Form::Umount => run_umount(&read(&matches)?),
+    }));
     match result {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => {
-            warn(&failure.message);
+            form.warn(&failure.message);
             ExitCode::from(failure.mount8_code())
         }
         Err(_) => ExitCode::from(BUG),
     }
 }
 
-fn run(helper: &Helper) -> Result<(), Failure> {
+fn read<H: clap::FromArgMatches>(matches: &clap::ArgMatches) -> Result<H, Failure> {
+    H::from_arg_matches(matches).map_err(|error| Failure::usage(error.to_string()))
+}
+
+fn run(helper: &MountHelper) -> Result<(), Failure> {
     let unknown = match helper.sloppy {
         true => Unknown::Tolerate,
         false => Unknown::Refuse,
     };
-    let options = Options::parse(&helper.options, unknown)?;
+    let mut lists = helper.options.clone();
+    let last = [(helper.read_only, "ro"), (helper.write, "rw")];
+    lists.extend(last.into_iter().filter(|it| it.0).map(|it| it.1.into()));
+    let options = Options::parse(&lists, unknown)?;
     check_kind(helper.kind.as_deref())?;
     if let Some(namespace) = &helper.namespace {
         enter(namespace)?;
@@ -92,15 +178,33 @@ fn run(helper: &Helper) -> Result<(), Failure> {
     let target = Target::resolve(&helper.catalog, &helper.mountpoint)?;
     let mut tell = |text: &str| {
         if helper.verbose {
-            warn(text);
+            Form::Mount.warn(text);
         }
     };
     if helper.fake {
         tell(&format!("would mount {} on {}", shown(&target.catalog), shown(&target.mountpoint)));
         return Ok(());
     }
-    target.make_way(&mut warn)?;
-    daemon::start(&target, &options, &mut tell)
+    daemon::mount(&target, &options, &mut |text| Form::Mount.warn(text), &mut tell)
+}
+
+fn run_umount(helper: &UmountHelper) -> Result<(), Failure> {
+    check_kind(helper.kind.as_deref())?;
+    if let Some(namespace) = &helper.namespace {
+        enter(namespace)?;
+    }
+    let lazy = helper.lazy || helper.force;
+    let outcome = unmount::unmount(&helper.mountpoint, UNMOUNT_LIMIT, lazy)?;
+    // That a job is still ending is no failure of umount(8), whose work is done.
+    let is_news = helper.verbose || matches!(outcome, Outcome::StillRuns(_));
+    match unmount::remark(&outcome, helper.mountpoint.as_os_str()).filter(|_| is_news) {
+        Some(text) => Form::Umount.warn(&text),
+        None if helper.verbose => {
+            Form::Umount.warn(&format!("{} unmounted", shown(&helper.mountpoint)));
+        }
+        None => {}
+    }
+    Ok(())
 }
 
 fn check_kind(kind: Option<&str>) -> Result<(), Failure> {
@@ -130,29 +234,34 @@ fn enter(namespace: &Path) -> Result<(), Failure> {
         .map_err(|error| denied(error.into()))
 }
 
-fn warn(text: &str) {
-    // With stderr gone nobody is left to be told.
-    let _ = writeln!(io::stderr(), "{NAME}: {text}");
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
     use super::*;
 
-    fn parse(line: &[&str]) -> Helper {
-        Helper::try_parse_from([&["/sbin/mount.raidtape"], line].concat()).unwrap()
+    fn parse(line: &[&str]) -> MountHelper {
+        MountHelper::try_parse_from([&["/sbin/mount.raidtape"], line].concat()).unwrap()
     }
 
     #[test]
     fn the_name_decides_the_form() {
-        let called = |name: &str| is_called_so(Some(&OsString::from(name)));
-        assert!(called("mount.raidtape"));
-        assert!(called("/sbin/mount.raidtape"));
-        assert!(!called("/mount.raidtape/mountctl"));
-        assert!(!called("mount.raidtape2"));
-        assert!(!is_called_so(None));
+        let called = |name: &str| Form::of(Some(&OsString::from(name)));
+        assert_eq!(called("mount.raidtape"), Some(Form::Mount));
+        assert_eq!(called("/sbin/mount.fuse.raidtape"), Some(Form::Mount));
+        assert_eq!(called("/sbin/umount.fuse.raidtape"), Some(Form::Umount));
+        assert_eq!(called("umount.raidtape"), Some(Form::Umount));
+        assert_eq!(called("/mount.raidtape/mountctl"), None);
+        assert_eq!(called("mount.raidtape2"), None);
+        assert_eq!(Form::of(None), None);
+    }
+
+    #[test]
+    fn the_last_of_read_and_write_counts() {
+        let helper = parse(&["c", "m", "-r", "-w"]);
+        assert!(helper.write && !helper.read_only);
+        let helper = parse(&["c", "m", "-w", "-r", "-o", "rw"]);
+        assert!(helper.read_only && !helper.write);
     }
 
     #[test]

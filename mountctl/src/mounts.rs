@@ -21,6 +21,8 @@ pub struct Mount {
     /// What part of the file system is mounted; `/` unless this is a bind mount.
     pub root: PathBuf,
     pub point: PathBuf,
+    /// What the kernel allows on it: `rw,nosuid,...`.
+    pub options: OsString,
     pub kind: OsString,
     pub source: OsString,
 }
@@ -28,6 +30,10 @@ pub struct Mount {
 impl Mount {
     pub fn is_ours(&self) -> bool {
         self.kind == OUR_TYPE
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.options.as_encoded_bytes().split(|byte| *byte == b',').any(|word| word == b"ro")
     }
 }
 
@@ -54,9 +60,29 @@ impl MountTable {
         self.0.iter().rev().find(|mount| mount.point == point)
     }
 
-    /// Every whole mount of ours; a bind mount of some directory in it has no control files.
+    /// Every whole mount of ours; a bind mount of some directory in it has no control files, and
+    /// neither has what is only a part of another mount.
     pub fn ours(&self) -> impl Iterator<Item = &Mount> {
-        self.0.iter().filter(|mount| mount.is_ours() && mount.root == Path::new("/"))
+        let is_whole = |mount: &&Mount| mount.is_ours() && mount.root == Path::new("/");
+        self.0.iter().filter(is_whole).filter(|mount| !self.is_part(mount))
+    }
+
+    /// A catalog may be mounted in parts: the snapshots by a mount of their own on a directory of
+    /// the other.
+    fn is_part(&self, mount: &Mount) -> bool {
+        self.0.iter().any(|outer| {
+            outer.is_ours()
+                && outer.source == mount.source
+                && outer.point != mount.point
+                && mount.point.starts_with(&outer.point)
+        })
+    }
+
+    /// A mount and all of ours that came after it at and below its place, in the order of the
+    /// kernel; none once it is gone.
+    pub fn with_parts(&self, mount: &Mount) -> Vec<&Mount> {
+        let from = self.0.iter().skip_while(|it| *it != mount);
+        from.filter(|it| it.is_ours() && it.point.starts_with(&mount.point)).collect()
     }
 
     /// True while this very mount is there, and not just another one at the same place.
@@ -104,11 +130,11 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let root = unescape(fields.nth(2)?);
     let point = unescape(fields.next()?);
     // The number of tags is open; the dash ends them.
-    fields.next()?;
+    let options = OsString::from_vec(fields.next()?.to_vec());
     fields.find(|field| *field == b"-")?;
     let kind = unescape(fields.next()?);
     let source = unescape(fields.next()?);
-    Some(Mount { id, root: root.into(), point: point.into(), kind, source })
+    Some(Mount { id, root: root.into(), point: point.into(), options, kind, source })
 }
 
 fn unescape(field: &[u8]) -> OsString {
@@ -190,6 +216,25 @@ mod tests {
         let ids: Vec<u64> = table.ours().map(|mount| mount.id).collect();
         assert_eq!(ids, [40, 41, 44]);
         assert_eq!(table.ours().nth(1).unwrap().source, "");
+    }
+
+    #[test]
+    fn a_part_is_listed_with_its_mount_and_not_by_itself() {
+        let table = MountTable::parse(
+            b"40 22 0:50 / /m rw - fuse.raidtape /c rw\n\
+              41 40 0:51 / /m/snapshots ro,nodev - fuse.raidtape /c ro\n\
+              42 40 0:52 / /m/ingest/t rw - tmpfs none rw\n\
+              43 40 0:53 / /m/ingest/o rw - fuse.raidtape /other rw\n\
+              44 22 0:54 / /m2 rw - fuse.raidtape /c rw\n",
+        );
+        let ids = |mounts: Vec<&Mount>| mounts.iter().map(|it| it.id).collect::<Vec<_>>();
+        assert_eq!(ids(table.ours().collect()), [40, 43, 44]);
+        let mount = table.top(Path::new("/m")).unwrap();
+        assert_eq!(ids(table.with_parts(mount)), [40, 41, 43]);
+        assert!(!mount.is_read_only());
+        assert!(table.top(Path::new("/m/snapshots")).unwrap().is_read_only());
+        let gone = Mount { id: 9, ..mount.clone() };
+        assert!(table.with_parts(&gone).is_empty());
     }
 
     #[test]

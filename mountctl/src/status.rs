@@ -1,18 +1,23 @@
 //! The list of mounts, for people and for programs.
 //!
 //! Invariant: the list is complete and comes within the time limit of a single mount, however
-//! many of them do not answer.
+//! many of them do not answer. What a daemon does not tell is null or a dash, never an error: it
+//! may be of another version.
 
-use std::ffi::OsStr;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::mounts::{Mount, MountTable};
 use crate::probe::{self, Answer};
-use crate::shown::{json_text, shown, shown_size};
+use crate::shown::{json_text, shown, shown_bytes, shown_size};
+use crate::unmount;
+
+/// What the JSON passes on from the daemon as it is. `catalog` and `pid` have a place of their own.
+const PASSED_ON: [&str; 8] =
+    ["version", "sessions", "reads", "passthrough", "cache", "runs", "volumes", "jobs"];
 
 /// Every mount of ours, or just the one at `point`, as text to print.
 pub fn list(point: Option<&Path>, json: bool) -> Result<String, Failure> {
@@ -50,43 +55,107 @@ fn field<'a>(answer: &'a Answer, pointer: &str) -> Option<&'a Value> {
     }
 }
 
+/// How long the daemon has been running.
+fn uptime(answer: &Answer) -> Option<Duration> {
+    unmount::age(answer.pid()?)
+}
+
 fn object(mount: &Mount, answer: &Answer) -> Value {
     let catalog = field(answer, "/catalog").cloned();
-    json!({
+    let mut object = json!({
         "catalog": catalog.unwrap_or_else(|| json_text(&mount.source).into()),
         "mountpoint": json_text(mount.point.as_os_str()),
         "state": state(answer),
+        "read_only": mount.is_read_only(),
         "pid": field(answer, "/pid"),
-        "version": field(answer, "/version"),
-        "cache": field(answer, "/cache"),
-        "jobs": field(answer, "/jobs"),
-    })
+        "uptime_seconds": uptime(answer).map(|it| it.as_secs()),
+    });
+    for key in PASSED_ON {
+        let told = match answer {
+            Answer::Status(status) => status.get(key).cloned(),
+            _ => None,
+        };
+        if let Some(map) = object.as_object_mut() {
+            map.insert(key.to_owned(), told.unwrap_or(Value::Null));
+        }
+    }
+    object
 }
 
-const TITLES: [&str; 7] = ["CATALOG", "MOUNT POINT", "STATE", "PID", "CACHE", "RUNNING", "QUEUED"];
+const TITLES: [&str; 10] = [
+    "CATALOG",
+    "MOUNT POINT",
+    "STATE",
+    "PID",
+    "VERSION",
+    "UPTIME",
+    "READS",
+    "CACHE",
+    "RUNNING",
+    "QUEUED",
+];
 
 type Row = [String; TITLES.len()];
 
 fn row(mount: &Mount, answer: &Answer) -> Row {
+    let dash = || "-".to_owned();
     let number = |pointer: &str| field(answer, pointer).and_then(Value::as_u64);
-    let text = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |n| n.to_string());
-    let catalog = match field(answer, "/catalog").and_then(Value::as_str) {
-        Some(catalog) => shown(OsStr::new(catalog)),
-        None => shown(&mount.source),
+    let text = |value: Option<u64>| value.map_or_else(dash, |n| n.to_string());
+    let word = |pointer: &str| {
+        field(answer, pointer).and_then(Value::as_str).map(|it| shown_bytes(it.as_bytes()))
     };
     let cache = match (number("/cache/bytes"), number("/cache/limit_bytes")) {
         (Some(used), Some(limit)) => format!("{} of {}", shown_size(used), shown_size(limit)),
-        _ => "-".to_owned(),
+        _ => dash(),
+    };
+    let state = match (answer, mount.is_read_only()) {
+        (Answer::Status(_), true) => "ok, ro".to_owned(),
+        _ => state(answer).to_owned(),
     };
     [
-        catalog,
+        word("/catalog").unwrap_or_else(|| shown(&mount.source)),
         shown(&mount.point),
-        state(answer).to_owned(),
+        state,
         text(number("/pid")),
+        word("/version").unwrap_or_else(dash),
+        uptime(answer).map_or_else(dash, shown_duration),
+        reads(answer).unwrap_or_else(dash),
         cache,
         text(number("/jobs/running")),
         text(number("/jobs/queued")),
     ]
+}
+
+/// How files are read: the mode, and whether the kernel reads blocks by itself.
+fn reads(answer: &Answer) -> Option<String> {
+    let mode = field(answer, "/reads").and_then(Value::as_str);
+    let passthrough = match field(answer, "/passthrough").unwrap_or(&Value::Null) {
+        Value::Bool(true) => "passthrough".to_owned(),
+        Value::Bool(false) => "no passthrough".to_owned(),
+        Value::String(word) => shown_bytes(word.as_bytes()),
+        // With particulars it is for programs.
+        Value::Object(map) => match map.get("active").and_then(Value::as_bool)? {
+            true => "passthrough".to_owned(),
+            false => "no passthrough".to_owned(),
+        },
+        _ => return mode.map(|it| shown_bytes(it.as_bytes())),
+    };
+    match mode {
+        Some(mode) if mode != passthrough => {
+            Some(format!("{}, {passthrough}", shown_bytes(mode.as_bytes())))
+        }
+        _ => Some(passthrough),
+    }
+}
+
+fn shown_duration(time: Duration) -> String {
+    let minutes = time.as_secs() / 60;
+    match (minutes / 60 / 24, minutes / 60 % 24, minutes % 60) {
+        (0, 0, 0) => format!("{}s", time.as_secs()),
+        (0, 0, minutes) => format!("{minutes}m"),
+        (0, hours, minutes) => format!("{hours}h{minutes:02}m"),
+        (days, hours, _) => format!("{days}d{hours:02}h"),
+    }
 }
 
 fn layout(rows: &[Row]) -> String {
@@ -119,6 +188,7 @@ mod tests {
             id: 1,
             root: "/".into(),
             point: "/mnt/a\nb".into(),
+            options: "rw,nosuid".into(),
             kind: "fuse.raidtape".into(),
             source: "/source".into(),
         }
@@ -126,9 +196,10 @@ mod tests {
 
     fn answer() -> Answer {
         Answer::Status(json!({
-            "catalog": "/told", "pid": 12, "version": "1", "mountpoint": "/mnt",
+            "catalog": "/told", "pid": u32::MAX, "version": "1", "mountpoint": "/mnt",
             "cache": {"bytes": 1536, "limit_bytes": 2048, "hits": 1, "misses": 2},
             "jobs": {"queued": 3, "running": 1, "finished": 9},
+            "reads": "zero-message", "passthrough": false,
         }))
     }
 
@@ -137,7 +208,21 @@ mod tests {
         let text = layout(&[row(&mount(), &answer())]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);
-        assert_eq!(lines[1], "/told    /mnt/a\\nb    ok     12   1.5 KiB of 2.0 KiB  1        3");
+        let cells: Vec<&str> = lines[1].split("  ").map(str::trim).collect();
+        let cells: Vec<&str> = cells.into_iter().filter(|it| !it.is_empty()).collect();
+        let expected = [
+            "/told",
+            "/mnt/a\\nb",
+            "ok",
+            "4294967295",
+            "1",
+            "-",
+            "zero-message, no passthrough",
+            "1.5 KiB of 2.0 KiB",
+            "1",
+            "3",
+        ];
+        assert_eq!(cells, expected);
     }
 
     #[test]
@@ -152,11 +237,37 @@ mod tests {
     }
 
     #[test]
-    fn json_passes_on_what_the_daemon_told() {
-        let object = object(&mount(), &answer());
-        assert_eq!(object["catalog"], "/told");
-        assert_eq!(object["cache"]["hits"], 1);
-        assert_eq!(object["jobs"]["finished"], 9);
+    fn json_passes_on_what_the_daemon_told_and_always_has_the_same_keys() {
+        let told = object(&mount(), &answer());
+        assert_eq!(told["catalog"], "/told");
+        assert_eq!(told["cache"]["hits"], 1);
+        assert_eq!(told["jobs"]["finished"], 9);
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let bare = object(&mount(), &Answer::Status(json!({})));
+        assert_eq!(keys(&told), keys(&bare));
+        assert_eq!(bare["version"], Value::Null);
+        assert_eq!(bare["read_only"], false);
+    }
+
+    #[test]
+    fn what_is_told_of_reads_may_have_any_shape() {
+        let shown = |value: Value| reads(&Answer::Status(value));
+        assert_eq!(shown(json!({"passthrough": true})).unwrap(), "passthrough");
+        let both = json!({"passthrough": true, "reads": "passthrough"});
+        assert_eq!(shown(both).unwrap(), "passthrough");
+        assert_eq!(shown(json!({"passthrough": "none: x"})).unwrap(), "none: x");
+        let active = json!({"passthrough": {"active": false}});
+        assert_eq!(shown(active).unwrap(), "no passthrough");
+        assert_eq!(shown(json!({"passthrough": null, "reads": "a"})).unwrap(), "a");
+        assert_eq!(shown(json!({"reads": "zero-message"})).unwrap(), "zero-message");
+        assert_eq!(shown(json!({})), None);
+    }
+
+    #[test]
+    fn times_are_short() {
+        let shown = |seconds| shown_duration(Duration::from_secs(seconds));
+        assert_eq!([shown(59), shown(61), shown(3_660)], ["59s", "1m", "1h01m"]);
+        assert_eq!(shown(90_000), "1d01h");
     }
 
     #[test]

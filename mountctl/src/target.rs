@@ -1,7 +1,6 @@
 //! What is to be mounted where, checked before anything is started.
 //!
-//! Invariant: both paths are absolute, and nothing live is ever covered by a new mount; only a
-//! mount of ours whose daemon has ended is taken away.
+//! Invariant: both paths are absolute, and nothing live is ever covered by a new mount.
 
 use std::fs;
 use std::io;
@@ -11,7 +10,6 @@ use crate::failure::{Class, Failure};
 use crate::mounts::MountTable;
 use crate::probe::{self, Answer};
 use crate::shown::shown;
-use crate::unmount;
 
 /// The daemon's own exit code for this, so that a script sees one code from either.
 const NO_SUCH_CATALOG: u8 = 10;
@@ -48,49 +46,48 @@ impl Target {
         Ok(Self { catalog, mountpoint: resolved })
     }
 
-    /// Takes away dead mounts at the mount point, and refuses when something live is there.
-    pub fn make_way(&self, warn: &mut dyn FnMut(&str)) -> Result<(), Failure> {
+    /// Sees whether something is mounted there already. A dead mount of ours is no obstacle: the
+    /// daemon takes it away itself, so that no other one comes between.
+    pub fn look(&self) -> Result<Found, Failure> {
         let point = &self.mountpoint;
-        loop {
-            let table = MountTable::current()?;
-            let Some(mount) = table.top(point) else {
-                return Ok(());
-            };
-            // An automount point stays below the mount it has asked for.
-            if mount.kind == "autofs" {
-                return Ok(());
-            }
-            if !mount.is_ours() {
-                return Err(Failure::failed(format!(
-                    "{} already holds a mount of type {}; unmount it or choose another directory",
+        let table = MountTable::current()?;
+        // An automount point stays below the mount it has asked for.
+        let Some(mount) = table.top(point).filter(|it| it.kind != "autofs") else {
+            return Ok(Found::Nothing);
+        };
+        if !mount.is_ours() {
+            return Err(Failure::failed(format!(
+                "{} already holds a mount of type {}; unmount it or choose another directory",
+                shown(point),
+                shown(&mount.kind)
+            )));
+        }
+        match probe::ask(point, probe::LIMIT) {
+            Answer::Dead => Ok(Found::Dead),
+            Answer::Status(_) => Err(Failure::failed(format!(
+                "{} is already mounted at {}",
+                shown(&mount.source),
+                shown(point)
+            ))),
+            other => {
+                let advice = match other {
+                    Answer::Denied => "choose another directory",
+                    _ => "`mountctl umount --lazy` takes it away",
+                };
+                Err(Failure::failed(format!(
+                    "{} already holds a raidtape mount which {}; {advice}",
                     shown(point),
-                    shown(&mount.kind)
-                )));
-            }
-            match probe::ask(point, probe::LIMIT) {
-                Answer::Dead => {
-                    unmount::detach_dead(mount)?;
-                    warn(&format!("took away the dead mount at {}", shown(point)));
-                }
-                Answer::Status(_) => {
-                    return Err(Failure::failed(format!(
-                        "{} is already mounted at {}",
-                        shown(&mount.source),
-                        shown(point)
-                    )));
-                }
-                other => {
-                    let advice = match other {
-                        Answer::Denied => "choose another directory",
-                        _ => "`mountctl umount --lazy` takes it away",
-                    };
-                    return Err(Failure::failed(format!(
-                        "{} already holds a raidtape mount which {}; {advice}",
-                        shown(point),
-                        other.clause()
-                    )));
-                }
+                    other.clause()
+                )))
             }
         }
     }
+}
+
+/// What is at the mount point, where a new mount is possible.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    Nothing,
+    /// A mount of ours without a daemon.
+    Dead,
 }

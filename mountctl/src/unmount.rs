@@ -16,6 +16,7 @@ use crate::failure::{Class, Failure};
 use crate::mounts::{Mount, MountTable};
 use crate::probe::{self, Answer};
 use crate::shown::{shown, shown_bytes};
+use crate::turn;
 
 /// How often the mount table and the process are looked at.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -33,9 +34,11 @@ pub enum Outcome {
     Lazy(u32),
     /// The mount is gone; its daemon could not be asked for its process id.
     DaemonUnknown,
+    /// The mount is gone, and the process with this id still runs after the time limit.
+    StillRuns(u32),
 }
 
-/// Unmounts what is at `point`.
+/// Unmounts what is at `point`, with all its parts.
 pub fn unmount(point: &Path, limit: Duration, lazy: bool) -> Result<Outcome, Failure> {
     let deadline = Instant::now() + limit;
     let table = MountTable::current()?;
@@ -43,12 +46,11 @@ pub fn unmount(point: &Path, limit: Duration, lazy: bool) -> Result<Outcome, Fai
     let mount = table.ours_at(&point)?;
     // Once the mount is gone there is nobody left to tell the process id.
     let answer = probe::ask(&point, limit.min(probe::LIMIT));
-    if matches!(answer, Answer::Dead) {
-        detach_dead(mount)?;
+    if matches!(answer, Answer::Dead) && detach_dead(mount)? {
         return Ok(Outcome::WasDead);
     }
     let daemon = answer.pid().and_then(Process::find);
-    take_away(&point, lazy, deadline).map_err(|failure| match answer {
+    take_parts_away(mount, lazy, deadline).map_err(|failure| match answer {
         Answer::Status(_) => failure,
         // Asking such a daemon may by itself have left the mount busy.
         ref other => Failure::new(
@@ -59,17 +61,40 @@ pub fn unmount(point: &Path, limit: Duration, lazy: bool) -> Result<Outcome, Fai
     wait_until_gone(mount, deadline)?;
     match daemon.filter(Process::is_running) {
         Some(process) if lazy => Ok(Outcome::Lazy(process.id)),
-        Some(process) => wait_until_ended(&process, &point, deadline),
+        Some(process) => Ok(wait_until_ended(&process, deadline)),
         None if answer.pid().is_some() => Ok(Outcome::Ended),
         None => Ok(Outcome::DaemonUnknown),
     }
 }
 
-/// Takes away a mount without a daemon, which is never worth waiting for.
-pub fn detach_dead(mount: &Mount) -> Result<(), Failure> {
+/// Takes away a mount without a daemon, which is never worth waiting for. False if it is not dead.
+pub fn detach_dead(mount: &Mount) -> Result<bool, Failure> {
     let deadline = Instant::now() + DEAD_LIMIT;
-    take_away(&mount.point, true, deadline)?;
-    wait_until_gone(mount, deadline)
+    // Nobody mounts there meanwhile, so that what is asked is what is taken away.
+    let _turn = turn::wait(&mount.point, deadline)?;
+    let is_dead = MountTable::current()?.top(&mount.point) == Some(mount)
+        && matches!(probe::ask(&mount.point, probe::LIMIT), Answer::Dead);
+    if is_dead {
+        take_parts_away(mount, true, deadline)?;
+        wait_until_gone(mount, deadline)?;
+    }
+    Ok(is_dead)
+}
+
+/// Takes away a mount and what is mounted on its directories, the last one first.
+fn take_parts_away(mount: &Mount, lazy: bool, deadline: Instant) -> Result<(), Failure> {
+    let table = MountTable::current()?;
+    for part in table.with_parts(mount).into_iter().rev() {
+        let Err(failure) = take_away(&part.point, lazy, deadline) else {
+            continue;
+        };
+        // The daemon may have taken the rest away itself, and a part that cannot be reached any
+        // more goes with what it is mounted on.
+        if MountTable::current()?.has(part) && (part == mount || !lazy) {
+            return Err(failure);
+        }
+    }
+    Ok(())
 }
 
 fn wait_until_gone(mount: &Mount, deadline: Instant) -> Result<(), Failure> {
@@ -85,23 +110,14 @@ fn wait_until_gone(mount: &Mount, deadline: Instant) -> Result<(), Failure> {
     Ok(())
 }
 
-fn wait_until_ended(
-    process: &Process,
-    point: &Path,
-    deadline: Instant,
-) -> Result<Outcome, Failure> {
+fn wait_until_ended(process: &Process, deadline: Instant) -> Outcome {
     while process.is_running() {
         if Instant::now() >= deadline {
-            return Err(Failure::failed(format!(
-                "{} is unmounted, but its daemon (process {}) still runs after the time limit; \
-                 wait for it before you use the catalog, or use a longer --timeout",
-                shown(point),
-                process.id
-            )));
+            return Outcome::StillRuns(process.id);
         }
         thread::sleep(PAUSE);
     }
-    Ok(Outcome::Ended)
+    Outcome::Ended
 }
 
 /// How one program fared.
@@ -114,8 +130,9 @@ enum Attempt {
 /// Calls the system's own programs: the fitting one first, then the other, since either may be
 /// missing or not be allowed to.
 fn take_away(point: &Path, lazy: bool, deadline: Instant) -> Result<(), Failure> {
-    // The path is resolved already, and resolving it again would fail on a dead mount.
-    let umount: &[&str] = if lazy { &["-c", "-l"] } else { &["-c"] };
+    // The path is resolved already, and resolving it again would fail on a dead mount. `-i`: this
+    // program may be the helper that umount(8) would call.
+    let umount: &[&str] = if lazy { &["-i", "-c", "-l"] } else { &["-i", "-c"] };
     let fusermount: &[&str] = if lazy { &["-u", "-z"] } else { &["-u"] };
     let mut programs = [("umount", umount), ("fusermount3", fusermount)];
     if !rustix::process::geteuid().is_root() {
@@ -228,6 +245,15 @@ fn start_of_running(id: u32) -> Option<Vec<u8>> {
     parse_stat(&stat)
 }
 
+/// How long a process has been running.
+pub fn age(id: u32) -> Option<Duration> {
+    let started: f64 = std::str::from_utf8(&start_of_running(id)?).ok()?.parse().ok()?;
+    let uptime = fs::read_to_string("/proc/uptime").ok()?;
+    let now: f64 = uptime.split(' ').next()?.parse().ok()?;
+    // The kernel tells user space 100 ticks a second, whatever its own clock does.
+    Duration::try_from_secs_f64(now - started / 100.0).ok()
+}
+
 fn parse_stat(stat: &[u8]) -> Option<Vec<u8>> {
     // The name of the program stands in parentheses and may itself hold blanks and parentheses.
     let end = stat.iter().rposition(|byte| *byte == b')')?;
@@ -250,6 +276,10 @@ pub fn remark(outcome: &Outcome, point: &OsStr) -> Option<String> {
         )),
         Outcome::Lazy(id) => Some(format!(
             "{point} is unmounted; its daemon (process {id}) ends when the files in use are closed"
+        )),
+        Outcome::StillRuns(id) => Some(format!(
+            "{point} is unmounted, but its daemon (process {id}) still runs after the time limit; \
+             wait for it before you use the catalog, or use a longer --timeout"
         )),
         Outcome::DaemonUnknown => Some(format!(
             "{point} is unmounted; its daemon did not tell its process id, so it may still run"
@@ -296,6 +326,16 @@ mod tests {
         let other = Process { id: std::process::id(), started: b"not this one".to_vec() };
         assert!(!other.is_running());
         assert!(Process::find(std::process::id()).unwrap().is_running());
+    }
+
+    #[test]
+    fn the_age_of_a_process_is_known() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let own = age(std::process::id()).unwrap();
+        assert!(age(child.id()).unwrap() <= own + Duration::from_secs(1));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(age(child.id()), None);
     }
 
     #[test]

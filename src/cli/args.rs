@@ -27,9 +27,10 @@ pub struct Args {
 }
 
 impl Args {
-    /// The catalog's absolute path. `umount` does without one.
+    /// The catalog's absolute path; an empty one for commands that do without.
     pub fn catalog(&self) -> Result<PathBuf> {
-        if matches!(self.command, Command::Umount(_)) {
+        use Command::{Completions, Man, Probe, Umount};
+        if matches!(self.command, Umount(_) | Probe(_) | Completions(_) | Man(_)) {
             return Ok(PathBuf::new());
         }
         let Some(path) = &self.catalog else {
@@ -90,8 +91,15 @@ pub enum Command {
     Ls(Ls),
     /// Mount all runs
     Mount(Mount),
-    /// Unmount
+    /// Unmount, also what is in use: open files stay open until the mount's process has ended
     Umount(Umount),
+    /// Print a script by which a shell completes this program's arguments
+    Completions(Completions),
+    /// Print the manual page, or write the pages of all commands into a directory
+    Man(Man),
+    /// Ask a mount whether it is dead, at the risk of never coming back
+    #[command(name = super::place::PROBE, hide = true)]
+    Probe(Umount),
 }
 
 #[derive(clap::Args)]
@@ -229,6 +237,10 @@ pub struct Mount {
     /// One session with the kernel for all, where the snapshots could have one of their own
     #[arg(long)]
     pub one_session: bool,
+    /// What the kernel refuses or checks: a list with commas, of which the last word on a thing
+    /// counts; may be given several times
+    #[arg(short = 'o', value_enum, value_name = "OPTIONS", value_delimiter = ',')]
+    pub words: Vec<MountWord>,
 }
 
 /// How files of snapshots are opened and read.
@@ -242,6 +254,31 @@ pub enum Reads {
     Passthrough,
 }
 
+/// A word of `mount -o`, as mount(8) has it.
+#[derive(Clone, Copy, clap::ValueEnum)]
+#[value(rename_all = "lower")]
+pub enum MountWord {
+    /// No change through the mount, to control files neither
+    Ro,
+    /// Changes (the default)
+    Rw,
+    /// Programs run from the mount (the default)
+    Exec,
+    /// No program runs from the mount
+    NoExec,
+    /// Set-user-ID bits count (the default for root; others cannot have it)
+    Suid,
+    /// Set-user-ID bits do not count
+    NoSuid,
+    /// Devices can be opened (the default for root; others cannot have it)
+    Dev,
+    /// Devices cannot be opened
+    NoDev,
+    /// The kernel checks permissions, as it does with --allow-other
+    #[value(name = "default_permissions")]
+    DefaultPermissions,
+}
+
 impl Mount {
     /// How files of snapshots are to be read, if that is not left to the program.
     pub fn reads(&self) -> Option<fs::Reads> {
@@ -252,11 +289,38 @@ impl Mount {
         }
     }
 
-    /// These options, as arguments.
-    pub fn sessions(&self) -> Vec<&'static str> {
+    /// What the kernel refuses or checks.
+    pub fn flags(&self) -> fs::Flags {
+        let mut flags = fs::Flags::default();
+        for word in &self.words {
+            match word {
+                MountWord::Ro => flags.read_only = true,
+                MountWord::Rw => flags.read_only = false,
+                MountWord::NoExec => flags.no_exec = true,
+                MountWord::Exec => flags.no_exec = false,
+                MountWord::NoSuid => flags.no_suid = true,
+                MountWord::Suid => flags.no_suid = false,
+                MountWord::NoDev => flags.no_dev = true,
+                MountWord::Dev => flags.no_dev = false,
+                MountWord::DefaultPermissions => flags.default_permissions = true,
+            }
+        }
+        flags
+    }
+
+    /// All options once more, for the process in the background.
+    pub fn options(&self) -> Vec<String> {
+        let mut line = vec!["--cache-size".to_owned(), self.cache_size.to_string()];
+        if self.allow_other {
+            line.push("--allow-other".to_owned());
+        }
         let reads = self.reads().map(|it| ["--reads", it.name()]);
         let one = self.one_session.then_some("--one-session");
-        reads.into_iter().flatten().chain(one).collect()
+        line.extend(reads.into_iter().flatten().chain(one).map(str::to_owned));
+        for word in self.words.iter().filter_map(clap::ValueEnum::to_possible_value) {
+            line.extend(["-o".to_owned(), word.get_name().to_owned()]);
+        }
+        line
     }
 }
 
@@ -264,6 +328,18 @@ impl Mount {
 pub struct Umount {
     /// Directory that is mounted on
     pub mountpoint: PathBuf,
+}
+
+#[derive(clap::Args)]
+pub struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(clap::Args)]
+pub struct Man {
+    /// Where to write the pages [default: the program's own page goes to standard output]
+    pub dir: Option<PathBuf>,
 }
 
 #[cfg(test)]

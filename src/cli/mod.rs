@@ -8,6 +8,9 @@ mod bar;
 mod commands;
 mod exit;
 mod mount;
+mod notify;
+mod pages;
+mod place;
 mod query;
 mod restore;
 mod show;
@@ -70,5 +73,8 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::Ls(it) => commands::ls(&catalog, it),
         Command::Mount(it) => mount::mount(&catalog, it),
         Command::Umount(it) => mount::umount(it),
+        Command::Completions(it) => pages::completions(it),
+        Command::Man(it) => pages::man(it),
+        Command::Probe(it) => Ok(place::probe(&it.mountpoint)),
     }
 }

@@ -2,23 +2,34 @@
 //!
 //! Without `--foreground` this process starts itself anew in the background and waits until that
 //! one says that the mount answers, so that a failure is told where the command was given.
+//!
+//! SIGINT, SIGTERM and SIGHUP take the mount away at once, cancel jobs, and end the process with
+//! code 0: what has files open keeps them until then. A second signal does not wait for jobs.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use super::{args, exit};
+use parking_lot::Mutex;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::{args, exit, notify, place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::{self, Stop};
 use crate::sys::{self, quoted};
 
 /// How long `umount` waits for the mount to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
+/// How long the second signal lets the mount be taken away, if that was not done yet.
+const DETACHED_WITHIN: Duration = Duration::from_secs(2);
 /// Most of the log that is shown when the background process fails, in bytes.
 const LOG_SHOWN_MAX: u64 = 64 << 10;
+/// How the line begins that says that the mount answers.
+const MOUNTED: &str = "mounted ";
 
 pub fn mount(catalog: &Path, args: &args::Mount) -> Result<u8> {
     match args.foreground {
@@ -28,36 +39,93 @@ pub fn mount(catalog: &Path, args: &args::Mount) -> Result<u8> {
 }
 
 fn serve(catalog: &Path, args: &args::Mount) -> Result<u8> {
+    let signals = Signals::watch()?;
+    let mountpoint = place::resolve(&args.mountpoint)?;
+    let turn = place::turn(&mountpoint)?;
+    if place::make_way(&mountpoint)? {
+        tell(&format!("took away the dead mount on {}", quoted(&mountpoint)));
+    }
     let options = fs::Options {
         catalog: catalog.to_path_buf(),
-        mountpoint: args.mountpoint.clone(),
+        mountpoint,
         allow_other: args.allow_other,
         cache_bytes: args.cache_size,
         reads: args.reads(),
         one_session: args.one_session,
+        flags: args.flags(),
         exit_code: super::exit_code_of_job,
+        stopping: || notify::tell("STOPPING=1\n"),
     };
     fs::serve(&options, |stop| {
-        stop_on_signals(stop)?;
-        // Whoever started us waits for this line; that it may be gone is no reason to stop.
-        let mut out = std::io::stdout();
-        let _ = writeln!(out, "mounted {}", quoted(&args.mountpoint));
-        let _ = out.flush();
+        drop(turn);
+        signals.go_to(stop);
+        tell(&format!("{MOUNTED}{}", quoted(&args.mountpoint)));
+        notify::tell(&format!("READY=1\nSTATUS=mounted on {}\n", quoted(&options.mountpoint)));
         Ok(())
     })?;
     Ok(exit::DONE)
 }
 
-fn stop_on_signals(stop: Stop) -> Result<()> {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
-    let mut signals = signals.map_err(|e| Error::io("watching for signals", e))?;
-    std::thread::spawn(move || {
-        for _ in signals.forever() {
+/// A line for whoever started us. That nobody reads it is no reason to stop.
+fn tell(line: &str) {
+    let mut out = std::io::stdout();
+    let _ = writeln!(out, "{line}");
+    let _ = out.flush();
+}
+
+/// The signals that end a mount.
+struct Signals(Arc<Mutex<Heard>>);
+
+#[derive(Default)]
+struct Heard {
+    count: u32,
+    stop: Option<Stop>,
+}
+
+impl Signals {
+    /// From now on none of them ends this process by itself.
+    fn watch() -> Result<Signals> {
+        let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
+        let mut signals = signals.map_err(|e| Error::io("watching for signals", e))?;
+        let heard = Arc::new(Mutex::new(Heard::default()));
+        let shared = heard.clone();
+        std::thread::spawn(move || {
+            for _ in signals.forever() {
+                let mut heard = shared.lock();
+                heard.count += 1;
+                match (heard.count, heard.stop.clone()) {
+                    (1, Some(stop)) => stop.ask(),
+                    // The mount is about to answer, and ends then.
+                    (1, None) => {}
+                    (_, stop) => end_now(stop),
+                }
+            }
+        });
+        Ok(Signals(heard))
+    }
+
+    /// What a signal stops from now on.
+    fn go_to(&self, stop: Stop) {
+        let mut heard = self.0.lock();
+        if heard.count > 0 {
             stop.ask();
         }
+        heard.stop = Some(stop);
+    }
+}
+
+/// Ends the process, and leaves no dead mount if that can be helped.
+fn end_now(stop: Option<Stop>) {
+    let (done, wait) = mpsc::channel();
+    std::thread::spawn(move || {
+        let result = stop.map_or(Ok(()), |it| it.detach());
+        // Whoever waited may have ended everything by now.
+        let _ = done.send(result);
     });
-    Ok(())
+    if let Ok(Err(e)) = wait.recv_timeout(DETACHED_WITHIN) {
+        eprintln!("raidtape: {e}");
+    }
+    std::process::exit(exit::of_kind(ErrorKind::Interrupted).into());
 }
 
 /// Where the background process writes its log.
@@ -79,21 +147,20 @@ fn start(catalog: &Path, args: &args::Mount) -> Result<u8> {
     let mountpoint = std::path::absolute(&args.mountpoint).map_err(failed)?;
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
     command.arg("--catalog").arg(catalog).arg("mount").arg(&mountpoint).arg("--foreground");
-    if args.allow_other {
-        command.arg("--allow-other");
-    }
-    command.arg("--cache-size").arg(args.cache_size.to_string());
-    command.args(args.sessions());
+    command.args(args.options());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    // A service manager listens to the process that it has started, and only to that.
+    command.env_remove("NOTIFY_SOCKET");
     // A group of its own: an interrupt typed at the terminal later is not meant for it.
     let mut child = command.current_dir("/").process_group(0).spawn().map_err(failed)?;
-    let mut line = String::new();
     if let Some(out) = child.stdout.take() {
-        BufReader::new(out).read_line(&mut line).map_err(failed)?;
-    }
-    if line.starts_with("mounted ") {
-        print!("{line}");
-        return Ok(exit::DONE);
+        for line in BufReader::new(out).lines() {
+            let line = line.map_err(failed)?;
+            tell(&line);
+            if line.starts_with(MOUNTED) {
+                return Ok(exit::DONE);
+            }
+        }
     }
     let status = child.wait().map_err(failed)?;
     let mut text = String::new();
@@ -106,13 +173,14 @@ fn start(catalog: &Path, args: &args::Mount) -> Result<u8> {
 }
 
 pub fn umount(args: &args::Umount) -> Result<u8> {
-    let mountpoint = resolve_mountpoint(&args.mountpoint)?;
+    let mountpoint = place::resolve(&args.mountpoint)?;
+    let _turn = place::turn(&mountpoint)?;
     if !fs::is_mounted(&mountpoint)? {
         let message = format!("no catalog is mounted on {}", quoted(&mountpoint));
         return Err(Error::new(ErrorKind::NotFound, message));
     }
-    fs::unmount(&mountpoint)?;
     let deadline = Instant::now() + GONE_WITHIN;
+    fs::unmount(&mountpoint)?;
     while fs::is_mounted(&mountpoint)? {
         if Instant::now() > deadline {
             let message = format!("{} is still mounted", quoted(&mountpoint));
@@ -121,14 +189,4 @@ pub fn umount(args: &args::Umount) -> Result<u8> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(exit::DONE)
-}
-
-/// The mount point's real path. The mount itself may be dead, so only what is above it is asked.
-fn resolve_mountpoint(path: &Path) -> Result<PathBuf> {
-    let failed = |e| Error::io(format!("mount point {}", quoted(path)), e);
-    let path = std::path::absolute(path).map_err(failed)?;
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(failed)?.join(name)),
-        _ => Ok(path),
-    }
 }

@@ -21,25 +21,27 @@ pub mod ingest;
 mod listing;
 mod mounted;
 mod node;
+mod point;
 mod session;
 mod spare;
 mod tree;
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 
-use crate::catalog::{Reader, ingest_dir};
-use crate::error::{Error, ErrorKind, Result};
+use parking_lot::Mutex;
+
+use crate::catalog::ingest_dir;
+use crate::error::{Error, Result};
 use crate::job::{Outcome, Queue, Site};
 use crate::snapshot::Snapshots;
-use crate::sys::{self, quoted};
+use crate::sys::{self, MountPoint};
 
 use control::{Control, Manner, Waiters};
 use ingest::Ingest;
 use mounted::Mounted;
+pub use point::{is_mounted, unmount};
 pub use session::{Mode, Reads};
 use tree::Tree;
 
@@ -58,8 +60,27 @@ pub struct Options {
     pub reads: Option<Reads>,
     /// Whether one session is to serve all, where there could be two.
     pub one_session: bool,
+    /// What the kernel refuses or checks.
+    pub flags: Flags,
     /// The exit code table of the command line, for jobs.
     pub exit_code: fn(&Outcome) -> u8,
+    /// Called when the mount begins to end, before jobs are waited for.
+    pub stopping: fn(),
+}
+
+/// What the kernel refuses or checks on a mount.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flags {
+    /// Every change, in `/ingest` and by control files too.
+    pub read_only: bool,
+    /// Running programs.
+    pub no_exec: bool,
+    /// Set-user-ID and set-group-ID bits.
+    pub no_suid: bool,
+    /// Opening devices.
+    pub no_dev: bool,
+    /// Permissions, also where nobody else is let in.
+    pub default_permissions: bool,
 }
 
 /// Why a mount ended.
@@ -73,20 +94,29 @@ pub enum End {
 
 /// Something that asks a mount to end.
 #[derive(Clone)]
-pub struct Stop(mpsc::Sender<End>);
+pub struct Stop {
+    ends: mpsc::Sender<End>,
+    mounts: Arc<Mutex<Vec<MountPoint>>>,
+}
 
 impl Stop {
     /// Asks the mount to end.
     pub fn ask(&self) {
         // A mount that has ended already needs no asking.
-        let _ = self.0.send(End::Asked);
+        let _ = self.ends.send(End::Asked);
+    }
+
+    /// Takes the mount away, whatever else still goes on.
+    pub fn detach(&self) -> Result<()> {
+        let mounts = self.mounts.lock().clone();
+        point::detach(&mounts)
     }
 }
 
 /// Mounts a catalog and serves it until it is unmounted or asked to stop. `ready` is called once
 /// the mount answers, and gets what can ask it to stop.
 pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Result<End> {
-    let mountpoint = check_mountpoint(options)?;
+    let mountpoint = point::check(options)?;
     sys::raise_open_files_limit();
     // The ingest tree applies its callers' masks; everything of our own is made private anyway.
     sys::set_umask(0);
@@ -111,6 +141,7 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let mounted = Arc::new(Mounted::new(tree, Arc::new(control), ingest));
     let started = session::start(options, &mountpoint, &mounted, &on_end)?;
     let _ = mode.set(started);
+    let mounts = Arc::new(Mutex::new(point::mounts_at(&mountpoint)?));
     let worker = {
         let queue = queue.clone();
         std::thread::spawn(move || queue.work())
@@ -122,17 +153,14 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let asked = [".ctl/status", "snapshots"].map(|it| std::fs::metadata(mountpoint.join(it)));
     let answers = asked.into_iter().collect::<std::io::Result<Vec<_>>>();
     let answers = answers.map_err(|e| Error::io("the mount does not answer", e));
-    if let Err(e) = answers.and_then(|_| ready(Stop(ends_out))) {
-        unmount(&mountpoint)?;
+    let stop = Stop { ends: ends_out, mounts: mounts.clone() };
+    if let Err(e) = answers.and_then(|_| ready(stop.clone())) {
+        stop.detach()?;
         return Err(e);
     }
-    let end = ends_in.recv().unwrap_or(End::Unmounted);
-    if end == End::Asked {
-        unmount(&mountpoint)?;
-    } else if started.sessions > 1 {
-        // Half a mount is none.
-        take_away_rest(&mountpoint);
-    }
+    let end = wait_for_end(&ends_in, started.sessions, &mounts)?;
+    (options.stopping)();
+    let detached = stop.detach();
     queue.close();
     if worker.join().is_err() {
         log::error!("the thread that does jobs has panicked");
@@ -141,94 +169,30 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     if usher.join().is_err() {
         log::error!("the thread that answers those who wait has panicked");
     }
-    Ok(end)
+    detached.map(|()| end)
 }
 
-/// One of the two sessions has ended: the other must not stay.
-fn take_away_rest(mountpoint: &Path) {
-    for path in [mountpoint.join("snapshots"), mountpoint.to_path_buf()] {
-        if is_mounted(&path).unwrap_or(false)
-            && let Err(e) = unmount(&path)
-        {
-            log::warn!("{e}");
+/// Waits until the mount is asked to end or all sessions have ended. What was taken away by others
+/// is forgotten at once: the next mount there may have its device number.
+///
+/// While the first session lives, it serves the snapshots too: what somebody wants to unmount and
+/// finds in use goes on as it is, though the other session is gone.
+fn wait_for_end(
+    ends: &mpsc::Receiver<End>,
+    sessions: u8,
+    mounts: &Mutex<Vec<MountPoint>>,
+) -> Result<End> {
+    for _ in 0..sessions {
+        if ends.recv() != Ok(End::Unmounted) {
+            return Ok(End::Asked);
+        }
+        let mut mounts = mounts.lock();
+        let before = mounts.len();
+        point::forget_gone(&mut mounts)?;
+        // A session that ended and left its mount behind has failed.
+        if before == mounts.len() && before > 0 {
+            break;
         }
     }
-}
-
-/// Checks that the mount point is a directory that overlaps nothing the mount is made of.
-fn check_mountpoint(options: &Options) -> Result<PathBuf> {
-    let given = &options.mountpoint;
-    let failed = |e: std::io::Error| match e.raw_os_error() {
-        Some(sys::c::ENOTCONN) => {
-            let message = format!(
-                "{} is the mount point of a mount whose process has died: run raidtape umount {}",
-                quoted(given),
-                quoted(given)
-            );
-            Error::new(ErrorKind::Io, message)
-        }
-        _ => Error::io(format!("mount point {}", quoted(given)), e),
-    };
-    let mountpoint = given.canonicalize().map_err(failed)?;
-    // A dead mount can be named, but not looked at.
-    if !std::fs::metadata(&mountpoint).map_err(failed)?.is_dir() {
-        return Err(Error::usage(format!("mount point {} is not a directory", quoted(given))));
-    }
-    let mounts = sys::mount_points().map_err(|e| Error::io("listing mounts", e))?;
-    if mounts.iter().any(|it| it.path == mountpoint && it.fs_type == sys::OWN_FS_TYPE) {
-        let message = format!("a catalog is mounted on {} already", quoted(given));
-        return Err(Error::usage(message));
-    }
-    let mut inner: Vec<(&str, PathBuf)> = vec![("ingest directory", ingest_dir(&options.catalog))];
-    for volume in Reader::open(&options.catalog)?.volumes()? {
-        inner.push(("volume", volume.path));
-    }
-    for (what, path) in inner {
-        let path = path.canonicalize().unwrap_or(path);
-        if path.starts_with(&mountpoint) || mountpoint.starts_with(&path) {
-            let message = format!(
-                "mount point {} overlaps the {what} {}: choose another",
-                quoted(&mountpoint),
-                quoted(&path)
-            );
-            return Err(Error::usage(message));
-        }
-    }
-    if options.catalog.starts_with(&mountpoint) {
-        let message = format!(
-            "mount point {} would hide the catalog {}: choose another",
-            quoted(&mountpoint),
-            quoted(&options.catalog)
-        );
-        return Err(Error::usage(message));
-    }
-    Ok(mountpoint)
-}
-
-/// Detaches the mount on `mountpoint`, which may be dead. Open files on it stay until closed.
-pub fn unmount(mountpoint: &Path) -> Result<()> {
-    let what = || format!("unmounting {}", quoted(mountpoint));
-    if sys::effective_uid() == 0 {
-        return sys::unmount_lazy(mountpoint).map_err(|e| Error::io(what(), e));
-    }
-    let output = Command::new("fusermount3")
-        .args(["-u", "-z", "--"])
-        .arg(mountpoint)
-        .output()
-        .map_err(|e| Error::io(format!("{}: running fusermount3", what()), e))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => {
-            let text = crate::error::Quoted(output.stderr.trim_ascii()).to_string();
-            Err(Error::new(ErrorKind::Io, format!("{}: {text}", what())))
-        }
-    }
-}
-
-/// Whether one of our mounts is on `mountpoint`, alive or dead.
-pub fn is_mounted(mountpoint: &Path) -> Result<bool> {
-    let mounts = sys::mount_points().map_err(|e| Error::io("listing mounts", e))?;
-    let bytes = mountpoint.as_os_str().as_bytes();
-    let same = |it: &sys::MountPoint| it.path.as_os_str().as_bytes() == bytes;
-    Ok(mounts.iter().any(|it| same(it) && it.fs_type == sys::OWN_FS_TYPE))
+    Ok(End::Unmounted)
 }

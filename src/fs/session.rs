@@ -145,13 +145,20 @@ fn config(options: &Options, part: Part) -> Config {
         MountOption::CUSTOM("subtype=raidtape".to_owned()),
         MountOption::NoAtime,
     ];
-    if sys::effective_uid() == 0 {
-        // What a tree holds is shown and used as it is, if it is root who mounts it.
-        config.mount_options.extend([MountOption::Dev, MountOption::Suid]);
-    }
+    // What a tree holds is shown and used as it is, if it is root who mounts it. Of others the
+    // kernel takes neither.
+    let is_root = sys::effective_uid() == 0;
+    let flags = options.flags;
+    let wanted = [
+        (flags.read_only, MountOption::RO),
+        (flags.no_exec, MountOption::NoExec),
+        (is_root && !flags.no_suid, MountOption::Suid),
+        (is_root && !flags.no_dev, MountOption::Dev),
+        (options.allow_other || flags.default_permissions, MountOption::DefaultPermissions),
+    ];
+    config.mount_options.extend(wanted.into_iter().filter(|it| it.0).map(|it| it.1));
     if options.allow_other {
         config.acl = SessionACL::All;
-        config.mount_options.push(MountOption::DefaultPermissions);
     }
     if part == Part::Snapshots {
         config.mount_options.push(MountOption::RO);

@@ -26,12 +26,13 @@ use crate::error::{Error, Quoted, Result};
 /// Error numbers and mode bits by their C names.
 pub mod c {
     pub use libc::{
-        E2BIG, EACCES, EAGAIN, EBADF, EBUSY, ECANCELED, EEXIST, EFBIG, EINTR, EINVAL, EIO, EISDIR,
-        ELOOP, EMFILE, EMLINK, ENAMETOOLONG, ENFILE, ENODATA, ENOENT, ENOSPC, ENOSYS, ENOTCONN,
-        ENOTDIR, ENOTEMPTY, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, ERANGE, EROFS, ESTALE, EXDEV,
-        O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY, O_RDWR,
-        O_TRUNC, O_WRONLY, RENAME_EXCHANGE, RENAME_NOREPLACE, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO,
-        S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID, S_ISUID, S_ISVTX, SEEK_DATA, SEEK_HOLE,
+        E2BIG, EACCES, EAGAIN, EBADF, EBUSY, ECANCELED, ECONNABORTED, EEXIST, EFBIG, EINTR, EINVAL,
+        EIO, EISDIR, ELOOP, EMFILE, EMLINK, ENAMETOOLONG, ENFILE, ENODATA, ENOENT, ENOSPC, ENOSYS,
+        ENOTCONN, ENOTDIR, ENOTEMPTY, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, ERANGE, EROFS, ESTALE,
+        EXDEV, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_EXCL, O_NOFOLLOW, O_NONBLOCK, O_RDONLY,
+        O_RDWR, O_TRUNC, O_WRONLY, RENAME_EXCHANGE, RENAME_NOREPLACE, S_IFBLK, S_IFCHR, S_IFDIR,
+        S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, S_IFSOCK, S_ISGID, S_ISUID, S_ISVTX, SEEK_DATA,
+        SEEK_HOLE,
     };
 }
 
@@ -384,6 +385,8 @@ pub fn is_same_file(fd: BorrowedFd<'_>, stat: &Stat) -> io::Result<bool> {
 /// A mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
+    /// Device number of the file system, which nothing else has as long as that is in use.
+    pub device: u64,
     /// Where.
     pub path: PathBuf,
     /// Its type, as in `fuse.raidtape`.
@@ -402,10 +405,12 @@ pub fn mount_points() -> io::Result<Vec<MountPoint>> {
 /// A line of mountinfo: six fields, optional ones, a dash, then type, source and options.
 fn parse_mount(line: &[u8]) -> Option<MountPoint> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let path = fields.nth(4)?;
+    let device = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+    let device = device_number(device.0.parse().ok()?, device.1.parse().ok()?);
+    let path = fields.nth(1)?;
     let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
     let path = PathBuf::from(path_from(&unescape_octal(path)));
-    Some(MountPoint { path, fs_type: fs_type.to_vec() })
+    Some(MountPoint { device, path, fs_type: fs_type.to_vec() })
 }
 
 /// Undoes the `\040` of mountinfo.
@@ -491,6 +496,7 @@ mod tests {
         let mount = parse_mount(line).unwrap();
         assert_eq!(mount.path, Path::new("/mnt/a b\\c"));
         assert_eq!(mount.fs_type, b"fuse.raidtape");
+        assert_eq!(device_parts(mount.device), (98, 0));
         assert_eq!(parse_mount(b"nonsense"), None);
     }
 

@@ -18,6 +18,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -325,6 +326,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("cp", "coreutils"),
     ("find", "findutils"),
     ("unshare", "util-linux"),
+    ("findmnt", "util-linux"),
+    ("setpriv", "util-linux"),
+    ("bash", "bash"),
 ];
 
 /// Ends the test with a clear word when a tool is missing.
@@ -338,14 +342,27 @@ pub fn need_tool(name: &str) {
     assert!(found, "this test needs {name}: install the package {package}");
 }
 
-/// The mount helper, which is built beside the program.
+/// The mount helper, which is built beside the program. Where cargo was asked for the tests of this
+/// package alone, it has not built the helper, which is done now.
 pub fn mountctl() -> Command {
+    static BUILT: OnceLock<()> = OnceLock::new();
     let path = Path::new(RAIDTAPE).with_file_name("mountctl");
-    assert!(
-        path.exists(),
-        "{} is missing: build it first with cargo build --workspace",
-        path.display()
-    );
+    BUILT.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let time = |path: &Path| fs::metadata(path).and_then(|it| it.modified()).ok();
+        let sources = fs::read_dir(root.join("mountctl/src")).unwrap();
+        let newest = sources.map(|it| time(&it.unwrap().path()).unwrap()).max();
+        // Not there if the test program was started by something else.
+        if let Some(cargo) = std::env::var_os("CARGO").filter(|_| time(&path) < newest) {
+            let mut command = Command::new(cargo);
+            command.args(["build", "--quiet", "--package", "mountctl", "--target-dir"]);
+            command.arg(Path::new(RAIDTAPE).ancestors().nth(2).unwrap()).current_dir(root);
+            command.args((!cfg!(debug_assertions)).then_some("--release"));
+            assert!(command.status().unwrap().success(), "mountctl cannot be built");
+        }
+        let what = "missing: build it first with cargo build --workspace";
+        assert!(path.exists(), "{} is {what}", path.display());
+    });
     let mut command = Command::new(path);
     command.env("RAIDTAPE_BIN", RAIDTAPE).stdin(Stdio::null());
     command

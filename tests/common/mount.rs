@@ -93,6 +93,11 @@ impl Mount {
         assert!(!is_mount_point(&self.point));
     }
 
+    /// Waits for the process to end by itself; gives its exit code.
+    pub fn wait_for_end(mut self) -> Option<i32> {
+        self.wait().expect("the process of the mount goes on").code()
+    }
+
     /// Kills the process; the mount stays, dead.
     pub fn kill(&mut self) {
         kill(self.pid(), rustix::process::Signal::KILL);

@@ -17,7 +17,7 @@ fn mountctl_tells_wrong_usage_by_code_2() {
     let output = scene.mount("rw,sync");
     assert_code(&output, 2);
     assert!(stderr(&output).contains("`sync`"));
-    assert_code(&scene.mount("ro"), 2);
+    assert_code(&scene.mount("remount,ro"), 2);
     assert!(!scene.path("pid").exists());
 }
 
@@ -29,6 +29,7 @@ fn help_and_version_are_no_errors() {
     assert_code(&scene.helper(&["--help"]), 0);
     let output = scene.mountctl().arg("--help").output().unwrap();
     assert!(!stdout(&output).contains("probe"));
+    assert!(stdout(&scene.helper(&["--help"])).contains("allow_other"));
 }
 
 #[test]
@@ -36,7 +37,7 @@ fn the_helper_mounts_with_arguments_in_any_order() {
     let lines: [&[&str]; 3] = [
         &["CATALOG", "POINT", "-o", "rw,allow_other"],
         &["-n", "-o", "rw", "-o", "allow_other", "CATALOG", "POINT"],
-        &["CATALOG", "-t", "raidtape", "POINT", "-no", "allow_other"],
+        &["CATALOG", "-t", "fuse.raidtape", "POINT", "-wno", "ro,allow_other"],
     ];
     for line in lines {
         let scene = Scene::new(GOOD);
@@ -64,7 +65,7 @@ fn the_helper_has_the_codes_of_mount8() {
     assert_code(&scene.helper::<&str>(&[]), 1);
     assert_code(&scene.helper(&[catalog]), 1);
     assert_code(&scene.helper(&[catalog, point, word("extra")]), 1);
-    assert_code(&scene.helper(&[catalog, point, word("-o"), word("ro")]), 1);
+    assert_code(&scene.helper(&[catalog, point, word("-o"), word("remount")]), 1);
     assert_code(&scene.helper(&[catalog, point, word("-t"), word("ext4")]), 1);
     assert!(!scene.path("pid").exists());
     let output = scene.helper(&[catalog, point]);
@@ -117,6 +118,11 @@ fn asking_for_what_is_not_mounted_fails() {
         let output = scene.mountctl().args([command, "absent"]).output().unwrap();
         assert_code(&output, 1);
     }
+    let mut helper = scene.called("/sbin/umount.fuse.raidtape");
+    let output = helper.arg(&scene.mountpoint).args(["-t", "fuse.raidtape"]).output().unwrap();
+    assert_code(&output, 32);
+    assert!(stderr(&output).starts_with("umount.raidtape: "));
+    assert_code(&scene.called("umount.raidtape").output().unwrap(), 1);
     let output = scene.mountctl().args(["umount", "/proc"]).output().unwrap();
     assert_code(&output, 1);
     assert!(stderr(&output).contains("type proc"));

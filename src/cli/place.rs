@@ -1,0 +1,141 @@
+//! Making way for a mount: one at a time on a directory, and none on top of another.
+//!
+//! Invariant: only a mount of ours that the kernel itself calls dead is taken away. A mount that
+//! merely does not answer has a process behind it that may be busy, and is left alone.
+
+use std::fs::{File, TryLockError};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::fs;
+use crate::sys::{self, quoted};
+
+/// The hidden command by which a process knows that it is to ask a mount.
+pub const PROBE: &str = "probe";
+/// How long a mount may take to answer before it counts as slow.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long another mount on the same directory may take.
+const TURN_WITHIN: Duration = Duration::from_secs(30);
+/// How often is looked again.
+const PAUSE: Duration = Duration::from_millis(10);
+/// What the asking process ends with if the mount is dead.
+const DEAD: u8 = 11;
+/// What it ends with if it learned nothing.
+const UNKNOWN: u8 = 12;
+
+/// The mount point's real path. A mount on it may be dead, so in that case only what is above it is
+/// asked.
+pub fn resolve(path: &Path) -> Result<PathBuf> {
+    let failed = |e| Error::io(format!("mount point {}", quoted(path)), e);
+    let path = std::path::absolute(path).map_err(failed)?;
+    if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
+        let candidate = parent.canonicalize().map_err(failed)?.join(name);
+        if fs::is_mounted(&candidate)? {
+            return Ok(candidate);
+        }
+    }
+    path.canonicalize().map_err(failed)
+}
+
+/// A turn to mount or unmount on a directory, until it is dropped. It is the lock of the directory
+/// above, which all users have in common; where that cannot be had there is none.
+pub fn turn(mountpoint: &Path) -> Result<Option<File>> {
+    let Ok(above) = File::open(mountpoint.parent().unwrap_or(mountpoint)) else {
+        return Ok(None);
+    };
+    let deadline = Instant::now() + TURN_WITHIN;
+    loop {
+        match above.try_lock() {
+            Ok(()) => return Ok(Some(above)),
+            Err(TryLockError::Error(e)) => {
+                log::debug!("no lock above {}: {e}", quoted(mountpoint));
+                return Ok(None);
+            }
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => {
+                let message = format!(
+                    "another program has been mounting beside {} for {} s: try again later",
+                    quoted(mountpoint),
+                    TURN_WITHIN.as_secs()
+                );
+                return Err(Error::new(ErrorKind::Locked, message));
+            }
+        }
+    }
+}
+
+/// Takes dead mounts of ours away from `mountpoint`; says whether there was one. A live one is an
+/// error.
+pub fn make_way(mountpoint: &Path) -> Result<bool> {
+    let mut found = false;
+    while fs::is_mounted(mountpoint)? {
+        let is_dead = ask(mountpoint)
+            .map_err(|e| Error::io(format!("asking the mount on {}", quoted(mountpoint)), e))?;
+        let trouble = match is_dead {
+            Some(true) => {
+                fs::unmount(mountpoint)?;
+                found = true;
+                continue;
+            }
+            Some(false) => String::new(),
+            None => format!(
+                ", and does not answer now: if it never will, end its process or run raidtape \
+                 umount {}",
+                quoted(mountpoint)
+            ),
+        };
+        let message = format!("a catalog is mounted on {} already{trouble}", quoted(mountpoint));
+        return Err(Error::usage(message));
+    }
+    Ok(found)
+}
+
+/// Asks a mount whether it is dead; nothing if it does not say.
+///
+/// A process of its own does it: a request that the daemon has taken and does not answer holds its
+/// caller beyond the reach of any signal, and that must not be us.
+fn ask(mountpoint: &Path) -> std::io::Result<Option<bool>> {
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("raidtape")
+        .args([PROBE, "--"])
+        .arg(mountpoint)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let deadline = Instant::now() + ANSWER_WITHIN;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(match status.code() {
+                Some(0) => Some(false),
+                Some(code) if code == i32::from(DEAD) => Some(true),
+                _ => None,
+            });
+        }
+        if Instant::now() >= deadline {
+            // It may be beyond reach, so it is not waited for.
+            let _ = child.kill();
+            return Ok(None);
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// The asking process: gives its exit code.
+pub fn probe(mountpoint: &Path) -> u8 {
+    // The root's attributes may be known to the kernel still; an open has to be answered.
+    match File::open(mountpoint.join(".ctl/status")) {
+        Ok(_) => 0,
+        // The second is what a request gets that was under way when the daemon died.
+        Err(e) => match e.raw_os_error() {
+            Some(sys::c::ENOTCONN | sys::c::ECONNABORTED) => DEAD,
+            _ => UNKNOWN,
+        },
+    }
+}
