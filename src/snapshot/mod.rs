@@ -228,7 +228,7 @@ impl Snapshots {
         map: &BlockMap,
         place: &FramePlace,
     ) -> Result<Arc<Vec<u8>>> {
-        self.frames.get_or_load((block, number), || {
+        let load = || {
             let mut stored = vec![0; place.frame.stored_len as usize];
             self.volumes().read_at(&map.volumes, &map.id, place.stored_at, &mut stored)?;
             let mut plain = Vec::with_capacity(place.frame.plain_len as usize);
@@ -237,6 +237,13 @@ impl Snapshots {
                 .decode(&stored, &mut plain)
                 .map_err(|e| e.context(format!("block {} at byte {}", map.id, place.stored_at)))?;
             Ok(plain)
+        };
+        self.frames.get_or_load((block, number), || {
+            // The file that is open may be a damaged one that somebody has replaced.
+            load().or_else(|_: Error| {
+                self.volumes().forget(&map.volumes, &map.id);
+                load()
+            })
         })
     }
 

@@ -326,6 +326,11 @@ impl Volumes {
         Err(last.unwrap_or_else(|| Error::corrupt(format!("block {id} is on no known volume"))))
     }
 
+    /// What was read of a block was wrong: the next read opens its file anew.
+    pub fn forget(&self, numbers: &[i64], id: &BlockId) {
+        numbers.iter().filter_map(|it| self.get(*it)).for_each(|it| it.store.forget(id));
+    }
+
     /// The first volume of `numbers` that is there.
     pub fn first_present(&self, numbers: &[i64]) -> Option<&Volume> {
         numbers.iter().find_map(|number| self.get(*number))
