@@ -322,7 +322,13 @@ impl Volumes {
             if let Some(e) = &failed {
                 log::warn!("{e}: reading the copy at {}", quoted(&volume.config.path));
             }
-            match read(volume) {
+            let mut got = read(volume);
+            if got.is_err() {
+                // The file that is open may be a damaged one that somebody has replaced.
+                volume.store.forget(id);
+                got = read(volume);
+            }
+            match got {
                 Ok(it) => return Ok(it),
                 Err(e) => failed = Some(e.context(quoted(&volume.config.path))),
             }

@@ -33,6 +33,8 @@ pub trait BlockStore: Send + Sync {
     fn remove(&self, id: &BlockId) -> Result<()>;
     /// Free and total space.
     fn space(&self) -> Result<Space>;
+    /// What was read of a block was wrong: its file may since be another, put back by somebody.
+    fn forget(&self, _id: &BlockId) {}
     /// Says that a range of a block will be read soon. Advice only.
     fn will_need(&self, _id: &BlockId, _offset: u64, _len: u64) {}
     /// Opens a block for others to read on their own; `None` where that cannot be had.
@@ -248,6 +250,10 @@ impl BlockStore for DirStore {
             }
             _ => Ok(()),
         }
+    }
+
+    fn forget(&self, id: &BlockId) {
+        self.open.lock().pop(id);
     }
 
     fn will_need(&self, id: &BlockId, offset: u64, len: u64) {
