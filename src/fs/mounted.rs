@@ -289,6 +289,9 @@ impl Mounted {
     ) -> FsResult<usize> {
         match node_of(ino)? {
             Node::Ingest(_) => self.ingest.write(handle, offset, data),
+            Node::Root | Node::Snapshots | Node::Latest(_) | Node::Dir(..) | Node::Version(_) => {
+                Err(Errno(c::EROFS))
+            }
             node => {
                 self.control.write(node, handle, (who, owner), data)?;
                 Ok(data.len())
