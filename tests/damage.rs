@@ -9,16 +9,16 @@ use serde_json::Value;
 use crate::common::{Mount, Sandbox, Tree, args, assert_same, data, errno, name_of, path_of};
 
 /// Files that damage reaches, each with the runs in which it does.
-type Affected = BTreeMap<Vec<u8>, BTreeSet<i64>>;
+pub type Affected = BTreeMap<Vec<u8>, BTreeSet<i64>>;
 
 /// A store with two runs, and what is in them.
-struct Store {
-    sandbox: Sandbox,
-    runs: BTreeMap<i64, Tree>,
+pub struct Store {
+    pub sandbox: Sandbox,
+    pub runs: BTreeMap<i64, Tree>,
 }
 
 impl Store {
-    fn new(init: &[&str]) -> Store {
+    pub fn new(init: &[&str]) -> Store {
         let mut line = vec!["--block-size", "1MiB"];
         line.extend(init);
         let sandbox = Sandbox::with(&line);
@@ -50,7 +50,7 @@ impl Store {
 
     /// What the loss of stored bytes from `start` to `end` of a block means, by its meta alone for
     /// where files lie, and by the trees for the runs that have them.
-    fn affected(&self, block: &Path, start: u64, end: u64) -> Affected {
+    pub fn affected(&self, block: &Path, start: u64, end: u64) -> Affected {
         let meta = self.meta(block);
         let (mut stored, mut plain) = (0, 0);
         let mut lost = Vec::new();
@@ -139,7 +139,7 @@ impl Store {
         mount.end();
     }
 
-    fn block(&self, number: usize) -> (PathBuf, u64) {
+    pub fn block(&self, number: usize) -> (PathBuf, u64) {
         let blocks = self.sandbox.blocks("volume");
         assert!(blocks.len() > 4, "too few blocks for this test");
         blocks[number % blocks.len()].clone()
@@ -147,7 +147,7 @@ impl Store {
 }
 
 /// Turns some bits of one byte over.
-fn flip(block: &Path, at: u64) {
+pub fn flip(block: &Path, at: u64) {
     let mut bytes = fs::read(block).unwrap();
     bytes[at as usize] ^= 0x41;
     fs::write(block, bytes).unwrap();

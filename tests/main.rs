@@ -49,10 +49,26 @@ mod model;
 mod mounting;
 /// The mount: an ordinary tree under ordinary tools.
 mod mount;
+/// Readers of a mount that has other things to do, or dies.
+mod mount_busy;
+/// Damaged blocks under a mount.
+mod mount_damage;
+/// Random programs on a real mount, and random changes in `/ingest`.
+mod mount_model;
 /// The sessions of a mount: what must hold in each way of mounting.
 mod mount_modes;
+/// Changes that a mount refuses.
+mod mount_refusals;
+/// What a mount shows.
+mod mount_semantics;
+/// What programs do with the files of a mount.
+mod mount_use;
+/// Who may read what in a mount.
+mod mount_users;
 /// Odd names, kinds, times and attributes.
 mod names;
+/// What the documents promise, and the tests for it.
+mod promises;
 /// Asking the runs: diff, find, stats, dump.
 mod queries;
 /// Reading snapshots: ahead, in parts, from other copies, and past the program.

@@ -391,7 +391,7 @@ impl Walk<'_> {
 }
 
 /// A tree whose holes are zeros, as they are in the model.
-fn plain(root: &Path) -> Tree {
+pub fn plain(root: &Path) -> Tree {
     let mut tree = Tree::of(root);
     for (path, node) in &mut tree.0 {
         let data = std::mem::take(&mut node.data);

@@ -19,6 +19,8 @@ mod errno;
 mod fuse;
 pub mod ingest;
 mod listing;
+#[cfg(test)]
+mod model_tests;
 mod mounted;
 mod node;
 mod point;

@@ -7,6 +7,7 @@ pub mod data;
 pub mod disk;
 pub mod mirror;
 pub mod mount;
+pub mod program;
 pub mod torture;
 pub mod tree;
 pub mod world;
@@ -315,12 +316,14 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mount", "mount"),
     ("umount", "mount"),
     ("losetup", "mount"),
+    ("findmnt", "util-linux"),
     ("fusermount3", "fuse3"),
     ("chattr", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("prlimit", "util-linux"),
     ("git", "git"),
+    ("python3", "python3"),
     ("tar", "tar"),
     ("diff", "diffutils"),
     ("cp", "coreutils"),

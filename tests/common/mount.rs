@@ -11,6 +11,17 @@ use serde_json::Value;
 
 use super::{PATIENCE, RAIDTAPE, Sandbox, is_root, kill, run, wait_for};
 
+/// The ways of mounting, by name and by options of `mount`: what holds of reading holds in each.
+pub const MODES: &[(&str, &[&str])] = &[
+    ("as it comes", &[]),
+    ("by one session", &["--one-session"]),
+    ("without messages for opens", &["--reads", "zero-message"]),
+    ("with passthrough", &["--reads", "passthrough"]),
+    ("with passthrough by one session", &["--reads", "passthrough", "--one-session"]),
+    ("with a small cache", &["--cache-size", "1MiB"]),
+    ("for all users", &["--allow-other"]),
+];
+
 /// A mounted catalog, and the process that serves it.
 pub struct Mount {
     /// Where it is mounted.
@@ -102,6 +113,11 @@ impl Mount {
     pub fn kill(&mut self) {
         kill(self.pid(), rustix::process::Signal::KILL);
         self.daemon.wait().unwrap();
+    }
+
+    /// Whether the process is gone.
+    pub fn has_ended(&mut self) -> bool {
+        self.daemon.try_wait().unwrap().is_some()
     }
 
     fn wait(&mut self) -> Option<ExitStatus> {
