@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::common::mount::MODES;
-use crate::common::{Mount, data, path_of};
+use crate::common::{Mount, Sandbox, data, path_of};
 use crate::damage::{Affected, Store, flip};
 
 /// How a file is read.
@@ -121,4 +121,26 @@ fn damage_is_eio_for_its_files_and_heals_zstd() {
 #[test]
 fn damage_is_eio_for_its_files_and_heals_uncompressed() {
     damage_heals(&["--compression", "none"], crate::common::program::seed());
+}
+
+#[test]
+fn a_damaged_block_is_not_left_to_the_kernel() {
+    let sandbox = Sandbox::with(&["--compression", "none"]);
+    let path = sandbox.source.join("file");
+    data::noise_file(&path, 220, 700_000);
+    sandbox.backup();
+    // The block is the file, so the kernel could read it by itself.
+    let (block, len) = sandbox.blocks("volume").pop().unwrap();
+    let whole = fs::read(&path).unwrap();
+    assert_eq!(len, 700_000);
+    for (mode, options) in MODES {
+        flip(&block, 500_000);
+        let mount = Mount::start(&sandbox, options);
+        let shown = mount.run(1).join("file");
+        let failed = fs::read(&shown).expect_err(mode);
+        assert_eq!(failed.raw_os_error(), Some(libc::EIO), "mounted {mode}");
+        flip(&block, 500_000);
+        assert!(fs::read(&shown).expect(mode) == whole, "mounted {mode}");
+        mount.end();
+    }
 }

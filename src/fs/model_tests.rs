@@ -179,8 +179,8 @@ impl Files for Mounted {
     }
 
     fn read(&self, file: &(u64, u64), offset: u64, len: usize) -> Answer<Vec<u8>> {
-        let read = Mounted::read(self, file.0, file.1, offset, u32::try_from(len).unwrap());
-        answer(read.map(|it| it.to_vec()))
+        let len = u32::try_from(len).unwrap();
+        answer(Mounted::read(self, file.0, file.1, offset, len)).map(|it| it.to_vec())
     }
 
     fn seek(&self, file: &(u64, u64), offset: u64, data: bool) -> Answer<u64> {

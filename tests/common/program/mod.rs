@@ -2,8 +2,10 @@
 //!
 //! A program asks what a reader may ask, in any order and also wrongly; [`Machine`] plays it on a
 //! [`Files`], which is either the operations themselves (unit tests of the room `fs`) or system
-//! calls on a real mount. `RAIDTAPE_MODEL_PROGRAMS=1000` plays more of them. Invariant: what is expected comes from the model that made the source, or
-//! from an earlier answer that must not change; never from the side under test alone.
+//! calls on a real mount. `RAIDTAPE_MODEL_PROGRAMS=1000` plays more of them.
+//!
+//! Invariant: what is expected comes from the model that made the source, or from an earlier answer
+//! that must not change; never from the side under test alone.
 
 mod machine;
 
