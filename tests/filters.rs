@@ -372,7 +372,7 @@ fn a_control_file_takes_the_same_words() {
     let mount = Mount::start(&sandbox, &[]);
     let ask = |line: &str| {
         let mut file = File::options().write(true).open(mount.ctl("backup")).unwrap();
-        file.write_all(line.as_bytes())
+        file.write_all(format!("{line}\n").as_bytes())
     };
     let (source, from) = (sandbox.source.display(), patterns.display());
     ask(&format!(
