@@ -251,3 +251,51 @@ fn several_writers_at_once_do_not_hinder_each_other() {
         assert_same(&timeless(&plain), &timeless(&mount.run(1).join(format!("w{writer}"))));
     }
 }
+
+/// Locks, holes, maps, direct writes, modes, owners, lists and listings: the same answers in both.
+#[test]
+fn programs_get_the_answers_that_any_disk_gives() {
+    let sandbox = Sandbox::new();
+    let options: &[&str] = if is_root() { &["--allow-other"] } else { &[] };
+    let mount = Mount::start(&sandbox, options);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/posix.py");
+    let inside = mount.point.join("ingest");
+    fs::set_permissions(&inside, fs::Permissions::from_mode(0o777)).unwrap();
+    crate::common::need_tool("python3");
+    let answers = |dir: &Path| {
+        fs::create_dir(dir).unwrap();
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
+        let mut python = Command::new("python3");
+        run(python.current_dir(dir).arg("-B").arg(&script)).code(0).text()
+    };
+    let expected = answers(&sandbox.path("plain"));
+    let found = answers(&inside.join("tree"));
+    assert!(expected.lines().count() > 50);
+    for (expected, found) in expected.lines().zip(found.lines()) {
+        assert_eq!(expected, found);
+    }
+    assert_eq!(expected, found);
+    // What came of it is a source like any other.
+    ingest(&mount, "ingest");
+    let before = Tree::of(&inside);
+    assert_same(&before, &Tree::of(&mount.run(1)));
+}
+
+#[test]
+fn many_may_be_open_at_once() {
+    let sandbox = Sandbox::new();
+    let mount = sandbox.mount();
+    let process = Path::new("/proc").join(mount.pid().to_string());
+    let dirs = mount.point.join("ingest/dirs");
+    let opened = || fs::read_dir(process.join("fd")).unwrap().count();
+    fs::create_dir(&dirs).unwrap();
+    for n in 0..200 {
+        fs::create_dir(dirs.join(n.to_string())).unwrap();
+    }
+    let before = opened();
+    let held: Vec<File> = (0..200).map(|n| File::open(dirs.join(n.to_string())).unwrap()).collect();
+    // What is only known had a descriptor already.
+    let after = opened();
+    assert!(after <= before + if is_root() { 20 } else { 220 }, "{before} became {after}");
+    drop(held);
+}

@@ -21,6 +21,8 @@ mod backup_restore;
 mod changing;
 /// Runs after the first: what they store, report and share.
 mod changes;
+/// What a run has stored goes from the writable tree, and nothing else does.
+mod clearing;
 /// The command line: exit codes, JSON, refusals, hostile targets.
 mod cli;
 /// Control files: lines of every shape, refusals, who may.
@@ -39,6 +41,8 @@ mod fixtures;
 mod genmeta;
 /// The writable tree of a mount.
 mod ingest;
+/// The writable tree and its disk: fsync, and no space left.
+mod ingest_disk;
 /// Jobs by control file: taken, refused, watched, cancelled.
 mod jobs;
 /// How much memory the program takes.

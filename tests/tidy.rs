@@ -23,7 +23,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("libc::", &["src/sys/"]),
     ("rustix::", &["src/sys/"]),
     ("rusqlite::", &["src/catalog/"]),
-    ("fuser::", &["src/fs/backing.rs", "src/fs/fuse.rs", "src/fs/session.rs"]),
+    ("fuser::", &["src/fs/backing.rs", "src/fs/fuse.rs", "src/fs/kernel.rs", "src/fs/session.rs"]),
     ("clap::", &["src/cli/", "src/job/grammar.rs", "src/job/grammar/"]),
     ("println!", &["src/cli/", "src/main.rs"]),
     ("print!", &["src/cli/", "src/main.rs"]),

@@ -16,7 +16,11 @@ pub type FsResult<T> = Result<T, Errno>;
 
 impl From<io::Error> for Errno {
     fn from(error: io::Error) -> Errno {
-        Errno(error.raw_os_error().unwrap_or(c::EIO))
+        match error.raw_os_error() {
+            // It is this process that has too many files open, not the one that asked.
+            Some(c::EMFILE) => Errno(c::ENFILE),
+            number => Errno(number.unwrap_or(c::EIO)),
+        }
     }
 }
 
@@ -36,5 +40,17 @@ impl From<&Error> for Errno {
             | ErrorKind::Version
             | ErrorKind::Io => Errno(c::EIO),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_is_not_told_that_he_has_too_many_files_open() {
+        let ours = io::Error::from_raw_os_error(c::EMFILE);
+        assert_eq!(Errno::from(ours), Errno(c::ENFILE));
+        assert_eq!(Errno::from(io::Error::from_raw_os_error(c::ENOSPC)), Errno(c::ENOSPC));
     }
 }

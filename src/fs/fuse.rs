@@ -6,15 +6,16 @@
 
 use std::ffi::OsStr;
 use std::ops::Deref;
+use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    BackingId, CopyFileRangeFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -23,6 +24,7 @@ use super::backing::Backings;
 use super::control::{Wake, Who};
 use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, SetAttr, SetTime};
+use super::kernel::Kernel;
 use super::mounted::{FOR_EVER, Mounted, Opened, Pages, TRANSFER_BYTES_MAX, ttl, ttl_in};
 use super::session::{Reads, threads};
 use super::spare::Spare;
@@ -44,6 +46,7 @@ pub struct Adapter {
     part: Part,
     reads: Reads,
     allow_other: bool,
+    kernel: Arc<Kernel>,
     on_end: Arc<dyn Fn() + Send + Sync>,
     backings: Backings,
     spare: Spare,
@@ -57,10 +60,34 @@ impl Adapter {
         part: Part,
         reads: Reads,
         allow_other: bool,
+        kernel: Arc<Kernel>,
         on_end: Arc<dyn Fn() + Send + Sync>,
     ) -> Adapter {
         let (backings, spare) = (Backings::new(), Spare::new(threads()));
-        Adapter { mounted, part, reads, allow_other, on_end, backings, spare }
+        Adapter { mounted, part, reads, allow_other, kernel, on_end, backings, spare }
+    }
+
+    /// The backing id of an open file, if it is one that the kernel reads and writes by itself.
+    fn backing(
+        &self,
+        ino: u64,
+        handle: u64,
+        make: impl FnOnce(&OwnedFd) -> std::io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
+        if !self.mounted.is_ingest(ino) {
+            return None;
+        }
+        self.kernel.opened(ino, || match self.mounted.with_ingest_file(handle, make) {
+            Ok(made) => made,
+            Err(e) => Err(std::io::Error::from_raw_os_error(e.0)),
+        })
+    }
+
+    /// Has the kernel look at a file anew that a handle may have written to past us.
+    fn tell_of_writes(&self, ino: u64, handle: u64) {
+        if self.mounted.is_ingest_writer(ino, handle) {
+            self.kernel.wrote(ino);
+        }
     }
 
     /// The inode number that the kernel means.
@@ -268,6 +295,9 @@ impl Filesystem for Adapter {
             // One that the kernel does not know costs speed, not truth.
             let _ = config.add_capabilities(flag);
         }
+        if self.part == Part::Whole {
+            self.kernel.negotiate(config);
+        }
         let _ = config.set_max_write(TRANSFER_BYTES_MAX);
         let _ = config.set_max_background(64);
         Ok(())
@@ -436,7 +466,15 @@ impl Filesystem for Adapter {
                     None => reply.opened(FileHandle(opened.handle), open_flags(opened)),
                 }
             }
-            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened)),
+            Ok(opened) => {
+                let ino = self.node(ino);
+                let backing = self.backing(ino, opened.handle, |fd| reply.open_backing(fd));
+                let (handle, flags) = (FileHandle(opened.handle), open_flags(opened));
+                match backing {
+                    Some(backing) => reply.opened_passthrough(handle, flags, &backing),
+                    None => reply.opened(handle, flags),
+                }
+            }
             Err(e) => reply.error(errno(e)),
         });
     }
@@ -454,13 +492,19 @@ impl Filesystem for Adapter {
         guard("create", || {
             let caller = caller(req, umask);
             match self.mounted.create(&caller, self.node(parent), name, mode, flags) {
-                Ok((stat, opened)) => reply.created(
-                    &ttl(stat.ino).entry,
-                    &attr(&stat),
-                    Generation(0),
-                    FileHandle(opened.handle),
-                    open_flags(opened),
-                ),
+                Ok((stat, opened)) => {
+                    let backing = |fd: &OwnedFd| reply.open_backing(fd);
+                    let backing = self.backing(stat.ino, opened.handle, backing);
+                    let (ttl, attr) = (ttl(stat.ino).entry, attr(&stat));
+                    let (handle, flags) = (FileHandle(opened.handle), open_flags(opened));
+                    let first = Generation(0);
+                    match &backing {
+                        Some(id) => {
+                            reply.created_passthrough(&ttl, &attr, first, handle, flags, id);
+                        }
+                        None => reply.created(&ttl, &attr, first, handle, flags),
+                    }
+                }
                 Err(e) => reply.error(errno(e)),
             }
         });
@@ -499,14 +543,20 @@ impl Filesystem for Adapter {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         _flags: OpenFlags,
         lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         guard("write", || {
             let writer = (&who(req), lock_owner.map_or(0, |it| it.0));
-            reply_written(self.mounted.write(writer, self.node(ino), fh.0, offset, data), reply);
+            let ino = self.node(ino);
+            let written = self.mounted.write(writer, ino, fh.0, offset, data);
+            let written = match write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                true => self.mounted.written_back(ino, written, data.len()),
+                false => written,
+            };
+            reply_written(written, reply);
         });
     }
 
@@ -524,7 +574,9 @@ impl Filesystem for Adapter {
         }
         guard("flush", || {
             let writer = (&who(req), lock_owner.0);
-            reply_empty(self.mounted.flush(writer, self.node(ino), fh.0), reply);
+            let ino = self.node(ino);
+            self.tell_of_writes(ino, fh.0);
+            reply_empty(self.mounted.flush(writer, ino, fh.0), reply);
         });
     }
 
@@ -540,7 +592,13 @@ impl Filesystem for Adapter {
     ) {
         guard("release", || {
             self.backings.release(ino.0);
-            reply_empty(self.mounted.release(self.node(ino), fh.0), reply);
+            let ino = self.node(ino);
+            self.tell_of_writes(ino, fh.0);
+            let done = self.mounted.release(ino, fh.0);
+            if self.mounted.is_ingest(ino) {
+                self.kernel.closed(ino);
+            }
+            reply_empty(done, reply);
         });
     }
 
@@ -558,7 +616,10 @@ impl Filesystem for Adapter {
                 let later = Box::new(|result: FsResult<_>| reply_empty(result.map(drop), reply));
                 self.mounted.fsync_control(&who(req), ino, fh.0, later);
             }
-            false => reply_empty(self.mounted.fsync(ino, fh.0, datasync), reply),
+            false => {
+                self.tell_of_writes(ino, fh.0);
+                reply_empty(self.mounted.fsync(ino, fh.0, datasync), reply);
+            }
         });
     }
 

@@ -9,8 +9,8 @@
 //! ```
 //!
 //! `node` gives inode numbers, `tree` the snapshots, `ingest` and `control` the rest, and `mounted`
-//! puts them together; only `fuse`, `session` and `backing` know the kernel's side. SQL and block
-//! files are not known in this room.
+//! puts them together; only `fuse`, `session`, `backing` and `kernel` know the kernel's side. SQL
+//! and block files are not known in this room.
 
 mod backing;
 mod bare;
@@ -18,17 +18,19 @@ mod control;
 mod errno;
 mod fuse;
 pub mod ingest;
+mod kernel;
 mod listing;
 #[cfg(test)]
 mod model_tests;
 mod mounted;
 mod node;
+mod passed;
 mod point;
 mod session;
 mod spare;
 mod tree;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 
@@ -36,13 +38,16 @@ use parking_lot::Mutex;
 
 use crate::catalog::ingest_dir;
 use crate::error::{Error, Result};
-use crate::job::{Outcome, Queue, Site};
+use crate::job::{Outcome, Prepare, Queue, Site};
 use crate::snapshot::Snapshots;
 use crate::sys::{self, MountPoint};
 
 use control::{Control, Manner, Waiters};
 use ingest::Ingest;
+use ingest::clear::Clearing;
+use kernel::Kernel;
 use mounted::Mounted;
+use node::Node;
 pub use point::{is_mounted, unmount};
 pub use session::{Mode, Reads};
 use tree::Tree;
@@ -124,13 +129,15 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     sys::set_umask(0);
     let snapshots = Arc::new(Snapshots::open(&options.catalog, options.cache_bytes)?);
     let ingest_dir = ingest_dir(&options.catalog);
-    let ingest = Ingest::new(&ingest_dir)?;
+    let ingest = Arc::new(Ingest::new(&ingest_dir)?);
     let site = Site { ingest_dir, mountpoint: mountpoint.clone() };
     let queue = Arc::new(Queue::open(&options.catalog, site, options.exit_code)?);
     let waiters = Arc::new(Waiters::new(queue.bell().clone()));
     let tree = Tree::new(snapshots.clone());
     let mode = Arc::new(OnceLock::new());
-    let manner = Manner { allow_other: options.allow_other, mode: mode.clone() };
+    let kernel = Arc::new(Kernel::default());
+    let allow_other = options.allow_other;
+    let manner = Manner { allow_other, mode: mode.clone(), kernel: kernel.clone() };
     let control = Control::new(queue.clone(), snapshots, waiters.clone(), &tree, manner);
     let (ends_out, ends_in) = mpsc::channel();
     let on_end: Arc<dyn Fn() + Send + Sync> = {
@@ -140,8 +147,9 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
             let _ = ends.send(End::Unmounted);
         })
     };
-    let mounted = Arc::new(Mounted::new(tree, Arc::new(control), ingest));
-    let started = session::start(options, &mountpoint, &mounted, &on_end)?;
+    let mounted = Arc::new(Mounted::new(tree, Arc::new(control), ingest.clone()));
+    let started = session::start(options, &mountpoint, &mounted, &kernel, &on_end)?;
+    queue.clear_with(clearing(&options.catalog, ingest, kernel));
     let _ = mode.set(started);
     let mounts = Arc::new(Mutex::new(point::mounts_at(&mountpoint)?));
     let worker = {
@@ -172,6 +180,21 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
         log::error!("the thread that answers those who wait has panicked");
     }
     detached.map(|()| end)
+}
+
+/// What a job needs to clear the ingest tree. The kernel is told of each name that goes.
+fn clearing(catalog: &Path, ingest: Arc<Ingest>, kernel: Arc<Kernel>) -> Prepare {
+    let catalog = catalog.to_path_buf();
+    Box::new(move || {
+        let clearing = Clearing::begin(&ingest)?;
+        let (catalog, kernel) = (catalog.clone(), kernel.clone());
+        Ok(Box::new(move |summary, progress| {
+            clearing.clear(&catalog, summary, progress, &|parent, name| {
+                let parent = Node::Ingest(parent).ino().unwrap_or(1);
+                kernel.forget_name(parent, name);
+            })
+        }))
+    })
 }
 
 /// Waits until the mount is asked to end or all sessions have ended. What was taken away by others

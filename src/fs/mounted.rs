@@ -38,7 +38,7 @@ const INGEST_NAME: &str = "ingest";
 pub struct Mounted {
     tree: Tree,
     control: Arc<Control>,
-    ingest: Ingest,
+    pub(super) ingest: Arc<Ingest>,
     dirs: Mutex<HashMap<u64, Arc<Mutex<DirHandle>>>>,
     last_dir: AtomicU64,
 }
@@ -73,7 +73,7 @@ pub enum Pages {
 
 impl Mounted {
     /// A file system of these parts.
-    pub fn new(tree: Tree, control: Arc<Control>, ingest: Ingest) -> Mounted {
+    pub fn new(tree: Tree, control: Arc<Control>, ingest: Arc<Ingest>) -> Mounted {
         let (dirs, last_dir) = (Mutex::default(), AtomicU64::new(0));
         Mounted { tree, control, ingest, dirs, last_dir }
     }
@@ -551,7 +551,7 @@ impl Mounted {
     }
 }
 
-fn node_of(ino: u64) -> FsResult<Node> {
+pub(super) fn node_of(ino: u64) -> FsResult<Node> {
     Node::from_ino(ino).ok_or(Errno(c::ESTALE))
 }
 

@@ -17,10 +17,11 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
+use fuser::{BackgroundSession, Config, MountOption, Notifier, Session, SessionACL};
 
 use super::Options;
 use super::fuse::{Adapter, Part};
+use super::kernel::Kernel;
 use super::mounted::Mounted;
 use crate::error::{Error, Result};
 use crate::sys::{self, quoted};
@@ -68,11 +69,12 @@ pub fn start(
     options: &Options,
     mountpoint: &Path,
     mounted: &Arc<Mounted>,
+    kernel: &Arc<Kernel>,
     on_end: &Arc<dyn Fn() + Send + Sync>,
 ) -> Result<Mode> {
     let adapter = |part, reads| {
         let allow_other = options.allow_other;
-        Adapter::new(mounted.clone(), part, reads, allow_other, on_end.clone())
+        Adapter::new(mounted.clone(), part, reads, allow_other, kernel.clone(), on_end.clone())
     };
     let is_root = sys::effective_uid() == 0;
     let start = |part, ways: &[Reads]| {
@@ -83,7 +85,12 @@ pub fn start(
         let mut failed = Error::usage("no way to read is possible");
         for reads in ways.iter().copied().filter(|it| is_root || *it != Reads::Passthrough) {
             match open(adapter(part, reads), &point, &config(options, part)) {
-                Ok(()) => return Ok(reads),
+                Ok(notifier) => {
+                    if part == Part::Whole {
+                        kernel.attach(notifier);
+                    }
+                    return Ok(reads);
+                }
                 Err(e) => failed = e,
             }
         }
@@ -113,15 +120,15 @@ pub fn start(
     Ok(mode)
 }
 
-fn open(adapter: Adapter, point: &Path, config: &Config) -> Result<()> {
+fn open(adapter: Adapter, point: &Path, config: &Config) -> Result<Notifier> {
     let session = Session::new(adapter, point, config)
         .map_err(|e| Error::io(format!("mounting on {}", quoted(point)), e))?;
     let session = session.spawn().map_err(|e| Error::io("starting the mount's threads", e))?;
     // fuser unmounts by path when this is dropped, which after an unmount could hit the next mount
     // there. We unmount ourselves, and once.
-    let _: ManuallyDrop<BackgroundSession> = ManuallyDrop::new(session);
+    let session: ManuallyDrop<BackgroundSession> = ManuallyDrop::new(session);
     read_ahead(point);
-    Ok(())
+    Ok(session.notifier())
 }
 
 /// Has the kernel read ahead further than fuser can ask for, where this process may.

@@ -290,6 +290,8 @@ impl Verb {
 pub enum Request {
     /// Back up a source.
     Backup(Box<backup::Options>),
+    /// Back up what was put into the mount, and remove there what is stored.
+    BackupAndClear(Box<backup::Options>),
     /// Restore a file, a folder or a run.
     Restore(Box<Restoring>),
     /// Check everything.
@@ -312,6 +314,9 @@ pub struct Site {
 struct BackupLine {
     #[command(flatten)]
     args: BackupArgs,
+    /// Remove from the mount's /ingest what the run has stored
+    #[arg(long)]
+    clear: bool,
 }
 
 #[derive(Parser)]
@@ -357,7 +362,7 @@ fn refused(error: clap::Error) -> Error {
 
 /// Reads the words of a backup: its arguments, or `ingest` with options.
 fn parse_backup(words: Vec<OsString>, ingest_dir: &Path) -> Result<Request> {
-    let args = BackupLine::try_parse_from(words).map_err(refused)?.args;
+    let BackupLine { args, clear } = BackupLine::try_parse_from(words).map_err(refused)?;
     if args.stdin || args.stdin_from_command {
         let message = "a mount has no standard input and starts no commands: run raidtape backup";
         return Err(Error::usage(message));
@@ -366,7 +371,11 @@ fn parse_backup(words: Vec<OsString>, ingest_dir: &Path) -> Result<Request> {
         return Err(Error::usage("a job writes what it finds: run raidtape backup --dry-run"));
     }
     let mut options = args.options()?;
-    if options.source.as_os_str() == INGEST {
+    let is_ingest = options.source.as_os_str() == INGEST;
+    if clear && !is_ingest {
+        return Err(Error::usage("--clear is for 'ingest': no other source is ever changed"));
+    }
+    if is_ingest {
         options.source = ingest_dir.to_path_buf();
         options.name.get_or_insert_with(|| INGEST.into());
     }
@@ -385,7 +394,11 @@ fn parse_backup(words: Vec<OsString>, ingest_dir: &Path) -> Result<Request> {
     }
     options.rules.check()?;
     options.rules.only_plain_files = true;
-    Ok(Request::Backup(Box::new(options)))
+    // Times of change do not tell of what is written to mapped memory: only what was read since
+    // nobody has it open for writing may go.
+    options.force_read |= clear;
+    let options = Box::new(options);
+    Ok(if clear { Request::BackupAndClear(options) } else { Request::Backup(options) })
 }
 
 /// Splits a line as a shell would. The splitter knows text only; every byte is made the character
@@ -482,6 +495,22 @@ mod tests {
                 assert_eq!(refused.kind(), crate::error::ErrorKind::Usage);
                 assert!(!refused.to_string().contains('\n'), "{refused}");
             }
+        }
+    }
+
+    #[test]
+    fn only_what_was_put_into_the_mount_is_cleared() {
+        let ask = |line: &[u8]| super::parse(Verb::Backup, line, &site());
+        let Ok(Request::BackupAndClear(options)) = ask(b"ingest --clear --tag x") else {
+            panic!("not understood")
+        };
+        assert_eq!(options.source, site().ingest_dir);
+        // What is removed has been read, whatever its times say.
+        assert!(options.force_read);
+        assert!(matches!(ask(b"ingest"), Ok(Request::Backup(it)) if !it.force_read));
+        for line in [&b"/home/me --clear"[..], b"/c.ingest --clear", b"ingest --clear=1"] {
+            let refused = ask(line).map(drop).unwrap_err();
+            assert_eq!(refused.kind(), crate::error::ErrorKind::Usage, "{line:?}");
         }
     }
 

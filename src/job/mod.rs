@@ -6,6 +6,7 @@
 //! is can be read at any time; its number and its end are kept in the file of kept jobs.
 
 mod bell;
+mod clear;
 pub mod grammar;
 mod known;
 mod log;
@@ -28,6 +29,7 @@ use crate::sys::Time;
 use crate::validate;
 
 pub use bell::Bell;
+pub use clear::{Clear, Cleared, Prepare};
 pub use grammar::{BackupArgs, Request, Site, VERBS, Verb};
 pub use known::Known;
 pub use queue::{Queue, Tallies};
@@ -121,6 +123,7 @@ struct Status {
     phase: &'static str,
     run: Option<RunId>,
     counts: Counts,
+    cleared: Option<(u64, u64)>,
     /// What came of it, in a line.
     summary: Option<String>,
     error: Option<String>,
@@ -173,6 +176,7 @@ impl Job {
             phase: "",
             run: None,
             counts: Counts::default(),
+            cleared: None,
             summary: None,
             error: None,
             exit_code: None,
@@ -244,6 +248,8 @@ impl Job {
                 done.bytes_stored
             },
             "problems": done.problems,
+            "cleared": status.cleared.map(|it| it.0),
+            "stayed": status.cleared.map(|it| it.1),
             "summary": status.summary,
             "error": status.error,
             "exit_code": status.exit_code,
@@ -257,6 +263,13 @@ impl Job {
             status.state = State::Running;
         }
         is_due
+    }
+
+    /// Notes what was taken out of the source after the run.
+    fn cleared(&self, cleared: &Cleared) {
+        cleared.lines.iter().for_each(|line| self.shared.log.add(line));
+        let counts = (cleared.files + cleared.dirs, cleared.stayed);
+        self.shared.status.lock().cleared = Some(counts);
     }
 
     /// Notes that it has to wait for another process.

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Bell, Job, Known, Outcome, Request, Site, State, Verb, work};
+use super::{Bell, Job, Known, Outcome, Prepare, Request, Site, State, Verb, work};
 use crate::catalog::jobs::{Access, Asked, JobId, JobStore};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -34,6 +34,7 @@ pub struct Tallies {
 pub struct Queue {
     catalog: PathBuf,
     site: Site,
+    prepare: OnceLock<Prepare>,
     /// The exit code table of the command line, so that there is one.
     exit_code: fn(&Outcome) -> u8,
     store: JobStore,
@@ -56,6 +57,7 @@ impl Queue {
         Ok(Queue {
             catalog: catalog.to_path_buf(),
             site,
+            prepare: OnceLock::new(),
             exit_code,
             store: JobStore::open(catalog)?,
             bell: Arc::default(),
@@ -68,6 +70,11 @@ impl Queue {
     /// What the words of a line mean here.
     pub fn site(&self) -> &Site {
         &self.site
+    }
+
+    /// Gives the queue the means to clear what has been put into the mount; only once.
+    pub fn clear_with(&self, prepare: Prepare) {
+        let _ = self.prepare.set(prepare);
     }
 
     /// Rings whenever a job has something new to tell.
@@ -183,7 +190,7 @@ impl Queue {
                 continue;
             }
             self.bell.ring();
-            let outcome = work::run(&self.catalog, &self.site, &job);
+            let outcome = work::run(&self.catalog, &self.site, self.prepare.get(), &job);
             job.end(&outcome, (self.exit_code)(&outcome));
             self.keep(&job);
             self.bell.ring();

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Job, Outcome, Request, Site};
+use super::{Job, Outcome, Prepare, Request, Site};
 use crate::catalog::WriteLock;
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::snapshot::Snapshots;
@@ -17,9 +17,9 @@ const CACHE_BYTES: u64 = 16 << 20;
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// Does a job.
-pub(super) fn run(catalog: &Path, site: &Site, job: &Job) -> Outcome {
+pub(super) fn run(catalog: &Path, site: &Site, prepare: Option<&Prepare>, job: &Job) -> Outcome {
     loop {
-        let result = catch_unwind(AssertUnwindSafe(|| run_once(catalog, site, job)));
+        let result = catch_unwind(AssertUnwindSafe(|| run_once(catalog, site, prepare, job)));
         let error = match result {
             Ok(Ok(outcome)) => return outcome,
             Ok(Err(e)) if e.kind() == ErrorKind::Locked => e,
@@ -37,10 +37,17 @@ pub(super) fn run(catalog: &Path, site: &Site, job: &Job) -> Outcome {
     }
 }
 
-fn run_once(catalog: &Path, site: &Site, job: &Job) -> Result<Outcome> {
+fn run_once(catalog: &Path, site: &Site, prepare: Option<&Prepare>, job: &Job) -> Result<Outcome> {
     let progress = &job.progress;
     match &job.request {
         Request::Backup(options) => Ok(Outcome::BackedUp(backup::run(catalog, options, progress)?)),
+        Request::BackupAndClear(options) => {
+            let none = || Error::usage("there is no mount whose ingest tree could be cleared");
+            let clear = prepare.ok_or_else(none)?()?;
+            let summary = backup::run(catalog, options, progress)?;
+            job.cleared(&clear(&summary, progress));
+            Ok(Outcome::BackedUp(summary))
+        }
         Request::Restore(restoring) => {
             restoring.check_target(&site.mountpoint)?;
             let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;

@@ -7,6 +7,7 @@
 
 pub mod at;
 pub mod flags;
+pub mod lease;
 pub mod process;
 pub mod target;
 pub mod user;
@@ -334,10 +335,18 @@ pub fn is_proc(file: impl AsFd) -> bool {
 pub fn raise_open_files_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    // A refusal leaves the old limit, which is enough for ordinary trees.
-    let _ = setrlimit(Resource::Nofile, raised);
+    let raised = |to| setrlimit(Resource::Nofile, Rlimit { current: to, maximum: to });
+    // Only root may have more than the session that started us.
+    let more = Some(OPEN_FILES_WANTED).filter(|it| limit.maximum.is_some_and(|max| max < *it));
+    if more.is_none_or(|more| raised(Some(more)).is_err()) {
+        // A refusal leaves the old limit, which is enough for ordinary trees.
+        let _ = raised(limit.maximum);
+    }
 }
+
+/// What Linux allows a process at most, unless it is told otherwise: a mount has a file open for
+/// each that somebody has open in it.
+const OPEN_FILES_WANTED: u64 = 1 << 20;
 
 /// The number of files this process may have open at once.
 pub fn open_files_limit() -> u64 {

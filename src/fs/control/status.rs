@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
+use super::super::kernel::Kernel;
 use super::super::session::Mode;
 use super::Control;
 use crate::catalog::Reader;
@@ -25,6 +26,8 @@ pub struct Manner {
     pub allow_other: bool,
     /// The sessions, once they have begun.
     pub mode: Arc<OnceLock<Mode>>,
+    /// What is left to the kernel.
+    pub kernel: Arc<Kernel>,
 }
 
 impl Control {
@@ -60,6 +63,8 @@ impl Control {
                 "sessions": mode.map(|it| it.sessions),
                 "reads": mode.map(|it| it.reads.name()),
             },
+            // Files of the writable tree that the kernel was left to read and write by itself.
+            "ingest": { "passed": self.manner.kernel.passed() },
             "runs": { "count": runs, "latest": latest },
             "volumes": volumes,
             "cache": {

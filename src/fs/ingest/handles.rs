@@ -4,6 +4,7 @@
 //! end with the last use of the handle, which may be after its release.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::nodes::Pinned;
 use crate::fs::errno::{Errno, FsResult};
-use crate::sys::at::{DirItem, DirReader};
+use crate::sys::at::{self, DirItem, DirReader};
 use crate::sys::c;
 
 /// The open ones of a kind.
@@ -41,6 +42,11 @@ impl<T> Handles<T> {
         self.open.read().get(&handle).map(Arc::clone).ok_or(Errno(c::EBADF))
     }
 
+    /// All that are open now.
+    pub(super) fn all(&self) -> Vec<Arc<T>> {
+        self.open.read().values().map(Arc::clone).collect()
+    }
+
     /// Closes `handle`, once nobody is using it any more.
     pub(super) fn remove(&self, handle: u64) -> FsResult<()> {
         // Two statements: the lock must be free again before the file is closed.
@@ -53,14 +59,23 @@ impl<T> Handles<T> {
 pub(super) struct OpenFile {
     pub(super) file: File,
     pub(super) writable: bool,
-    /// Only there to be dropped.
-    _pin: Pinned,
+    pin: Pinned,
 }
 
 impl OpenFile {
     /// The handle that is `file`, opened with `flags`.
     pub(super) fn new(file: File, flags: i32, pin: Pinned) -> OpenFile {
-        OpenFile { file, writable: flags & c::O_ACCMODE != c::O_RDONLY, _pin: pin }
+        OpenFile { file, writable: flags & c::O_ACCMODE != c::O_RDONLY, pin }
+    }
+
+    /// A descriptor that only stands for it.
+    pub(super) fn path(&self) -> &OwnedFd {
+        self.pin.fd()
+    }
+
+    /// The node that it is open on.
+    pub(super) fn node(&self) -> u64 {
+        self.pin.node()
     }
 
     /// Reads until `buf` is full or the file ends.
@@ -102,7 +117,9 @@ pub(super) struct OpenDir {
 
 /// How far a directory has been listed.
 struct Listing {
-    reader: DirReader,
+    /// Opened by the first request: many open a directory only to have it, and a descriptor less
+    /// for each is one more for everybody.
+    reader: Option<DirReader>,
     /// What the reader gave last, when there was no room for it in the reply.
     ahead: Option<DirItem>,
     /// The offset of the last name that was taken.
@@ -110,8 +127,8 @@ struct Listing {
 }
 
 impl OpenDir {
-    /// The handle that lists with `reader`.
-    pub(super) fn new(reader: DirReader, pin: Pinned) -> OpenDir {
+    /// A handle on the directory that `pin` keeps, which lists with `reader` if that is open.
+    pub(super) fn new(reader: Option<DirReader>, pin: Pinned) -> OpenDir {
         OpenDir { pin, listing: Mutex::new(Listing { reader, ahead: None, offset: 0 }) }
     }
 
@@ -124,15 +141,22 @@ impl OpenDir {
     pub(super) fn list(&self, offset: i64, take: &mut dyn FnMut(&DirItem) -> bool) -> FsResult<()> {
         let mut listing = self.listing.lock();
         let listing = &mut *listing;
+        let reader = match &mut listing.reader {
+            Some(reader) => reader,
+            none => {
+                let dir = at::open_dir(self.pin.fd(), OsStr::new("."))?;
+                none.insert(DirReader::new(dir)?)
+            }
+        };
         if offset == 0 || offset != listing.offset {
             listing.ahead = None;
-            listing.reader.seek(offset)?;
+            reader.seek(offset)?;
             listing.offset = offset;
         }
         loop {
             let item = match listing.ahead.take() {
                 Some(item) => item,
-                None => match listing.reader.next_item() {
+                None => match reader.next_item() {
                     Some(item) => item?,
                     None => return Ok(()),
                 },

@@ -3,14 +3,17 @@
 //!
 //! Invariants: node numbers are the backing inode numbers; nothing outside the backing directory
 //! and its file system is ever reached, whoever swaps links into it meanwhile; no lock is held
-//! during a disk call, but for the position of the one directory handle that is being listed.
+//! during a disk call, but for the position of the one directory handle that is being listed, and
+//! one that only `clear` ever waits for or keeps to itself. Who changes anything passes that one.
 //! Permissions are the kernel's business (`default_permissions`), and so is the type of a node.
 
+pub mod clear;
 mod handles;
 mod nodes;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -20,11 +23,14 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::error::{Error, Result};
 use crate::fs::errno::{Errno, FsResult};
 use crate::sys::at::DirReader;
 use crate::sys::user::{Rights, as_user};
 use crate::sys::{self, Space, Stat, at, c};
+use clear::Changes;
 use handles::{Handles, OpenDir, OpenFile};
 use nodes::Nodes;
 
@@ -72,6 +78,9 @@ pub struct Ingest {
     superuser: Option<(u32, u32)>,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
+    changes: Changes,
+    /// Files of which something was lost, until somebody who closes them has been told.
+    lost: Mutex<HashMap<u64, Errno>>,
 }
 
 impl Ingest {
@@ -104,6 +113,8 @@ impl Ingest {
             superuser: (uid == 0).then(|| (uid, sys::effective_gid())),
             files: Handles::new(1),
             dirs: Handles::new(2),
+            changes: Changes::default(),
+            lost: Mutex::default(),
         })
     }
 
@@ -136,6 +147,7 @@ impl Ingest {
     /// Changes attributes of a node: the size, the owner, the mode, the times. An error leaves what
     /// was done before it.
     pub fn setattr(&self, node: u64, handle: Option<u64>, change: &SetAttr) -> FsResult<Stat> {
+        let _pass = self.changes.pass(&[node]);
         let fd = self.nodes.get(node)?;
         if let Some(size) = change.size {
             self.truncate(&fd, handle, size)?;
@@ -185,6 +197,7 @@ impl Ingest {
         mode: u32,
         rdev: u64,
     ) -> FsResult<Stat> {
+        let _pass = self.changes.pass(&[parent]);
         let dir = self.dir(parent, name)?;
         let mode = masked(caller, &dir, mode);
         self.act_as(caller, Rights::Assumed, || at::mknod(&dir, name, mode, rdev))?;
@@ -193,6 +206,7 @@ impl Ingest {
 
     /// Makes a directory. Counts one reference.
     pub fn mkdir(&self, caller: &Caller, parent: u64, name: &OsStr, mode: u32) -> FsResult<Stat> {
+        let _pass = self.changes.pass(&[parent]);
         let dir = self.dir(parent, name)?;
         let mode = masked(caller, &dir, mode);
         self.act_as(caller, Rights::Assumed, || at::mkdir(&dir, name, mode))?;
@@ -207,6 +221,7 @@ impl Ingest {
         name: &OsStr,
         target: &OsStr,
     ) -> FsResult<Stat> {
+        let _pass = self.changes.pass(&[parent]);
         let dir = self.dir(parent, name)?;
         self.act_as(caller, Rights::Assumed, || at::symlink(target, &dir, name))?;
         self.admit_new(parent, &dir, name, remove_file)
@@ -214,6 +229,7 @@ impl Ingest {
 
     /// Gives a node a further name. Counts one reference.
     pub fn link(&self, node: u64, new_parent: u64, new_name: &OsStr) -> FsResult<Stat> {
+        let _pass = self.changes.pass(&[node, new_parent]);
         let dir = self.dir(new_parent, new_name)?;
         let fd = self.nodes.get(node)?;
         at::link_fd(&fd, &dir, new_name)?;
@@ -233,12 +249,25 @@ impl Ingest {
     }
 
     fn remove(&self, parent: u64, name: &OsStr, how: Removal) -> FsResult<()> {
+        let pass = self.changes.pass(&[parent]);
         let dir = self.dir(parent, name)?;
         let (fd, stat) = self.nodes.find(&dir, name)?;
-        let known = self.nodes.pin_known(stat.ino, &fd);
-        how(&dir, name)?;
+        pass.note(stat.ino);
+        self.remove_found(&dir, (&fd, &stat), (parent, name), how)
+    }
+
+    /// Removes a name of what was found there.
+    fn remove_found(
+        &self,
+        dir: &OwnedFd,
+        (fd, stat): (&Arc<OwnedFd>, &Stat),
+        (parent, name): (u64, &OsStr),
+        how: Removal,
+    ) -> FsResult<()> {
+        let known = self.nodes.pin_known(stat.ino, fd);
+        how(dir, name)?;
         if known.is_some() {
-            self.nodes.unnamed(stat.ino, parent, name, is_gone(&fd, &stat));
+            self.nodes.unnamed(stat.ino, parent, name, is_gone(fd, stat));
         }
         Ok(())
     }
@@ -252,6 +281,7 @@ impl Ingest {
         new_name: &OsStr,
         flags: u32,
     ) -> FsResult<()> {
+        let pass = self.changes.pass(&[parent, new_parent]);
         // No RENAME_WHITEOUT: the object it leaves behind would be root's, not the caller's.
         if flags & !(c::RENAME_NOREPLACE | c::RENAME_EXCHANGE) != 0 {
             return Err(Errno(c::EINVAL));
@@ -263,6 +293,8 @@ impl Ingest {
             Err(Errno(c::ENOENT)) => None,
             found => Some(found?),
         };
+        pass.note(stat.ino);
+        other.iter().for_each(|(_, it)| pass.note(it.ino));
         let known = self.nodes.pin_known(stat.ino, &fd);
         let other_known = other.as_ref().and_then(|(fd, it)| self.nodes.pin_known(it.ino, fd));
         at::rename(&dir, name, &new_dir, new_name, flags)?;
@@ -285,6 +317,8 @@ impl Ingest {
 
     /// Opens a regular file; the handle.
     pub fn open(&self, node: u64, flags: i32) -> FsResult<u64> {
+        let writes = flags & c::O_ACCMODE != c::O_RDONLY || flags & c::O_TRUNC != 0;
+        let _pass = writes.then(|| self.changes.pass(&[node]));
         let pin = self.nodes.pin(node)?;
         let file = open_regular(pin.fd(), flags, c::EINVAL)?;
         Ok(self.files.add(OpenFile::new(file, flags, pin)))
@@ -300,6 +334,7 @@ impl Ingest {
         mode: u32,
         flags: i32,
     ) -> FsResult<(Stat, u64)> {
+        let pass = self.changes.pass(&[parent]);
         let dir = self.dir(parent, name)?;
         let mode = masked(caller, &dir, mode);
         let make = at::served_flags(flags) | c::O_CREAT | c::O_EXCL;
@@ -322,8 +357,20 @@ impl Ingest {
                 (file, fd, stat)
             }
         };
+        pass.note(stat.ino);
         let pin = self.nodes.admit_pinned(parent, name, fd, &stat);
         Ok((stat, self.files.add(OpenFile::new(file, flags, pin))))
+    }
+
+    /// Whether a handle is good for writing.
+    pub fn writes(&self, handle: u64) -> bool {
+        self.files.get(handle).is_ok_and(|open| open.writable)
+    }
+
+    /// A descriptor that stands for an open file, good for nothing but that (`O_PATH`), so that who
+    /// keeps it does not look like a writer.
+    pub fn with_file<T>(&self, handle: u64, take: impl FnOnce(&OwnedFd) -> T) -> FsResult<T> {
+        Ok(take(self.files.get(handle)?.path()))
     }
 
     /// Reads until `buf` is full or the file ends.
@@ -336,9 +383,19 @@ impl Ingest {
         self.files.get(handle)?.write(offset, data)
     }
 
-    /// One of the caller's descriptors of a handle was closed. Nothing is held back here.
+    /// Something that was written to mapped memory could not be stored.
+    pub fn lost(&self, node: u64, error: Errno) {
+        self.lost.lock().insert(node, error);
+    }
+
+    /// One of the caller's descriptors of a handle was closed. Nothing is held back here, but what
+    /// the kernel held back may have failed since.
     pub fn flush(&self, handle: u64) -> FsResult<()> {
-        self.files.get(handle).map(drop)
+        let open = self.files.get(handle)?;
+        if !open.writable {
+            return Ok(());
+        }
+        self.lost.lock().remove(&open.node()).map_or(Ok(()), Err)
     }
 
     /// Makes the content durable, and the metadata unless `data_only`.
@@ -350,13 +407,23 @@ impl Ingest {
 
     /// Gives a file handle back.
     pub fn release(&self, handle: u64) -> FsResult<()> {
+        let open = self.files.get(handle)?;
+        if open.writable {
+            // Nobody is left who could be told.
+            self.lost.lock().remove(&open.node());
+        }
         self.files.remove(handle)
     }
 
     /// Opens a directory for listing; the handle.
     pub fn opendir(&self, node: u64) -> FsResult<u64> {
         let pin = self.nodes.pin(node)?;
-        let reader = DirReader::new(at::open_dir(pin.fd(), OsStr::new("."))?)?;
+        let reader = match self.superuser {
+            // Whom the kernel does not let list has not come here.
+            Some(_) if sys::fstat(pin.fd())?.is_dir() => None,
+            Some(_) => return Err(Errno(c::ENOTDIR)),
+            None => Some(DirReader::new(at::open_dir(pin.fd(), OsStr::new("."))?)?),
+        };
         Ok(self.dirs.add(OpenDir::new(reader, pin)))
     }
 
@@ -400,11 +467,13 @@ impl Ingest {
 
     /// Sets an extended attribute, with the flags of setxattr(2).
     pub fn setxattr(&self, node: u64, key: &OsStr, value: &[u8], flags: u32) -> FsResult<()> {
+        let _pass = self.changes.pass(&[node]);
         Ok(at::set_xattr_fd(&*self.nodes.get(node)?, key, value, flags)?)
     }
 
     /// Removes an extended attribute.
     pub fn removexattr(&self, node: u64, key: &OsStr) -> FsResult<()> {
+        let _pass = self.changes.pass(&[node]);
         Ok(at::remove_xattr_fd(&*self.nodes.get(node)?, key)?)
     }
 

@@ -70,6 +70,10 @@ pub(super) struct Nodes {
 struct Table {
     root: u64,
     limit: usize,
+    /// Descriptors that idle handles, and those in use, may take together.
+    descriptors: usize,
+    /// Nodes that are pinned.
+    pinned: usize,
     nodes: HashMap<u64, Node>,
     /// Nodes whose handle may be closed, in the order of their last use.
     idle: LruCache<u64, ()>,
@@ -91,6 +95,11 @@ impl Pinned {
     pub(super) fn fd(&self) -> &OwnedFd {
         &self.fd
     }
+
+    /// The node's number.
+    pub(super) fn node(&self) -> u64 {
+        self.ino
+    }
 }
 
 impl Drop for Pinned {
@@ -109,6 +118,8 @@ impl Nodes {
             table: Mutex::new(Table {
                 root: stat.ino,
                 limit,
+                descriptors: usize::try_from(sys::open_files_limit() / 4 * 3).unwrap_or(usize::MAX),
+                pinned: 1,
                 nodes: HashMap::from([(stat.ino, node)]),
                 idle: LruCache::unbounded(),
                 moves: 0,
@@ -311,6 +322,8 @@ impl Nodes {
                 assert_eq!(table.idle.contains(ino), idle);
             }
             assert!(table.idle.len() <= table.limit);
+            let pinned = table.nodes.values().filter(|node| node.pins > 0).count();
+            assert_eq!(table.pinned, pinned);
         });
     }
 }
@@ -370,6 +383,7 @@ impl Table {
             self.nodes.entry(ino).or_default();
         }
         let Some(node) = self.nodes.get_mut(&ino) else { return false };
+        self.pinned += usize::from(node.pins == 0);
         node.pins += 1;
         node.fd.get_or_insert_with(|| Arc::clone(fd));
         self.idle.pop(&ino);
@@ -379,6 +393,7 @@ impl Table {
     fn unpin(&mut self, ino: u64) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             node.pins = node.pins.saturating_sub(1);
+            self.pinned -= usize::from(node.pins == 0).min(self.pinned);
             self.settle(ino);
         }
     }
@@ -439,7 +454,9 @@ impl Table {
                 self.idle.put(ino, ());
             }
         }
-        while self.idle.len() > self.limit {
+        // What is in use takes a second descriptor where it is a file. Idle ones give way to that.
+        let room = self.descriptors.saturating_sub(self.pinned.saturating_mul(2));
+        while self.idle.len() > self.limit.min(room) {
             let Some((ino, ())) = self.idle.pop_lru() else { break };
             if let Some(node) = self.nodes.get_mut(&ino) {
                 self.closing.extend(node.fd.take());

@@ -843,6 +843,18 @@ fn a_file_that_appeared_meanwhile_is_opened_only_with_permission() {
 }
 
 #[test]
+fn who_closes_a_file_is_told_of_what_was_lost() {
+    let t = tree(8);
+    let node = t.make(t.root(), "f", b"x");
+    let (reader, writer) = (t.fs.open(node, c::O_RDONLY), t.fs.open(node, O_RDWR));
+    let (reader, writer) = (reader.unwrap(), writer.unwrap());
+    t.fs.lost(node, Errno(c::ENOSPC));
+    assert_eq!(t.fs.flush(reader), Ok(()));
+    assert_eq!(errno(t.fs.flush(writer)), c::ENOSPC);
+    assert_eq!(t.fs.flush(writer), Ok(()));
+}
+
+#[test]
 fn forgetting_frees() {
     let t = tree(1000);
     let root = t.root();
