@@ -96,9 +96,9 @@ fn mounted(catalog: &Path, ingest: &Path) -> Mounted {
     let queue = Arc::new(Queue::open(catalog, site, |_| 0).unwrap());
     let waiters = Arc::new(Waiters::new(queue.bell().clone()));
     let tree = Tree::new(snapshots.clone());
-    let manner = Manner { allow_other: false, mode: Arc::default() };
+    let manner = Manner { allow_other: false, mode: Arc::default(), kernel: Arc::default() };
     let control = Control::new(queue, snapshots, waiters, &tree, manner);
-    Mounted::new(tree, Arc::new(control), Ingest::new(ingest).unwrap())
+    Mounted::new(tree, Arc::new(control), Ingest::new(ingest).unwrap().into())
 }
 
 fn answer<T>(result: FsResult<T>) -> Answer<T> {
