@@ -13,7 +13,7 @@ use fuser::{BackingId, ReplyOpen};
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use crate::snapshot::WholeBlock;
+use crate::snapshot::{Checked, WholeBlock};
 
 /// Ids that are kept though no file is open. Each keeps a block's file open in the kernel.
 const KEPT_MAX: usize = 256;
@@ -26,7 +26,8 @@ pub struct Backings(Mutex<State>);
 
 struct State {
     open: HashMap<u64, Open>,
-    kept: LruCache<u64, Arc<BackingId>>,
+    /// By block, with the file that the id stands for: a block that is put back is another file.
+    kept: LruCache<u64, (Checked, Arc<BackingId>)>,
 }
 
 struct Open {
@@ -62,13 +63,15 @@ impl Backings {
     }
 
     fn id_of(&self, whole: &WholeBlock, reply: &ReplyOpen) -> Way {
-        if let Some(id) = self.0.lock().kept.get(&whole.number) {
+        if let Some((checked, id)) = self.0.lock().kept.get(&whole.number)
+            && *checked == whole.checked
+        {
             return Some(id.clone());
         }
         match reply.open_backing(&whole.file) {
             Ok(id) => {
                 let id = Arc::new(id);
-                self.0.lock().kept.put(whole.number, id.clone());
+                self.0.lock().kept.put(whole.number, (whole.checked, id.clone()));
                 Some(id)
             }
             Err(e) => {

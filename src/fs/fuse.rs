@@ -48,6 +48,8 @@ pub struct Adapter {
     allow_other: bool,
     kernel: Arc<Kernel>,
     on_end: Arc<dyn Fn() + Send + Sync>,
+    /// Whether the kernel has agreed to how it is to be served.
+    served: bool,
     backings: Backings,
     spare: Spare,
 }
@@ -64,7 +66,8 @@ impl Adapter {
         on_end: Arc<dyn Fn() + Send + Sync>,
     ) -> Adapter {
         let (backings, spare) = (Backings::new(), Spare::new(threads()));
-        Adapter { mounted, part, reads, allow_other, kernel, on_end, backings, spare }
+        let served = false;
+        Adapter { mounted, part, reads, allow_other, kernel, on_end, served, backings, spare }
     }
 
     /// The backing id of an open file, if it is one that the kernel reads and writes by itself.
@@ -300,11 +303,15 @@ impl Filesystem for Adapter {
         }
         let _ = config.set_max_write(TRANSFER_BYTES_MAX);
         let _ = config.set_max_background(64);
+        self.served = true;
         Ok(())
     }
 
+    /// Also called where `init` has refused; such a session has not begun, so it does not end.
     fn destroy(&mut self) {
-        (self.on_end)();
+        if self.served {
+            (self.on_end)();
+        }
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

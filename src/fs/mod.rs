@@ -148,10 +148,14 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
         })
     };
     let mounted = Arc::new(Mounted::new(tree, Arc::new(control), ingest.clone()));
+    // A mount of somebody else that ours covers is not ours to take away.
+    let covered = point::mounts_at(&mountpoint)?;
     let started = session::start(options, &mountpoint, &mounted, &kernel, &on_end)?;
     queue.clear_with(clearing(&options.catalog, ingest, kernel));
     let _ = mode.set(started);
-    let mounts = Arc::new(Mutex::new(point::mounts_at(&mountpoint)?));
+    let mut mounts = point::mounts_at(&mountpoint)?;
+    mounts.retain(|it| !covered.contains(it));
+    let mounts = Arc::new(Mutex::new(mounts));
     let worker = {
         let queue = queue.clone();
         std::thread::spawn(move || queue.work())
@@ -168,7 +172,7 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
         stop.detach()?;
         return Err(e);
     }
-    let end = wait_for_end(&ends_in, started.sessions, &mounts)?;
+    let end = wait_for_end(&ends_in, started.sessions, &mounts);
     (options.stopping)();
     let detached = stop.detach();
     queue.close();
@@ -202,22 +206,20 @@ fn clearing(catalog: &Path, ingest: Arc<Ingest>, kernel: Arc<Kernel>) -> Prepare
 ///
 /// While the first session lives, it serves the snapshots too: what somebody wants to unmount and
 /// finds in use goes on as it is, though the other session is gone.
-fn wait_for_end(
-    ends: &mpsc::Receiver<End>,
-    sessions: u8,
-    mounts: &Mutex<Vec<MountPoint>>,
-) -> Result<End> {
+fn wait_for_end(ends: &mpsc::Receiver<End>, sessions: u8, mounts: &Mutex<Vec<MountPoint>>) -> End {
     for _ in 0..sessions {
         if ends.recv() != Ok(End::Unmounted) {
-            return Ok(End::Asked);
+            return End::Asked;
         }
         let mut mounts = mounts.lock();
         let before = mounts.len();
-        point::forget_gone(&mut mounts)?;
+        if let Err(e) = point::forget_gone(&mut mounts) {
+            log::warn!("{e}");
+        }
         // A session that ended and left its mount behind has failed.
         if before == mounts.len() && before > 0 {
             break;
         }
     }
-    Ok(End::Unmounted)
+    End::Unmounted
 }

@@ -18,7 +18,7 @@ mod whole;
 pub use cache::CacheStats;
 pub use data::Data;
 pub use resolve::{Found, Wish, choose_run, resolve, resolve_wish};
-pub use whole::WholeBlock;
+pub use whole::{Checked, WholeBlock};
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 use ahead::Ahead;
 use blocks::Blocks;
 use weighed::Weighed;
-use whole::{CHECKED_MAX, Checked};
+use whole::CHECKED_MAX;
 
 use crate::catalog::{Content, DirId, EntryRow, Extent, Reader, Run, RunId, Settings, VersionId};
 use crate::error::{Error, ErrorKind, Result};

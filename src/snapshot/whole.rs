@@ -27,11 +27,13 @@ pub struct WholeBlock {
     pub number: u64,
     /// The block's file, open for reading.
     pub file: File,
+    /// That file as it was checked: while this is the same, so is what was found.
+    pub checked: Checked,
 }
 
 /// A file that was checked, as it was then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Checked {
+pub struct Checked {
     dev: u64,
     ino: u64,
     mtime: Time,
@@ -52,12 +54,15 @@ impl Snapshots {
         }
         let opened = self.volumes().from_copies(&map.volumes, &map.id, |volume| {
             match volume.store.open(&map.id)? {
-                Some(file) => self.check_whole(&map, &file).map(|()| Some(file)),
+                Some(file) => {
+                    let checked = self.check_whole(&map, &file)?;
+                    Ok(Some(WholeBlock { number: block, file, checked }))
+                }
                 None => Ok(None),
             }
         });
         match opened {
-            Ok(file) => Ok(file.map(|file| WholeBlock { number: block, file })),
+            Ok(whole) => Ok(whole),
             Err(e) => {
                 log::error!("{e}");
                 Ok(None)
@@ -65,7 +70,7 @@ impl Snapshots {
         }
     }
 
-    fn check_whole(&self, map: &BlockMap, file: &File) -> Result<()> {
+    fn check_whole(&self, map: &BlockMap, file: &File) -> Result<Checked> {
         let failed = |e| Error::io(format!("reading block {}", map.id), e);
         let stat = sys::fstat(file).map_err(failed)?;
         if !stat.is_file() || stat.size != map.stored_len {
@@ -74,11 +79,11 @@ impl Snapshots {
         let (mtime, ctime) = (stat.mtime, stat.ctime);
         let now = Checked { dev: stat.dev, ino: stat.ino, mtime, ctime };
         if self.checked.lock().get(&map.number) == Some(&now) {
-            return Ok(());
+            return Ok(now);
         }
         check(&self.blocks, map, file)?;
         self.checked.lock().put(map.number, now);
-        Ok(())
+        Ok(now)
     }
 }
 
