@@ -5,9 +5,9 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -17,6 +17,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, kill_process_group};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -148,15 +149,25 @@ fn arguments(target: &Target, options: &Options) -> Vec<OsString> {
     arguments
 }
 
+/// Whether this can only be a log that we have written before, or a new one.
+fn is_own_log(file: &Metadata) -> bool {
+    file.is_file() && file.nlink() == 1 && file.uid() == rustix::process::geteuid().as_raw()
+}
+
 /// A fresh log beside the catalog, or in the directory for temporary files if that is read-only.
 fn open_log(catalog: &Path) -> Result<(PathBuf, File), Failure> {
     let mut name = catalog.as_os_str().to_owned();
     name.push(".mount.log");
     let beside = PathBuf::from(name);
     // Appending lets an older daemon that still writes there do no harm. The log names files, so
-    // it is for its owner only.
-    let opened = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&beside);
-    if let Ok(file) = opened
+    // it is for its owner only. The directory may be another user's, who could have put a link or
+    // a name of another file there: only a file that is our own is emptied.
+    let no_link = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).create(true).mode(0o600).custom_flags(no_link);
+    if let Ok(file) = options.open(&beside)
+        && file.metadata().is_ok_and(|it| is_own_log(&it))
+        && file.set_permissions(Permissions::from_mode(0o600)).is_ok()
         && file.set_len(0).is_ok()
     {
         return Ok((beside, file));
