@@ -1,9 +1,10 @@
-//! Files that the kernel reads by itself: one backing id for each block, shared by all files that
-//! are this block.
+//! Files that the kernel reads, or reads and writes, by itself.
 //!
 //! The kernel refuses, with `EIO`, an inode that is open by two backing ids at once, or by one and
 //! without. So how an inode is opened is settled by its first open, and holds until the last of
-//! them is closed. Ids of blocks that were read lately are kept, up to a number.
+//! them is closed ([`Opens`]). In snapshots there is one id for each block, shared by all files
+//! that are this block; ids of blocks that were read lately are kept, up to a number
+//! ([`Backings`]).
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -21,25 +22,66 @@ const KEPT_MAX: usize = 256;
 /// How an inode is opened; `None` is by messages.
 pub type Way = Option<Arc<BackingId>>;
 
-/// The ids of a session.
-pub struct Backings(Mutex<State>);
+/// The inodes of a session that are open, and how.
+#[derive(Debug, Default)]
+pub struct Opens(Mutex<HashMap<u64, Open>>);
 
-struct State {
-    open: HashMap<u64, Open>,
-    /// By block, with the file that the id stands for: a block that is put back is another file.
-    kept: LruCache<u64, (Checked, Arc<BackingId>)>,
-}
-
+#[derive(Debug)]
 struct Open {
     way: Way,
     count: u64,
+}
+
+impl Opens {
+    /// Counts an open of `ino` and tells how it is done. `choose` says it, if it is not settled.
+    /// Each call is followed by one of [`Opens::closed`].
+    pub fn opened(&self, ino: u64, choose: impl FnOnce() -> Way) -> Way {
+        if let Some(open) = self.0.lock().get_mut(&ino) {
+            open.count += 1;
+            return open.way.clone();
+        }
+        // Without the lock: a block may have to be read. What loses a race is dropped unused.
+        let way = choose();
+        let mut opens = self.0.lock();
+        let open = opens.entry(ino).or_insert_with(|| Open { way: way.clone(), count: 0 });
+        open.count += 1;
+        open.way.clone()
+    }
+
+    /// Counts a close of `ino`.
+    pub fn closed(&self, ino: u64) {
+        let gone = {
+            let mut opens = self.0.lock();
+            match opens.get_mut(&ino) {
+                Some(open) if open.count > 1 => {
+                    open.count -= 1;
+                    None
+                }
+                _ => opens.remove(&ino),
+            }
+        };
+        // Closing the backing file may free it.
+        drop(gone);
+    }
+
+    /// Whether `ino` is open past this program.
+    pub fn passes(&self, ino: u64) -> bool {
+        self.0.lock().get(&ino).is_some_and(|it| it.way.is_some())
+    }
+}
+
+/// The ids of a session with snapshots.
+pub struct Backings {
+    opens: Opens,
+    /// By block, with the file that the id stands for: a block that is put back is another file.
+    kept: Mutex<LruCache<u64, (Checked, Arc<BackingId>)>>,
 }
 
 impl Backings {
     /// None yet.
     pub fn new() -> Backings {
         let most = NonZeroUsize::new(KEPT_MAX).unwrap_or(NonZeroUsize::MIN);
-        Backings(Mutex::new(State { open: HashMap::new(), kept: LruCache::new(most) }))
+        Backings { opens: Opens::default(), kept: Mutex::new(LruCache::new(most)) }
     }
 
     /// Counts an open of `ino` and tells how it is done. `find` looks for its block, if this is not
@@ -50,20 +92,11 @@ impl Backings {
         reply: &ReplyOpen,
         find: impl FnOnce() -> Option<WholeBlock>,
     ) -> Way {
-        if let Some(open) = self.0.lock().open.get_mut(&ino) {
-            open.count += 1;
-            return open.way.clone();
-        }
-        // Without the lock: the block may have to be read.
-        let way = find().and_then(|whole| self.id_of(&whole, reply));
-        let mut state = self.0.lock();
-        let open = state.open.entry(ino).or_insert(Open { way, count: 0 });
-        open.count += 1;
-        open.way.clone()
+        self.opens.opened(ino, || find().and_then(|whole| self.id_of(&whole, reply)))
     }
 
     fn id_of(&self, whole: &WholeBlock, reply: &ReplyOpen) -> Way {
-        if let Some((checked, id)) = self.0.lock().kept.get(&whole.number)
+        if let Some((checked, id)) = self.kept.lock().get(&whole.number)
             && *checked == whole.checked
         {
             return Some(id.clone());
@@ -71,7 +104,7 @@ impl Backings {
         match reply.open_backing(&whole.file) {
             Ok(id) => {
                 let id = Arc::new(id);
-                self.0.lock().kept.put(whole.number, (whole.checked, id.clone()));
+                self.kept.lock().put(whole.number, (whole.checked, id.clone()));
                 Some(id)
             }
             Err(e) => {
@@ -83,12 +116,6 @@ impl Backings {
 
     /// Counts a close of `ino`.
     pub fn release(&self, ino: u64) {
-        let mut state = self.0.lock();
-        if let Some(open) = state.open.get_mut(&ino) {
-            open.count -= 1;
-            if open.count == 0 {
-                state.open.remove(&ino);
-            }
-        }
+        self.opens.closed(ino);
     }
 }

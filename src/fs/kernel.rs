@@ -1,17 +1,16 @@
 //! What this program asks of the kernel beside its answers: to forget what it remembers of the
 //! writable tree, and to read and write the files of that tree by itself.
 //!
-//! Invariant: all handles that are open on one inode at one time go the same way, through this
-//! program or past it, and past it by one backing id. The kernel answers `EIO` to anything else.
+//! Invariant: once the kernel has refused to pass a file, it is asked for none any more.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use fuser::{BackingId, INodeNo, InitFlags, KernelConfig, Notifier};
-use parking_lot::Mutex;
+
+use super::backing::{Opens, Way};
 
 /// The kernel's side of the session that has the writable tree.
 #[derive(Debug, Default)]
@@ -19,15 +18,7 @@ pub struct Kernel {
     notifier: OnceLock<Notifier>,
     passes: AtomicBool,
     passed: AtomicU64,
-    open: Mutex<HashMap<u64, Open>>,
-}
-
-/// An inode that is open.
-#[derive(Debug)]
-struct Open {
-    handles: u64,
-    /// `None`: through this program.
-    backing: Option<Arc<BackingId>>,
+    opens: Opens,
 }
 
 impl Kernel {
@@ -71,53 +62,33 @@ impl Kernel {
 
     /// Counts a handle that is opened on `ino`. Its backing id, if it goes past this program;
     /// `make` makes one. Each call is followed by one of [`Kernel::closed`].
-    pub fn opened(
-        &self,
-        ino: u64,
-        make: impl FnOnce() -> io::Result<BackingId>,
-    ) -> Option<Arc<BackingId>> {
-        let mut open = self.open.lock();
-        let it = open.entry(ino).or_insert_with(|| {
-            let passes = self.passes.load(Ordering::Relaxed);
-            let backing = passes.then(make).and_then(|made| {
-                made.inspect_err(|e| {
+    pub fn opened(&self, ino: u64, make: impl FnOnce() -> io::Result<BackingId>) -> Way {
+        let way = self.opens.opened(ino, || {
+            let made = self.passes.load(Ordering::Relaxed).then(make)?;
+            made.map(Arc::new)
+                .inspect_err(|e| {
                     // No privilege, or the wrong file system: it will not be better next time.
                     if self.passes.swap(false, Ordering::Relaxed) {
                         log::info!("files of ingest are read and written by this program: {e}");
                     }
                 })
                 .ok()
-            });
-            Open { handles: 0, backing: backing.map(Arc::new) }
         });
-        it.handles += 1;
-        if it.backing.is_some() {
+        if way.is_some() {
             self.passed.fetch_add(1, Ordering::Relaxed);
         }
-        it.backing.clone()
+        way
     }
 
     /// A handle may have been written to: what is told of the file from now on is right.
     pub fn wrote(&self, ino: u64) {
-        let passes = self.open.lock().get(&ino).is_some_and(|it| it.backing.is_some());
-        if passes {
+        if self.opens.passes(ino) {
             self.forget_attributes(ino);
         }
     }
 
     /// A handle that was counted is closed.
     pub fn closed(&self, ino: u64) {
-        let gone = {
-            let mut open = self.open.lock();
-            match open.get_mut(&ino) {
-                Some(it) if it.handles > 1 => {
-                    it.handles -= 1;
-                    None
-                }
-                _ => open.remove(&ino),
-            }
-        };
-        // Closing the backing file may free it.
-        drop(gone);
+        self.opens.closed(ino);
     }
 }
