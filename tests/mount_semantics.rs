@@ -217,6 +217,42 @@ fn attributes_are_all_listed() {
 }
 
 #[test]
+fn what_no_file_has_is_not_supported() {
+    need_root("attributes of the system are set");
+    use rustix::io::Errno;
+    const ACL: &str = "system.posix_acl_access";
+    const LABEL: &str = "security.selinux";
+    let sandbox = Sandbox::new();
+    let at = |name: &str| sandbox.source.join(name);
+    fs::write(at("first"), "1").unwrap();
+    sandbox.backup();
+    let mount = sandbox.mount();
+    let ask = |run, name: &str, key| {
+        let mut value = [0; 100];
+        rustix::fs::lgetxattr(mount.run(run).join(name), key, &mut value[..])
+    };
+    for key in [ACL, LABEL] {
+        assert_eq!(ask(1, "first", key), Err(Errno::NOTSUP), "{key}");
+        // What is written there can have them.
+        let other = rustix::fs::lgetxattr(mount.point.join("ingest"), key, &mut [0; 100][..]);
+        assert_eq!(other, Err(Errno::NODATA), "{key}");
+    }
+    assert_eq!(ask(1, "first", "user.x"), Err(Errno::NODATA));
+    assert!(ask(1, "first", "user.raidtape.hash").is_ok());
+    fs::write(at("second"), "2").unwrap();
+    let label = b"system_u:object_r:etc_t:s0\0";
+    rustix::fs::lsetxattr(at("second"), LABEL, label, rustix::fs::XattrFlags::empty()).unwrap();
+    sandbox.backup();
+    assert_eq!(ask(2, "second", LABEL), Ok(label.len()));
+    assert_eq!(ask(2, "first", LABEL), Err(Errno::NODATA));
+    assert_eq!(ask(2, "second", ACL), Err(Errno::NOTSUP));
+    tool("setfacl", args!["-m", "u:1234:r", &at("second")]);
+    sandbox.backup();
+    assert!(ask(3, "second", ACL).is_ok());
+    assert_eq!(ask(3, "first", ACL), Err(Errno::NODATA));
+}
+
+#[test]
 fn what_the_store_knows_of_a_file_is_told_on_request() {
     let sandbox = Sandbox::new();
     data::noise_file(&sandbox.source.join("file"), 202, 300_000);

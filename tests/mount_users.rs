@@ -92,6 +92,37 @@ fn users_that_are_let_in_have_the_rights_of_the_source() {
 }
 
 #[test]
+fn an_access_list_that_comes_later_lets_nobody_in() {
+    need_root("it acts as another user");
+    let sandbox = Sandbox::new();
+    let file = sandbox.source.join("file");
+    fs::write(&file, "file").unwrap();
+    chown(&file, Some(0), Some(NOBODY)).unwrap();
+    for (path, mode) in [(&file, 0o640), (&sandbox.source, 0o755)] {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+    sandbox.backup();
+    let mount = Mount::start(&sandbox, &["--allow-other"]);
+    assert_eq!(as_nobody("cat \"$1\"", &mount.run(1).join("file")).as_deref(), Ok("file"));
+    // The mode's bits of the group are now the list's mask: the group itself has no right.
+    tool("setfacl", args!["-m", "g::-,u:1234:r", &file]);
+    sandbox.backup();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+    let path = mount.run(2).join("file");
+    assert_eq!((mode(&file), mode(&path)), (0o100_640, 0o100_600));
+    let said = as_nobody("cat \"$1\"", &path).unwrap_err();
+    assert!(said.contains("ermission denied"), "{said}");
+    assert_eq!(as_nobody("cat \"$1\"", &mount.run(1).join("file")).as_deref(), Ok("file"));
+    mount.end();
+    let mount = Mount::start(&sandbox, &["--allow-other"]);
+    let path = mount.run(2).join("file");
+    assert_eq!(mode(&path), 0o100_640);
+    let said = as_nobody("cat \"$1\"", &path).unwrap_err();
+    assert!(said.contains("ermission denied"), "{said}");
+    mount.end();
+}
+
+#[test]
 fn programs_of_a_run_keep_their_owners_rights_where_root_mounts() {
     need_root("it acts as another user");
     let sandbox = Sandbox::new();

@@ -22,6 +22,7 @@ mod stats;
 mod tests;
 mod write;
 
+pub use brief::AttributeKind;
 pub use changes::{Change, ChangeKind};
 pub use check::{Damage, DamagedFile};
 pub use diff::{DiffKind, Difference};

@@ -19,10 +19,11 @@ use crate::sys::quoted;
 const APPLICATION_ID: i32 = 0x5254_4150;
 
 /// One step each: the first makes version 1 of nothing. Steps that have landed never change.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema_2.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
 
 /// The schema version that this program writes.
-pub const VERSION: i32 = 2;
+pub const VERSION: i32 = 3;
 /// The oldest schema version that can be read as it is: a catalog may lie where nothing can be
 /// written, so what is older is not brought up to date for that.
 const READABLE: i32 = 1;
@@ -174,10 +175,13 @@ mod tests {
 
     #[test]
     fn a_catalog_without_comments_is_read_and_brought_up_to_date() {
-        use crate::catalog::Reader;
+        use crate::catalog::{AttributeKind, Reader};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c");
         catalog_of_version_1(&path);
+        let rows =
+            "INSERT INTO versions VALUES (1, NULL, NULL, CAST('system.posix_acl_access' AS BLOB))";
+        Connection::open(&path).unwrap().execute_batch(rows).unwrap();
         let check = |reader: &Reader| {
             let run = reader.run(1).unwrap();
             assert_eq!(
@@ -188,10 +192,14 @@ mod tests {
         let before = Reader::open(&path).unwrap();
         check(&before);
         assert_eq!(version(before.conn()).unwrap(), 1);
+        assert!(before.may_have(AttributeKind::Label).unwrap());
         let conn = open_to_write(&path).unwrap();
         assert_eq!(version(&conn).unwrap(), VERSION);
         let query = "SELECT count(*) FROM sqlite_schema WHERE name = 'entries_begun'";
         assert_eq!(conn.query_row(query, [], |row| row.get::<_, i64>(0)), Ok(1));
+        // What is there already is known, and what nobody can know is not denied.
+        let may_have = |kind| before.may_have(kind).unwrap();
+        assert!(may_have(AttributeKind::Acl) && !may_have(AttributeKind::Label));
         conn.execute("UPDATE runs SET comment = 'new'", []).unwrap();
         // One that is open meanwhile goes on, and sees what is new.
         assert_eq!(before.run(1).unwrap().comment, "new");

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::brief::{AttributeKind, note_attribute};
 use super::read::{EntryRow, volumes};
 use super::run::{Counts, DirId, RunId, VersionId};
 use super::{Content, Extent, OPEN, Settings, extent, schema, sql};
@@ -387,6 +388,9 @@ impl RunWriter<'_> {
         let extents = (kind == Kind::File).then(|| extent::encode(&content.extents));
         let extra = (!content.extra.is_empty()).then(|| content.extra.encode());
         statement.execute((version, hash, extents, extra)).map_err(sql)?;
+        for kind in content.extra.xattrs.iter().filter_map(|it| AttributeKind::of(&it.0)) {
+            note_attribute(self.conn, kind)?;
+        }
         let query = "INSERT OR IGNORE INTO uses (block, version) VALUES (?1, ?2)";
         let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
         for extent in &content.extents {

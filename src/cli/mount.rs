@@ -39,6 +39,7 @@ pub fn mount(catalog: &Path, args: &args::Mount) -> Result<u8> {
 }
 
 fn serve(catalog: &Path, args: &args::Mount) -> Result<u8> {
+    sys::process::give_back_memory();
     let signals = Signals::watch()?;
     let mountpoint = place::resolve(&args.mountpoint)?;
     let turn = place::turn(&mountpoint)?;

@@ -5,6 +5,7 @@
 //! ([`check_name`]): no stored structure can make a restore leave its target. Where content lies is
 //! not known here.
 
+pub mod acl;
 mod flags;
 mod made;
 mod metadata;

@@ -266,16 +266,22 @@ impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let mut wanted = vec![
             InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_DONT_MASK,
             // For file flags.
             InitFlags::FUSE_HAS_IOCTL_DIR,
         ];
-        if self.allow_other {
-            // Makes the kernel check permissions with ACLs.
-            wanted.push(InitFlags::FUSE_POSIX_ACL);
+        if self.part == Part::Whole {
+            // In snapshots what a name is costs nothing to say with it, and a question to ask.
+            wanted.push(InitFlags::FUSE_READDIRPLUS_AUTO);
+        }
+        let may_have_acls = self.part == Part::Whole || self.mounted.tree.may_have_acls();
+        match (self.allow_other, may_have_acls) {
+            // Makes the kernel check permissions with ACLs, for which it asks about each file.
+            (true, true) => wanted.push(InitFlags::FUSE_POSIX_ACL),
+            (true, false) => self.mounted.tree.leave_acls_unchecked(),
+            (false, _) => {}
         }
         if self.reads == Reads::Passthrough {
             let asked = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
@@ -784,7 +790,17 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guard("getxattr", || reply_xattr(self.mounted.getxattr(self.node(ino), name), size, reply));
+        guard("getxattr", || {
+            let (ino, is_whole) = (self.node(ino), self.part == Part::Whole);
+            let result = match self.mounted.getxattr(ino, name) {
+                // Would be taken to hold for the writable tree as well.
+                Err(Errno(c::EOPNOTSUPP)) if is_whole && !self.mounted.is_ingest(ino) => {
+                    Err(Errno(c::ENODATA))
+                }
+                result => result,
+            };
+            reply_xattr(result, size, reply);
+        });
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {

@@ -19,6 +19,7 @@ mod errno;
 mod fuse;
 pub mod ingest;
 mod kernel;
+mod kinds;
 mod listing;
 #[cfg(test)]
 mod model_tests;

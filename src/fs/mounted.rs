@@ -36,7 +36,7 @@ const INGEST_NAME: &str = "ingest";
 
 /// The mounted file system.
 pub struct Mounted {
-    tree: Tree,
+    pub(super) tree: Tree,
     control: Arc<Control>,
     pub(super) ingest: Arc<Ingest>,
     dirs: Mutex<HashMap<u64, Arc<Mutex<DirHandle>>>>,

@@ -8,16 +8,18 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::bare::Bare;
 use super::errno::{Errno, FsResult};
+use super::kinds::Kinds;
 use super::listing::{Listings, PAGE_ENTRIES};
 use super::node::Node;
-use crate::catalog::{DirId, EntryRow, Extent, Run, RunId, VersionId};
-use crate::entry::Kind;
+use crate::catalog::{AttributeKind, DirId, EntryRow, Extent, Run, RunId, VersionId};
+use crate::entry::{Kind, acl};
 use crate::error::Error;
 use crate::snapshot::{Data, FileMap, Snapshots, WholeBlock};
 use crate::sys::{self, Space, Stat, Time, c};
@@ -56,6 +58,9 @@ pub struct Tree {
     snapshots: Arc<Snapshots>,
     listings: Listings,
     bare: Bare,
+    kinds: Kinds,
+    /// Whether a session with the kernel lets other users in and does not check ACLs.
+    acls_unchecked: AtomicBool,
     roots: Mutex<LruCache<RunId, Stat>>,
     /// The list of runs as it was last seen, and since when it has been so.
     list: Mutex<(u64, Time)>,
@@ -73,6 +78,8 @@ impl Tree {
         Tree {
             listings: Listings::new(snapshots.clone()),
             bare: Bare::new(),
+            kinds: Kinds::default(),
+            acls_unchecked: AtomicBool::new(false),
             roots: Mutex::new(LruCache::new(
                 NonZeroUsize::new(ROOTS_MAX).unwrap_or(NonZeroUsize::MIN),
             )),
@@ -154,7 +161,7 @@ impl Tree {
             return Ok(*stat);
         }
         let root = self.snapshots.root(run).map_err(log)?;
-        let stat = stat_of(run.id, &root)?;
+        let stat = self.shown(run.id, &root)?;
         self.roots.lock().put(run.id, stat);
         Ok(stat)
     }
@@ -200,7 +207,7 @@ impl Tree {
     /// Looks `name` up in a directory of a snapshot.
     pub fn lookup(&self, run: RunId, dir: DirId, name: &OsStr) -> FsResult<Stat> {
         match self.listings.lookup(run, dir, name.as_bytes()).map_err(log)? {
-            Some(entry) => stat_of(run, &entry),
+            Some(entry) => self.shown(run, &entry),
             None => Err(Errno(c::ENOENT)),
         }
     }
@@ -208,7 +215,7 @@ impl Tree {
     /// Attributes of a directory of a snapshot.
     pub fn stat_dir(&self, run: RunId, dir: DirId) -> FsResult<Stat> {
         let entry = self.entry_of_dir(run, dir)?;
-        stat_of(run, &entry)
+        self.shown(run, &entry)
     }
 
     fn entry_of_dir(&self, run: RunId, dir: DirId) -> FsResult<Arc<EntryRow>> {
@@ -217,7 +224,7 @@ impl Tree {
 
     /// Attributes of anything else in a snapshot.
     pub fn stat_version(&self, version: VersionId) -> FsResult<Stat> {
-        stat_of(0, &self.entry_of(version)?)
+        self.shown(0, &self.entry_of(version)?)
     }
 
     fn entry_of(&self, version: VersionId) -> FsResult<EntryRow> {
@@ -245,7 +252,7 @@ impl Tree {
             let page = self.listings.page(run, dir, at / PAGE_ENTRIES as u64).map_err(log)?;
             let skip = usize::try_from(at % PAGE_ENTRIES as u64).unwrap_or(usize::MAX);
             for entry in page.entries.get(skip..).unwrap_or_default() {
-                let stat = ItemStat::Known(stat_of(run, entry)?);
+                let stat = ItemStat::Known(self.shown(run, entry)?);
                 if add(OsStr::from_bytes(&entry.name), at + 3, stat) {
                     return Ok(());
                 }
@@ -340,17 +347,58 @@ impl Tree {
 
     /// One extended attribute.
     pub fn get_xattr(&self, node: Node, key: &OsStr) -> FsResult<Vec<u8>> {
-        let Some(version) = self.version_of(node)? else { return Err(Errno(c::ENODATA)) };
         let key = key.as_bytes();
+        let Some(version) = self.version_of(node)? else { return Err(self.lacks(0, key)) };
         if let Some(file) = self.laden(version)?
             && let Some(found) = file.content.extra.xattrs.iter().find(|it| it.0 == key)
         {
+            if let Some(kind) = AttributeKind::of(key) {
+                self.kinds.found(kind);
+            }
             return Ok(found.1.clone());
         }
         match key.strip_prefix(OWN_XATTR) {
             Some(what) => self.own_xattr(node, version, what)?.ok_or(Errno(c::ENODATA)),
-            None => Err(Errno(c::ENODATA)),
+            None => Err(self.lacks(version, key)),
         }
+    }
+
+    /// What is said of an attribute that a file has not: whether any file has one like it.
+    fn lacks(&self, version: VersionId, key: &[u8]) -> Errno {
+        match AttributeKind::of(key) {
+            Some(kind) if self.is_unused(kind, version) => Errno(c::EOPNOTSUPP),
+            _ => Errno(c::ENODATA),
+        }
+    }
+
+    fn is_unused(&self, kind: AttributeKind, version: VersionId) -> bool {
+        self.kinds.is_unused(&self.snapshots, kind, version).map_err(log).unwrap_or(false)
+    }
+
+    /// Whether files may have ACLs, which a session that lets other users in has to check.
+    pub fn may_have_acls(&self) -> bool {
+        !self.is_unused(AttributeKind::Acl, 0)
+    }
+
+    /// Says that a session lets other users in and leaves ACLs unchecked.
+    pub fn leave_acls_unchecked(&self) {
+        self.acls_unchecked.store(true, Ordering::Relaxed);
+    }
+
+    /// The attributes of an entry. Where an ACL would limit what the mode allows, and the kernel
+    /// does not check it, the mode is limited instead.
+    fn shown(&self, run: RunId, entry: &EntryRow) -> FsResult<Stat> {
+        let stat = stat_of(run, entry)?;
+        if !self.acls_unchecked.load(Ordering::Relaxed)
+            || self.is_unused(AttributeKind::Acl, entry.version)
+        {
+            return Ok(stat);
+        }
+        let Some(file) = self.laden(entry.version)? else { return Ok(stat) };
+        let xattrs = &file.content.extra.xattrs;
+        let acl = xattrs.iter().find(|it| it.0 == acl::ACCESS.as_bytes());
+        let mode = acl.map_or(stat.mode, |it| acl::mode_without(stat.mode, &it.1));
+        Ok(Stat { mode, ..stat })
     }
 
     /// What the store knows of a file or a directory, as text.
@@ -440,7 +488,7 @@ fn run_named(name: &OsStr) -> Option<RunId> {
 }
 
 /// The attributes of an entry at a run. A file's do not depend on the run.
-pub fn stat_of(run: RunId, entry: &EntryRow) -> FsResult<Stat> {
+fn stat_of(run: RunId, entry: &EntryRow) -> FsResult<Stat> {
     let meta = &entry.meta;
     let node = match entry.child {
         Some(dir) => Node::Dir(run, dir),

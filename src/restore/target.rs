@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Overwrite;
 use super::delete;
 use super::shared::{Decision, Shared, state};
-use crate::entry::{self, Extra, Metadata};
+use crate::entry::{self, Extra, Metadata, acl};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, Stat, at, c};
 
@@ -47,10 +47,6 @@ enum Gets {
     /// The mode that it had before it was opened up.
     Mode(u32),
 }
-
-/// Attributes that what is made in a directory inherits, and the one it inherits them from.
-const ACL_DEFAULT: &str = "system.posix_acl_default";
-const ACL_ACCESS: &str = "system.posix_acl_access";
 
 /// What a directory is to be.
 pub struct DirWish<'w> {
@@ -232,16 +228,16 @@ fn open_up(dir: &OwnedFd, name: &OsStr) -> io::Result<(OwnedFd, bool)> {
 }
 
 fn has_default_acl(fd: &OwnedFd) -> bool {
-    at::get_xattr_fd(fd, OsStr::new(ACL_DEFAULT)).is_ok()
+    at::get_xattr_fd(fd, OsStr::new(acl::DEFAULT)).is_ok()
 }
 
 /// Takes off what a directory has given to what was made in it.
 fn remove_acl(fd: impl AsFd) -> Result<()> {
-    for key in [ACL_ACCESS, ACL_DEFAULT] {
+    for key in [acl::ACCESS, acl::DEFAULT] {
         let Err(e) = at::remove_xattr_fd(&fd, OsStr::new(key)) else { continue };
         let is_absent = matches!(e.raw_os_error(), Some(c::ENODATA | c::EOPNOTSUPP));
         // A file has no default list, and says that it may not have one.
-        let is_file = key == ACL_DEFAULT && e.raw_os_error() == Some(c::EACCES);
+        let is_file = key == acl::DEFAULT && e.raw_os_error() == Some(c::EACCES);
         if !is_absent && !is_file {
             return Err(Error::io("removing an inherited access list", e));
         }

@@ -5,6 +5,7 @@
 //! together. Buffers of few sizes go round instead. What a buffer holds when it is taken is left
 //! from somebody else: who takes it overwrites all of it.
 
+use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use parking_lot::Mutex;
 const STEP_BYTES: usize = 32 << 10;
 /// As many sizes are as good as the right one.
 const STEPS_NEAR: usize = 3;
-/// Most bytes of buffers that wait for their next use.
+/// Most bytes of buffers that wait for their next use; the one that has waited longest goes first.
 const FREE_BYTES_MAX: usize = 4 << 20;
 
 /// Where buffers wait for their next use.
@@ -23,8 +24,8 @@ pub struct Buffers(Mutex<Free>);
 
 #[derive(Default)]
 struct Free {
-    /// By size, in steps.
-    by_steps: Vec<Vec<Vec<u8>>>,
+    /// In the order in which they came back.
+    waiting: VecDeque<Vec<u8>>,
     bytes: usize,
 }
 
@@ -42,28 +43,31 @@ impl Buffers {
             return Buffer::from(vec![0; len]);
         }
         let steps = len.div_ceil(STEP_BYTES);
-        let mut free = self.0.lock();
-        let mut near = free.by_steps.iter_mut().skip(steps).take(STEPS_NEAR);
-        let used = near.find_map(Vec::pop);
-        free.bytes -= used.as_ref().map_or(0, Vec::len);
-        drop(free);
+        let near = steps * STEP_BYTES..(steps + STEPS_NEAR) * STEP_BYTES;
+        let used = {
+            let mut free = self.0.lock();
+            let found = free.waiting.iter().rposition(|it| near.contains(&it.len()));
+            let used = found.and_then(|at| free.waiting.remove(at));
+            free.bytes -= used.as_ref().map_or(0, Vec::len);
+            used
+        };
         let bytes = used.unwrap_or_else(|| vec![0; steps * STEP_BYTES]);
         Buffer { bytes, len, home: Some(self.clone()) }
     }
 
     fn put_back(&self, bytes: Vec<u8>) {
-        let steps = bytes.len() / STEP_BYTES;
+        let mut gone = Vec::new();
         let mut free = self.0.lock();
-        if free.bytes + bytes.len() > FREE_BYTES_MAX {
-            return;
-        }
         free.bytes += bytes.len();
-        if free.by_steps.len() <= steps {
-            free.by_steps.resize_with(steps + 1, Vec::new);
+        free.waiting.push_back(bytes);
+        while free.bytes > FREE_BYTES_MAX
+            && let Some(oldest) = free.waiting.pop_front()
+        {
+            free.bytes -= oldest.len();
+            gone.push(oldest);
         }
-        if let Some(list) = free.by_steps.get_mut(steps) {
-            list.push(bytes);
-        }
+        // Giving memory back takes a while.
+        drop(free);
     }
 }
 
@@ -125,8 +129,13 @@ mod tests {
         let many: Vec<Buffer> = (0..100).map(|it| buffers.take(1 + it * 10_000)).collect();
         drop(many);
         assert!(buffers.0.lock().bytes <= FREE_BYTES_MAX);
-        let waiting: usize = buffers.0.lock().by_steps.iter().flatten().map(Vec::len).sum();
+        let waiting: usize = buffers.0.lock().waiting.iter().map(Vec::len).sum();
         assert_eq!(waiting, buffers.0.lock().bytes);
+        // What came back last is there, whatever waited before.
+        let last = buffers.take(1 << 20);
+        let place = last.as_ptr();
+        drop(last);
+        assert_eq!(buffers.take(1 << 20).as_ptr(), place);
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! What `/proc` tells of another process: its groups, the signals that wait for it, who it is.
+//! Processes: what `/proc` tells of another one, and how this one keeps its memory.
 //!
-//! Everything is a thread's, by its number, as the kernel names the one that has asked the mount.
+//! What is told of another is a thread's, by its number, as the kernel names the one that has asked
+//! the mount.
 
 use std::io;
 
@@ -11,6 +12,19 @@ pub struct Status {
     pub groups: Vec<u32>,
     /// Whether a signal waits for it that it has neither blocked nor ignored.
     pub has_signal: bool,
+}
+
+/// From how many bytes on memory is given back to the kernel as soon as it is freed.
+#[cfg(target_env = "gnu")]
+const LARGE_BYTES: i32 = 128 << 10;
+
+/// Has the allocator give back large pieces of memory when they are freed. glibc's otherwise keeps
+/// more and more of them, in every thread's arena: for what runs for days that is most of its size.
+pub fn give_back_memory() {
+    // SAFETY: sets a number of the allocator's, under its own lock; no memory is touched.
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code)]
+    let _ = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES) };
 }
 
 /// Looks at a thread. Fails if it is gone, or in a namespace that cannot be seen from here.
