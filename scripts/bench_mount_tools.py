@@ -119,12 +119,16 @@ class Mount:
             self.daemon = measure.start_child(step, file, stdout=file)
 
     def wait(self, name):
-        """Waits until a set can be listed; gives the seconds since the start."""
+        """Waits until a set can be listed; gives the seconds since the start. Of ours the figures
+        come after the second session is there, as for whoever waits until it says so."""
         root = self.root(name)
+        seconds = None
         while True:
             try:
-                if os.listdir(root):
-                    return time.monotonic() - self.start
+                if seconds is None and os.listdir(root):
+                    seconds = time.monotonic() - self.start
+                if seconds is not None and (not self.tool.is_ours or self.status()["mount"]):
+                    return seconds
             except OSError:
                 pass
             if self.daemon.poll() is not None:
