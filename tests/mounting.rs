@@ -70,6 +70,12 @@ fn what_the_options_say_is_what_the_kernel_does() {
     let status = run(mountctl().args(["status", "--json"]).arg(&point)).code(0).json();
     assert_eq!((&status[0]["read_only"], &status[0]["state"]), (&true.into(), &"ok".into()));
     assert!(status[0]["uptime_seconds"].is_u64(), "{status}");
+    // Nothing is null that the mount tells.
+    let null = status[0].as_object().unwrap().iter().find(|it| it.1.is_null());
+    assert_eq!(null, None, "{status}");
+    assert_eq!((&status[0]["sessions"], &status[0]["reads"]), (&2.into(), &"zero-message".into()));
+    let table = run(mountctl().arg("status").arg(&point)).code(0).text();
+    assert!(table.contains(" zero-message ") && table.contains(" ok, ro "), "{table}");
     run(mountctl().arg("umount").arg(&point)).code(0);
     // The program's own option, with the opposite behind it.
     let line = args!["mount", &point, "-o", "ro,noexec,rw", "-o", "exec"];
