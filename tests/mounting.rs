@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -94,7 +94,6 @@ fn a_dead_mount_is_taken_away_by_the_next_with_all_that_is_on_it() {
     let _clear = mount::Clear(point.clone());
     for helper in [false, true] {
         sandbox.ok(args!["mount", &point]);
-        // As a mount that has parts.
         fs::create_dir_all(&inner).unwrap();
         other.ok(args!["mount", &inner]);
         kill_behind(&inner);
@@ -106,14 +105,79 @@ fn a_dead_mount_is_taken_away_by_the_next_with_all_that_is_on_it() {
         assert!(said.contains("took away the dead mount"), "{said}");
         assert_eq!((mounts_on(&point), mounts_on(&inner)), (1, 0));
         assert_eq!(fs::read(point.join("snapshots/1/file")).unwrap(), b"x");
-        // Alive, both go together, the inner one first.
+        // Alive, the inner one keeps the other in use, which only `raidtape umount` does not mind.
         other.ok(args!["mount", &inner]);
-        match helper {
-            true => run(mountctl().arg("umount").arg(&point)).code(0),
-            false => run(Command::new(RAIDTAPE).arg("umount").arg(&point)).code(0),
-        };
+        if helper {
+            let ran = run(mountctl().arg("umount").arg(&point)).code(1);
+            assert!(ran.errors().contains("EBUSY"), "{}", ran.errors());
+            assert_eq!((mounts_on(&point), mounts_on(&inner)), (1, 1));
+            run(mountctl().arg("umount").arg(&inner)).code(0);
+            run(mountctl().arg("umount").arg(&point)).code(0);
+        } else {
+            run(Command::new(RAIDTAPE).arg("umount").arg(&point)).code(0);
+        }
         assert_eq!((mounts_on(&point), mounts_on(&inner)), (0, 0));
     }
+}
+
+#[test]
+fn what_a_mount_hides_is_there_again_after_it() {
+    let (sandbox, point) = store();
+    let _clear = mount::Clear(point.clone());
+    // One where the other has a part, and one beside.
+    let below: Vec<(Sandbox, PathBuf)> = ["snapshots", "beside"]
+        .map(|name| {
+            let (hidden, _) = store();
+            fs::create_dir(point.join(name)).unwrap();
+            hidden.ok(args!["mount", &point.join(name)]);
+            (hidden, point.join(name))
+        })
+        .into();
+    let _clear_below: Vec<_> = below.iter().map(|it| mount::Clear(it.1.clone())).collect();
+    let all_there = || {
+        for (_, path) in &below {
+            assert_eq!(mounts_on(path), 1, "{path:?}");
+            assert_eq!(fs::read(path.join("snapshots/1/file")).unwrap(), b"x");
+        }
+    };
+    for helper in [false, true] {
+        let end = |point: &Path| match helper {
+            true => run(mountctl().arg("umount").arg(point)).code(0),
+            false => run(Command::new(RAIDTAPE).arg("umount").arg(point)).code(0),
+        };
+        // Alive, ended by a signal, and dead.
+        sandbox.ok(args!["mount", &point]);
+        assert_eq!(mounts_on(&point.join("snapshots")), 2);
+        end(&point);
+        all_there();
+        sandbox.ok(args!["mount", &point]);
+        kill(pid_of(&point), Signal::TERM);
+        wait_for("the mount to be gone", || mounts_on(&point) == 0);
+        all_there();
+        sandbox.ok(args!["mount", &point]);
+        kill_behind(&point);
+        sandbox.ok(args!["mount", &point]);
+        kill_behind(&point);
+        end(&point);
+        all_there();
+    }
+}
+
+#[test]
+fn nobody_holds_up_what_root_mounts() {
+    need_root("others' mounts take another turn");
+    let (sandbox, point) = store();
+    let _clear = mount::Clear(point.clone());
+    // Whoever may read a directory may lock it.
+    let above = File::open(point.parent().unwrap()).unwrap();
+    above.lock().unwrap();
+    sandbox.ok(args!["mount", &point]);
+    kill_behind(&point);
+    run(mountctl().arg("umount").arg(&point)).code(0);
+    sandbox.ok(args!["mount", &point]);
+    run(Command::new(RAIDTAPE).arg("umount").arg(&point)).code(0);
+    let turns = fs::metadata("/run/raidtape").unwrap();
+    assert_eq!((turns.uid(), turns.mode() & 0o7777), (0, 0o700));
 }
 
 #[test]

@@ -18,7 +18,6 @@ mod probe;
 mod shown;
 mod status;
 mod target;
-mod turn;
 mod unmount;
 
 use std::env;

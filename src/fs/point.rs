@@ -70,11 +70,20 @@ pub fn is_mounted(mountpoint: &Path) -> Result<bool> {
     Ok(table()?.iter().any(|it| it.path == mountpoint && it.fs_type == sys::OWN_FS_TYPE))
 }
 
-/// Our mounts at and below `mountpoint`, alive or dead, in the order in which they came.
+/// Our mounts on `mountpoint` with their parts, alive or dead, in the order in which they came.
+///
+/// A part is mounted on a directory of the other and has the same source. Whatever else is below is
+/// somebody else's: it may have been there before, hidden by what is mounted now.
 pub fn mounts_at(mountpoint: &Path) -> Result<Vec<MountPoint>> {
-    let mut mounts = table()?;
-    mounts.retain(|it| it.path.starts_with(mountpoint) && it.fs_type == sys::OWN_FS_TYPE);
-    Ok(mounts)
+    let mut own = table()?;
+    own.retain(|it| it.fs_type == sys::OWN_FS_TYPE);
+    let whole: Vec<MountPoint> = own.iter().filter(|it| it.path == mountpoint).cloned().collect();
+    let snapshots = mountpoint.join("snapshots");
+    own.retain(|it| {
+        let is_part = |of: &MountPoint| it.parent == of.id && it.source == of.source;
+        it.path == mountpoint || it.path == snapshots && whole.iter().any(is_part)
+    });
+    Ok(own)
 }
 
 /// Leaves out what is not mounted any more.
@@ -84,8 +93,8 @@ pub fn forget_gone(mounts: &mut Vec<MountPoint>) -> Result<()> {
     Ok(())
 }
 
-/// Takes away all our mounts at and below `mountpoint`, dead or alive. Open files on them stay
-/// until they are closed.
+/// Takes away all our mounts on `mountpoint`, dead or alive. Open files on them stay until they are
+/// closed.
 pub fn unmount(mountpoint: &Path) -> Result<()> {
     detach(&mounts_at(mountpoint)?)
 }
