@@ -181,6 +181,32 @@ fn nobody_holds_up_what_root_mounts() {
 }
 
 #[test]
+fn a_mount_that_is_refused_leaves_the_log_of_the_one_that_runs() {
+    let (sandbox, point) = store();
+    let _clear = mount::Clear(point.clone());
+    sandbox.ok(args!["mount", &point]);
+    let log = sandbox.path("catalog.mount.log");
+    let said = "said by the one that runs\n";
+    fs::write(&log, said).unwrap();
+    let elsewhere = sandbox.path("volume");
+    for (refused, code) in [(&point, 1), (&elsewhere, 2)] {
+        sandbox.run(args!["mount", refused]).code(2);
+        assert!(fs::read_to_string(&log).unwrap().starts_with(said));
+        let ran = run(mountctl().arg("mount").arg(&sandbox.catalog).arg(refused)).code(code);
+        assert!(!ran.errors().contains(said.trim()), "{}", ran.errors());
+        assert!(fs::read_to_string(&log).unwrap().starts_with(said));
+    }
+    // Nor is anything but a log of one's own written to.
+    run(mountctl().arg("umount").arg(&point)).code(0);
+    fs::write(sandbox.path("precious"), "mine").unwrap();
+    fs::remove_file(&log).unwrap();
+    fs::hard_link(sandbox.path("precious"), &log).unwrap();
+    let ran = sandbox.run(args!["mount", &point]).code(1);
+    assert!(ran.errors().contains("catalog.mount.log"), "{}", ran.errors());
+    assert_eq!(fs::read_to_string(sandbox.path("precious")).unwrap(), "mine");
+}
+
+#[test]
 fn a_mount_that_only_hangs_is_left_alone() {
     let (sandbox, point) = store();
     let mount = sandbox.mount();

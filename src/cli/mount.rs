@@ -7,7 +7,8 @@
 //! code 0: what has files open keeps them until then. A second signal does not wait for jobs.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -26,6 +27,8 @@ use crate::sys::{self, quoted};
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 /// How long the second signal lets the mount be taken away, if that was not done yet.
 const DETACHED_WITHIN: Duration = Duration::from_secs(2);
+/// A log that was longer begins anew with the next mount, in bytes.
+const LOG_KEPT_MAX: u64 = 1 << 20;
 /// Most of the log that is shown when the background process fails, in bytes.
 const LOG_SHOWN_MAX: u64 = 64 << 10;
 /// How the line begins that says that the mount answers.
@@ -136,20 +139,29 @@ fn log_path(catalog: &Path) -> PathBuf {
     catalog.with_file_name(name)
 }
 
+/// Opens a log behind what is in it: it may be that of a mount that runs. Gives its length too.
+fn open_log(path: &Path) -> Result<(File, u64)> {
+    let failed = |e| Error::io(format!("log {}", quoted(path)), e);
+    let log = sys::private_file().append(true).create(true).open(path).map_err(failed)?;
+    let found = log.metadata().map_err(failed)?;
+    // The directory may be another user's, who could have put a name of another file there.
+    if !found.is_file() || found.nlink() != 1 || found.uid() != sys::effective_uid() {
+        let message = format!("{} is no log of this user's: remove it", quoted(path));
+        return Err(Error::new(ErrorKind::Io, message));
+    }
+    Ok((log, found.len()))
+}
+
 fn start(catalog: &Path, args: &args::Mount) -> Result<u8> {
     let failed = |e| Error::io("starting the mount in the background", e);
     let log_path = log_path(catalog);
-    let log = sys::private_file()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&log_path)
-        .map_err(|e| Error::io(format!("log {}", quoted(&log_path)), e))?;
+    let (log, before) = open_log(&log_path)?;
     let mountpoint = std::path::absolute(&args.mountpoint).map_err(failed)?;
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
     command.arg("--catalog").arg(catalog).arg("mount").arg(&mountpoint).arg("--foreground");
     command.args(args.options());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(log.try_clone().map_err(failed)?);
     // A service manager listens to the process that it has started, and only to that.
     command.env_remove("NOTIFY_SOCKET");
     // A group of its own: an interrupt typed at the terminal later is not meant for it.
@@ -159,17 +171,22 @@ fn start(catalog: &Path, args: &args::Mount) -> Result<u8> {
             let line = line.map_err(failed)?;
             tell(&line);
             if line.starts_with(MOUNTED) {
+                if before > LOG_KEPT_MAX {
+                    // Only now it is sure that another mount begins.
+                    log.set_len(0).map_err(failed)?;
+                }
                 return Ok(exit::DONE);
             }
         }
     }
     let status = child.wait().map_err(failed)?;
-    let mut text = String::new();
-    if let Ok(log) = File::open(&log_path) {
-        // The exit code says it all if the log cannot be read.
-        let _ = log.take(LOG_SHOWN_MAX).read_to_string(&mut text);
-    }
-    eprint!("{text}");
+    let mut text = Vec::new();
+    let read = File::open(&log_path).and_then(|mut log| {
+        log.seek(SeekFrom::Start(before))?;
+        log.take(LOG_SHOWN_MAX).read_to_end(&mut text)
+    });
+    // The exit code says it all if the log cannot be read.
+    let _ = read.and_then(|_| std::io::stderr().write_all(&text));
     Ok(status.code().and_then(|it| u8::try_from(it).ok()).unwrap_or(exit::FAILED))
 }
 
