@@ -520,6 +520,13 @@ fn an_ordinary_user_mounts_by_fstab_recovers_and_unmounts() {
         as raidtape --catalog catalog mount point\n\
         as umount point\n\
         ! findmnt point\n\
+        mkdir /run/user; mkdir -m 700 /run/user/65534; chown 65534:65534 /run/user/65534\n\
+        as raidtape --catalog catalog mount point\n\
+        as raidtape umount point\n\
+        ls -ld /run/user/65534/raidtape\n\
+        refused() { ! as raidtape --catalog catalog mount point 2>&1; }\n\
+        chmod 600 /run/fuse; refused; chmod 666 /run/fuse\n\
+        : > /run/none; mount --bind /run/none $(readlink -f $(which fusermount3)); refused\n\
         echo end\n";
     let ran = with_mount8(&sandbox, &fstab, &format!("PATH=$1/sbin:$PATH\n{lines}")).code(0);
     let said = ran.text();
