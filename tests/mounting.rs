@@ -536,5 +536,8 @@ fn an_ordinary_user_mounts_by_fstab_recovers_and_unmounts() {
     assert_eq!(said.matches("latest").count(), 2, "{said}");
     assert_eq!(said.matches("took away the dead mount").count(), 1, "{said}");
     assert!(ran.errors().contains("took away the dead mount"), "{}", ran.errors());
+    assert!(said.contains("drwx------ 2 nobody nogroup "), "{said}");
+    assert!(said.contains("/dev/fuse cannot be opened") && said.contains("666"), "{said}");
+    assert!(said.contains("need the program fusermount3, of the package fuse3"), "{said}");
     assert_eq!(said.lines().last(), Some("end"), "{said}");
 }

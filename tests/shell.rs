@@ -49,6 +49,8 @@ fn every_shell_gets_a_script_and_others_an_error() {
             let (_, mut program) = programs().into_iter().find(|it| it.0 == name).unwrap();
             let script = run(program.args(["completions", shell])).code(0).text();
             assert!(script.contains(name) && script.contains("umount"), "{name} {shell}");
+            // What a program asks itself to do is nothing to offer.
+            assert!(!script.contains("probe"), "{name} {shell}");
         }
         let (_, mut program) = programs().into_iter().find(|it| it.0 == name).unwrap();
         run(program.args(["completions", "csh"])).code(2);

@@ -16,8 +16,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fs;
 use crate::sys::{self, quoted};
 
-/// The hidden command by which a process knows that it is to ask a mount.
-pub const PROBE: &str = "probe";
+/// The name by which a process knows that it is to ask a mount.
+pub const PROBE: &str = "raidtape-probe";
 /// How long a mount may take to answer before it counts as slow.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How long another program may have the turn.
@@ -136,8 +136,7 @@ pub fn make_way(mountpoint: &Path) -> Result<bool> {
 /// caller beyond the reach of any signal, and that must not be us.
 fn ask(mountpoint: &Path) -> std::io::Result<Option<bool>> {
     let mut child = Command::new("/proc/self/exe")
-        .arg0("raidtape")
-        .args([PROBE, "--"])
+        .arg0(PROBE)
         .arg(mountpoint)
         .current_dir("/")
         .stdin(Stdio::null())
