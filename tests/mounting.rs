@@ -87,6 +87,26 @@ fn what_the_options_say_is_what_the_kernel_does() {
 }
 
 #[test]
+fn a_job_that_is_refused_is_refused_with_the_reason() {
+    let (sandbox, _) = store();
+    let mount = sandbox.mount();
+    let backup = |line: &[&str]| {
+        let mut command = mountctl();
+        command.args(["backup", "--mount"]).arg(&mount.point).arg(&sandbox.source).args(line);
+        run(&mut command)
+    };
+    let ran = backup(&["--bogus"]).code(2);
+    assert!(
+        ran.errors().contains("was refused: unexpected argument '--bogus'"),
+        "{}",
+        ran.errors()
+    );
+    let ran = backup(&["--tag", "nightly"]).code(0);
+    assert!(ran.text().starts_with("run 2: added 0,"), "{}", ran.text());
+    mount.end();
+}
+
+#[test]
 fn a_dead_mount_is_taken_away_by_the_next_with_all_that_is_on_it() {
     let (sandbox, point) = store();
     let (other, _) = store();
