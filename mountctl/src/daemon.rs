@@ -26,7 +26,7 @@ use crate::mounts::MountTable;
 use crate::options::Options;
 use crate::probe::{self, Answer};
 use crate::shown::{shown, shown_bytes};
-use crate::target::{Found, Target};
+use crate::target::Target;
 use crate::unmount;
 
 /// What a daemon says once its mount answers.
@@ -54,9 +54,9 @@ pub fn mount(
     warn: &mut dyn FnMut(&str),
     tell: &mut dyn FnMut(&str),
 ) -> Result<(), Failure> {
-    let found = target.look()?;
+    let was_dead = target.has_dead_mount()?;
     start(target, options, tell)?;
-    if found == Found::Dead {
+    if was_dead {
         warn(&format!("took away the dead mount at {}", shown(&target.mountpoint)));
     }
     Ok(())
