@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
@@ -337,6 +338,37 @@ fn a_second_signal_does_not_wait_for_jobs() {
     assert_eq!(mount.wait_for_end(), Some(130));
     drop(catalog);
     sandbox.assert_valid();
+}
+
+#[test]
+fn an_interrupted_start_leaves_no_mount_behind() {
+    need_root("the turn of root is taken");
+    let (sandbox, point) = store();
+    let _clear = mount::Clear(point.clone());
+    // The process in the background waits for its turn.
+    sandbox.ok(args!["mount", &point]);
+    sandbox.ok(args!["umount", &point]);
+    let name = blake3::hash(point.as_os_str().as_bytes()).to_string();
+    let turn = File::open(Path::new("/run/raidtape").join(name)).unwrap();
+    turn.lock().unwrap();
+    let mut starter = sandbox.program().arg("mount").arg(&point).spawn().unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", starter.id());
+    let child = || fs::read_to_string(&children).ok()?.trim().parse::<u32>().ok();
+    wait_for("the process in the background", || child().is_some_and(has_signal_handlers));
+    let daemon = child().unwrap();
+    kill(starter.id(), Signal::INT);
+    turn.unlock().unwrap();
+    assert_eq!(starter.wait().unwrap().code(), Some(130));
+    assert!(!crate::mount::is_running(daemon));
+    assert_eq!(mounts_on(&point), 0);
+}
+
+/// Whether a process has got so far that it catches SIGTERM.
+fn has_signal_handlers(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|it| it.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|it| u64::from_str_radix(it.trim(), 16).ok());
+    caught.is_some_and(|it| it & (1 << (libc::SIGTERM - 1)) != 0)
 }
 
 #[test]

@@ -23,6 +23,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fs::{self, Stop};
 use crate::sys::{self, quoted};
 
+/// The signals that end a mount.
+const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 /// How long `umount` waits for the mount to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 /// How long the second signal lets the mount be taken away, if that was not done yet.
@@ -77,7 +79,7 @@ fn tell(line: &str) {
     let _ = out.flush();
 }
 
-/// The signals that end a mount.
+/// What ends a mount by signals.
 struct Signals(Arc<Mutex<Heard>>);
 
 #[derive(Default)]
@@ -89,7 +91,7 @@ struct Heard {
 impl Signals {
     /// From now on none of them ends this process by itself.
     fn watch() -> Result<Signals> {
-        let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
+        let signals = signal_hook::iterator::Signals::new(ENDING);
         let mut signals = signals.map_err(|e| Error::io("watching for signals", e))?;
         let heard = Arc::new(Mutex::new(Heard::default()));
         let shared = heard.clone();
@@ -165,19 +167,33 @@ fn start(catalog: &Path, args: &args::Mount) -> Result<u8> {
     // A service manager listens to the process that it has started, and only to that.
     command.env_remove("NOTIFY_SOCKET");
     // A group of its own: an interrupt typed at the terminal later is not meant for it.
-    let mut child = command.current_dir("/").process_group(0).spawn().map_err(failed)?;
-    if let Some(out) = child.stdout.take() {
-        for line in BufReader::new(out).lines() {
-            let line = line.map_err(failed)?;
-            tell(&line);
-            if line.starts_with(MOUNTED) {
-                if before > LOG_KEPT_MAX {
-                    // Only now it is sure that another mount begins.
-                    log.set_len(0).map_err(failed)?;
-                }
-                return Ok(exit::DONE);
-            }
+    command.current_dir("/").process_group(0);
+    // Until it has mounted, it is.
+    let mut signals = signal_hook::iterator::Signals::new(ENDING).map_err(failed)?;
+    let mut child = command.spawn().map_err(failed)?;
+    let (handle, pid) = (signals.handle(), child.id());
+    let passing_on = std::thread::spawn(move || {
+        signals.forever().map(|_| sys::process::terminate(pid)).count() > 0
+    });
+    let mut mounted = None;
+    for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+        let line = line.map_err(failed)?;
+        if line.starts_with(MOUNTED) {
+            mounted = Some(line);
+            break;
         }
+        tell(&line);
+    }
+    handle.close();
+    // A panic is no interrupt.
+    let is_interrupted = passing_on.join().unwrap_or(false);
+    if let Some(line) = mounted.filter(|_| !is_interrupted) {
+        tell(&line);
+        if before > LOG_KEPT_MAX {
+            // Only now it is sure that another mount begins.
+            log.set_len(0).map_err(failed)?;
+        }
+        return Ok(exit::DONE);
     }
     let status = child.wait().map_err(failed)?;
     let mut text = Vec::new();
@@ -187,6 +203,9 @@ fn start(catalog: &Path, args: &args::Mount) -> Result<u8> {
     });
     // The exit code says it all if the log cannot be read.
     let _ = read.and_then(|_| std::io::stderr().write_all(&text));
+    if is_interrupted {
+        return Ok(exit::of_kind(ErrorKind::Interrupted));
+    }
     Ok(status.code().and_then(|it| u8::try_from(it).ok()).unwrap_or(exit::FAILED))
 }
 
