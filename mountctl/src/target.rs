@@ -47,7 +47,7 @@ impl Target {
     }
 
     /// Sees whether something is mounted there already, and says whether that is a dead mount of
-    /// ours. It is no obstacle: the daemon takes it away itself, so that no other one comes between.
+    /// ours. It is no obstacle: the daemon takes it away itself, and no other one comes between.
     pub fn has_dead_mount(&self) -> Result<bool, Failure> {
         let point = &self.mountpoint;
         let table = MountTable::current()?;

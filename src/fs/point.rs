@@ -1,8 +1,8 @@
 //! The place of a mount: checked before, taken away after.
 //!
 //! A mount may have parts, one mounted upon a directory of the other: they end together, the last
-//! one first. Invariant: what is taken away is told by the kernel's number of the mount, so that one
-//! that somebody else has put there, before or since, is never hit.
+//! one first. Invariant: what is taken away is told by the kernel's number of the mount, so that
+//! one that somebody else has put there, before or since, is never hit.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
