@@ -1,14 +1,12 @@
 //! The sessions of a mount: what must hold in each way of mounting.
 
 use std::collections::BTreeSet;
-use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, RenameFlags, Timestamps, XattrFlags};
+use rustix::fs::XattrFlags;
 
 use crate::common::wait_for;
 use crate::common::{Mount, Sandbox, Tree, args, assert_same, data, errno, mount, run, tool};
@@ -65,93 +63,6 @@ fn every_way_shows_the_same_tree() {
         assert!(fs::read(&raw).unwrap() == noise, "{options:?}");
         let ran = run(std::process::Command::new(mount.run(2).join("program")).arg(&raw)).code(0);
         assert!(ran.bytes() == noise, "{options:?}");
-        mount.end();
-    }
-}
-
-#[test]
-fn every_change_of_a_snapshot_is_refused_as_on_a_read_only_disk() {
-    let sandbox = Sandbox::new();
-    fs::write(sandbox.source.join("file"), "x").unwrap();
-    fs::write(sandbox.source.join("other"), "y").unwrap();
-    fs::create_dir(sandbox.source.join("dir")).unwrap();
-    sandbox.backup();
-    let before = Tree::of(&sandbox.source);
-    for (options, sessions, _) in WAYS {
-        let mount = Mount::start(&sandbox, options);
-        let at = |name: &str| mount.run(1).join(name);
-        let c = |name: &str| CString::new(at(name).as_os_str().as_bytes()).unwrap();
-        let held = File::open(at("file")).unwrap();
-        let now = Timestamps {
-            last_access: rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 },
-            last_modification: rustix::fs::Timespec { tv_sec: 1, tv_nsec: 0 },
-        };
-        let (user, key) = (Some(rustix::fs::Uid::from_raw(1)), "user.k");
-        let mode = Mode::from_raw_mode(0o600);
-        let open = |flags: i32, name: &str| {
-            let mut options = OpenOptions::new();
-            options.read(true).custom_flags(flags).open(at(name)).map(drop)
-        };
-        let with = |set: &dyn Fn(&mut OpenOptions) -> &mut OpenOptions, name: &str| {
-            set(&mut OpenOptions::new()).open(at(name)).map(drop)
-        };
-        let os = |result: rustix::io::Result<()>| result.map_err(io::Error::from);
-        let flags = XattrFlags::empty();
-        let calls: [(&str, io::Result<()>); 30] = [
-            ("open to write", with(&|it| it.write(true), "file")),
-            ("open to read and write", with(&|it| it.read(true).write(true), "file")),
-            ("open to append", with(&|it| it.append(true), "file")),
-            ("open to truncate", with(&|it| it.write(true).truncate(true), "file")),
-            ("open to read, truncating", open(libc::O_TRUNC, "file")),
-            ("creat", fs::write(at("new"), "")),
-            ("open to make anew", with(&|it| it.write(true).create_new(true), "new")),
-            ("mkdir", fs::create_dir(at("new"))),
-            ("mknod", os(rustix::fs::mknodat(CWD, c("new"), FileType::Fifo, mode, 0))),
-            ("unlink", fs::remove_file(at("file"))),
-            ("rmdir", fs::remove_dir(at("dir"))),
-            ("rename", fs::rename(at("file"), at("new"))),
-            (
-                "renameat2",
-                os(rustix::fs::renameat_with(
-                    CWD,
-                    c("file"),
-                    CWD,
-                    c("other"),
-                    RenameFlags::EXCHANGE,
-                )),
-            ),
-            ("link", fs::hard_link(at("file"), at("new"))),
-            ("symlink", std::os::unix::fs::symlink("file", at("new"))),
-            ("chmod", fs::set_permissions(at("file"), fs::Permissions::from_mode(0o600))),
-            ("fchmod", os(rustix::fs::fchmod(&held, mode))),
-            ("chown", std::os::unix::fs::chown(at("file"), Some(1), None)),
-            ("lchown", std::os::unix::fs::lchown(at("file"), Some(1), None)),
-            ("fchown", os(rustix::fs::fchown(&held, user, None))),
-            ("utimensat", os(rustix::fs::utimensat(CWD, c("file"), &now, AtFlags::empty()))),
-            ("futimens", os(rustix::fs::futimens(&held, &now))),
-            ("setxattr", os(rustix::fs::setxattr(c("file"), key, b"v", flags))),
-            ("lsetxattr", os(rustix::fs::lsetxattr(c("file"), key, b"v", flags))),
-            ("fsetxattr", os(rustix::fs::fsetxattr(&held, key, b"v", flags))),
-            ("removexattr", os(rustix::fs::removexattr(c("file"), key))),
-            ("fremovexattr", os(rustix::fs::fremovexattr(&held, key))),
-            ("rmdir of a run", fs::remove_dir(mount.run(1))),
-            ("mkdir beside runs", fs::create_dir(mount.run(7))),
-            ("unlink of latest", fs::remove_file(mount.point.join("snapshots/latest"))),
-        ];
-        for (what, result) in calls {
-            assert_eq!(errno(result), libc::EROFS, "{what} with {options:?}");
-        }
-        // What is open only for reading is refused before any file system is asked.
-        assert_eq!(errno(held.set_len(0)), libc::EINVAL, "ftruncate");
-        assert_eq!(errno(held.write_at(b"y", 0)), libc::EBADF, "pwrite");
-        // From one mount to another.
-        let out = fs::rename(at("file"), mount.point.join("ingest/file"));
-        let expected = if sessions == 2 { libc::EXDEV } else { libc::EROFS };
-        assert_eq!(errno(out), expected, "{options:?}");
-        let out = fs::hard_link(at("file"), mount.point.join("ingest/file"));
-        assert_eq!(errno(out), libc::EXDEV, "{options:?}");
-        drop(held);
-        assert_same(&before, &Tree::of(&mount.run(1)));
         mount.end();
     }
 }

@@ -3,7 +3,8 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -70,6 +71,12 @@ fn what_the_options_say_is_what_the_kernel_does() {
     let status = run(mountctl().args(["status", "--json"]).arg(&point)).code(0).json();
     assert_eq!((&status[0]["read_only"], &status[0]["state"]), (&true.into(), &"ok".into()));
     assert!(status[0]["uptime_seconds"].is_u64(), "{status}");
+    // Nothing is null that the mount tells.
+    let null = status[0].as_object().unwrap().iter().find(|it| it.1.is_null());
+    assert_eq!(null, None, "{status}");
+    assert_eq!((&status[0]["sessions"], &status[0]["reads"]), (&2.into(), &"zero-message".into()));
+    let table = run(mountctl().arg("status").arg(&point)).code(0).text();
+    assert!(table.contains(" zero-message ") && table.contains(" ok, ro "), "{table}");
     run(mountctl().arg("umount").arg(&point)).code(0);
     // The program's own option, with the opposite behind it.
     let line = args!["mount", &point, "-o", "ro,noexec,rw", "-o", "exec"];
@@ -81,6 +88,26 @@ fn what_the_options_say_is_what_the_kernel_does() {
 }
 
 #[test]
+fn a_job_that_is_refused_is_refused_with_the_reason() {
+    let (sandbox, _) = store();
+    let mount = sandbox.mount();
+    let backup = |line: &[&str]| {
+        let mut command = mountctl();
+        command.args(["backup", "--mount"]).arg(&mount.point).arg(&sandbox.source).args(line);
+        run(&mut command)
+    };
+    let ran = backup(&["--bogus"]).code(2);
+    assert!(
+        ran.errors().contains("was refused: unexpected argument '--bogus'"),
+        "{}",
+        ran.errors()
+    );
+    let ran = backup(&["--tag", "nightly"]).code(0);
+    assert!(ran.text().starts_with("run 2: added 0,"), "{}", ran.text());
+    mount.end();
+}
+
+#[test]
 fn a_dead_mount_is_taken_away_by_the_next_with_all_that_is_on_it() {
     let (sandbox, point) = store();
     let (other, _) = store();
@@ -88,7 +115,6 @@ fn a_dead_mount_is_taken_away_by_the_next_with_all_that_is_on_it() {
     let _clear = mount::Clear(point.clone());
     for helper in [false, true] {
         sandbox.ok(args!["mount", &point]);
-        // As a mount that has parts.
         fs::create_dir_all(&inner).unwrap();
         other.ok(args!["mount", &inner]);
         kill_behind(&inner);
@@ -100,14 +126,105 @@ fn a_dead_mount_is_taken_away_by_the_next_with_all_that_is_on_it() {
         assert!(said.contains("took away the dead mount"), "{said}");
         assert_eq!((mounts_on(&point), mounts_on(&inner)), (1, 0));
         assert_eq!(fs::read(point.join("snapshots/1/file")).unwrap(), b"x");
-        // Alive, both go together, the inner one first.
+        // Alive, the inner one keeps the other in use, which only `raidtape umount` does not mind.
         other.ok(args!["mount", &inner]);
-        match helper {
-            true => run(mountctl().arg("umount").arg(&point)).code(0),
-            false => run(Command::new(RAIDTAPE).arg("umount").arg(&point)).code(0),
-        };
+        if helper {
+            let ran = run(mountctl().arg("umount").arg(&point)).code(1);
+            assert!(ran.errors().contains("EBUSY"), "{}", ran.errors());
+            assert_eq!((mounts_on(&point), mounts_on(&inner)), (1, 1));
+            run(mountctl().arg("umount").arg(&inner)).code(0);
+            run(mountctl().arg("umount").arg(&point)).code(0);
+        } else {
+            run(Command::new(RAIDTAPE).arg("umount").arg(&point)).code(0);
+        }
         assert_eq!((mounts_on(&point), mounts_on(&inner)), (0, 0));
     }
+}
+
+#[test]
+fn what_a_mount_hides_is_there_again_after_it() {
+    let (sandbox, point) = store();
+    let _clear = mount::Clear(point.clone());
+    // One where the other has a part, and one beside.
+    let below: Vec<(Sandbox, PathBuf)> = ["snapshots", "beside"]
+        .map(|name| {
+            let (hidden, _) = store();
+            fs::create_dir(point.join(name)).unwrap();
+            hidden.ok(args!["mount", &point.join(name)]);
+            (hidden, point.join(name))
+        })
+        .into();
+    let _clear_below: Vec<_> = below.iter().map(|it| mount::Clear(it.1.clone())).collect();
+    let all_there = || {
+        for (_, path) in &below {
+            assert_eq!(mounts_on(path), 1, "{path:?}");
+            assert_eq!(fs::read(path.join("snapshots/1/file")).unwrap(), b"x");
+        }
+    };
+    for helper in [false, true] {
+        let end = |point: &Path| match helper {
+            true => run(mountctl().arg("umount").arg(point)).code(0),
+            false => run(Command::new(RAIDTAPE).arg("umount").arg(point)).code(0),
+        };
+        // Alive, ended by a signal, and dead.
+        sandbox.ok(args!["mount", &point]);
+        assert_eq!(mounts_on(&point.join("snapshots")), 2);
+        end(&point);
+        all_there();
+        sandbox.ok(args!["mount", &point]);
+        kill(pid_of(&point), Signal::TERM);
+        wait_for("the mount to be gone", || mounts_on(&point) == 0);
+        all_there();
+        sandbox.ok(args!["mount", &point]);
+        kill_behind(&point);
+        sandbox.ok(args!["mount", &point]);
+        kill_behind(&point);
+        end(&point);
+        all_there();
+    }
+}
+
+#[test]
+fn nobody_holds_up_what_root_mounts() {
+    need_root("others' mounts take another turn");
+    let (sandbox, point) = store();
+    let _clear = mount::Clear(point.clone());
+    // Whoever may read a directory may lock it.
+    let above = File::open(point.parent().unwrap()).unwrap();
+    above.lock().unwrap();
+    sandbox.ok(args!["mount", &point]);
+    kill_behind(&point);
+    run(mountctl().arg("umount").arg(&point)).code(0);
+    sandbox.ok(args!["mount", &point]);
+    run(Command::new(RAIDTAPE).arg("umount").arg(&point)).code(0);
+    let turns = fs::metadata("/run/raidtape").unwrap();
+    assert_eq!((turns.uid(), turns.mode() & 0o7777), (0, 0o700));
+}
+
+#[test]
+fn a_mount_that_is_refused_leaves_the_log_of_the_one_that_runs() {
+    let (sandbox, point) = store();
+    let _clear = mount::Clear(point.clone());
+    sandbox.ok(args!["mount", &point]);
+    let log = sandbox.path("catalog.mount.log");
+    let said = "said by the one that runs\n";
+    fs::write(&log, said).unwrap();
+    let elsewhere = sandbox.path("volume");
+    for (refused, code) in [(&point, 1), (&elsewhere, 2)] {
+        sandbox.run(args!["mount", refused]).code(2);
+        assert!(fs::read_to_string(&log).unwrap().starts_with(said));
+        let ran = run(mountctl().arg("mount").arg(&sandbox.catalog).arg(refused)).code(code);
+        assert!(!ran.errors().contains(said.trim()), "{}", ran.errors());
+        assert!(fs::read_to_string(&log).unwrap().starts_with(said));
+    }
+    // Nor is anything but a log of one's own written to.
+    run(mountctl().arg("umount").arg(&point)).code(0);
+    fs::write(sandbox.path("precious"), "mine").unwrap();
+    fs::remove_file(&log).unwrap();
+    fs::hard_link(sandbox.path("precious"), &log).unwrap();
+    let ran = sandbox.run(args!["mount", &point]).code(1);
+    assert!(ran.errors().contains("catalog.mount.log"), "{}", ran.errors());
+    assert_eq!(fs::read_to_string(sandbox.path("precious")).unwrap(), "mine");
 }
 
 #[test]
@@ -221,6 +338,37 @@ fn a_second_signal_does_not_wait_for_jobs() {
     assert_eq!(mount.wait_for_end(), Some(130));
     drop(catalog);
     sandbox.assert_valid();
+}
+
+#[test]
+fn an_interrupted_start_leaves_no_mount_behind() {
+    need_root("the turn of root is taken");
+    let (sandbox, point) = store();
+    let _clear = mount::Clear(point.clone());
+    // The process in the background waits for its turn.
+    sandbox.ok(args!["mount", &point]);
+    sandbox.ok(args!["umount", &point]);
+    let name = blake3::hash(point.as_os_str().as_bytes()).to_string();
+    let turn = File::open(Path::new("/run/raidtape").join(name)).unwrap();
+    turn.lock().unwrap();
+    let mut starter = sandbox.program().arg("mount").arg(&point).spawn().unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", starter.id());
+    let child = || fs::read_to_string(&children).ok()?.trim().parse::<u32>().ok();
+    wait_for("the process in the background", || child().is_some_and(has_signal_handlers));
+    let daemon = child().unwrap();
+    kill(starter.id(), Signal::INT);
+    turn.unlock().unwrap();
+    assert_eq!(starter.wait().unwrap().code(), Some(130));
+    assert!(!crate::mount::is_running(daemon));
+    assert_eq!(mounts_on(&point), 0);
+}
+
+/// Whether a process has got so far that it catches SIGTERM.
+fn has_signal_handlers(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|it| it.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|it| u64::from_str_radix(it.trim(), 16).ok());
+    caught.is_some_and(|it| it & (1 << (libc::SIGTERM - 1)) != 0)
 }
 
 #[test]
@@ -424,6 +572,13 @@ fn an_ordinary_user_mounts_by_fstab_recovers_and_unmounts() {
         as raidtape --catalog catalog mount point\n\
         as umount point\n\
         ! findmnt point\n\
+        mkdir /run/user; mkdir -m 700 /run/user/65534; chown 65534:65534 /run/user/65534\n\
+        as raidtape --catalog catalog mount point\n\
+        as raidtape umount point\n\
+        ls -ld /run/user/65534/raidtape\n\
+        refused() { ! as raidtape --catalog catalog mount point 2>&1; }\n\
+        chmod 600 /run/fuse; refused; chmod 666 /run/fuse\n\
+        : > /run/none; mount --bind /run/none $(readlink -f $(which fusermount3)); refused\n\
         echo end\n";
     let ran = with_mount8(&sandbox, &fstab, &format!("PATH=$1/sbin:$PATH\n{lines}")).code(0);
     let said = ran.text();
@@ -433,5 +588,8 @@ fn an_ordinary_user_mounts_by_fstab_recovers_and_unmounts() {
     assert_eq!(said.matches("latest").count(), 2, "{said}");
     assert_eq!(said.matches("took away the dead mount").count(), 1, "{said}");
     assert!(ran.errors().contains("took away the dead mount"), "{}", ran.errors());
+    assert!(said.contains("drwx------ 2 nobody nogroup "), "{said}");
+    assert!(said.contains("/dev/fuse cannot be opened") && said.contains("666"), "{said}");
+    assert!(said.contains("need the program fusermount3, of the package fuse3"), "{said}");
     assert_eq!(said.lines().last(), Some("end"), "{said}");
 }

@@ -49,6 +49,8 @@ fn every_shell_gets_a_script_and_others_an_error() {
             let (_, mut program) = programs().into_iter().find(|it| it.0 == name).unwrap();
             let script = run(program.args(["completions", shell])).code(0).text();
             assert!(script.contains(name) && script.contains("umount"), "{name} {shell}");
+            // What a program asks itself to do is nothing to offer.
+            assert!(!script.contains("probe"), "{name} {shell}");
         }
         let (_, mut program) = programs().into_iter().find(|it| it.0 == name).unwrap();
         run(program.args(["completions", "csh"])).code(2);
@@ -77,4 +79,84 @@ fn pages_are_written_for_all_commands() {
     // A place that cannot be one is an error.
     fs::write(sandbox.path("file"), "").unwrap();
     run(Command::new(RAIDTAPE).arg("man").arg(sandbox.path("file/x"))).code(1);
+}
+
+/// Everything below a directory, sorted, with where links lead.
+fn below(dir: &Path) -> Vec<String> {
+    let list = tool("find", args![dir, "!", "-type", "d", "-printf", "%M %P %l\\n"]).text();
+    let mut lines: Vec<String> = list.lines().map(|it| it.trim_end().to_owned()).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn what_is_installed_is_complete_and_in_its_place() {
+    let sandbox = Sandbox::bare();
+    // The programs are built already, but not for a release.
+    let bin = sandbox.path("bin");
+    fs::create_dir_all(sandbox.path("release")).unwrap();
+    fs::create_dir(&bin).unwrap();
+    for (name, program) in programs() {
+        let link = sandbox.path("release").join(name);
+        std::os::unix::fs::symlink(program.get_program(), link).unwrap();
+    }
+    let cargo = format!(
+        "#!/bin/sh\n[ \"$1\" = build ] || echo '{{\"target_directory\":\"{}\"}}'\n",
+        sandbox.path("").to_str().unwrap().trim_end_matches('/')
+    );
+    fs::write(bin.join("cargo"), cargo).unwrap();
+    tool("chmod", args!["755", &bin.join("cargo")]);
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let install = |line: &[&str]| {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/install"));
+        command.args(line).env("PATH", &path).env("CARGO_HOME", "/nonexistent");
+        run(command.stdin(std::process::Stdio::null()))
+    };
+    let destination = sandbox.path("to");
+    let to = destination.to_str().unwrap();
+    let planned = install(&["--destdir", to, "--prefix", "/usr", "--dry-run"]).code(0).text();
+    assert!(!destination.exists());
+    install(&["--destdir", to, "--prefix", "/usr"]).code(0);
+    let files = below(&destination);
+    let mut expected = Vec::new();
+    for name in ["raidtape", "mountctl"] {
+        expected.push(format!("-rwxr-xr-x usr/bin/{name}"));
+        for place in [
+            format!("bash-completion/completions/{name}"),
+            format!("zsh/site-functions/_{name}"),
+            format!("fish/vendor_completions.d/{name}.fish"),
+            format!("man/man1/{name}.1"),
+            format!("man/man1/{name}-umount.1"),
+        ] {
+            expected.push(format!("-rw-r--r-- usr/share/{place}"));
+        }
+    }
+    for helper in ["mount.raidtape", "umount.raidtape"] {
+        expected.push(format!("-rw-r--r-- usr/share/man/man8/{helper}.8"));
+        let by_type = helper.replace('.', ".fuse.");
+        for name in [helper, &by_type] {
+            expected.push(format!("lrwxrwxrwx sbin/{name} /usr/bin/mountctl"));
+        }
+    }
+    let unit = "etc/systemd/system/raidtape-mount@.service";
+    expected.push(format!("-rw-r--r-- {unit}"));
+    for line in &expected {
+        assert!(files.contains(line), "{line}: {files:#?}");
+        let place = line.split(' ').nth(1).unwrap();
+        assert!(place.contains("/man/") || planned.contains(place), "{place}: {planned}");
+    }
+    // The rest are pages of the commands.
+    let others: Vec<_> = files.iter().filter(|it| !expected.contains(it)).collect();
+    assert!(others.iter().all(|it| it.contains(" usr/share/man/man1/")), "{others:?}");
+    assert!(others.len() > 15, "{others:?}");
+    let unit = fs::read_to_string(destination.join(unit)).unwrap();
+    assert!(unit.contains("\nExecStart=/usr/bin/raidtape ") && !unit.contains("/usr/local"));
+    assert!(unit.contains("\nExecStop=-/usr/bin/mountctl umount "), "{unit}");
+    let script = destination.join("usr/share/bash-completion/completions/mountctl");
+    assert_eq!(offers(&script, &["mountctl", "stat"]), ["status"]);
+    // Over what is there, the same once more.
+    install(&["--destdir", to, "--prefix", "/usr"]).code(0);
+    assert_eq!(below(&destination), files);
+    install(&["--prefix", "usr"]).code(2);
+    install(&["--what"]).code(2);
 }

@@ -121,8 +121,8 @@ fn fsync_waits_and_tells_how_it_went() {
     let mut held = OpenOptions::new().write(true).open(mount.ctl("backup")).unwrap();
     let mut waiting = tool("sync", mount.ctl("backup"));
     let mut by_number = tool("sync", mount.ctl(&format!("jobs/{job}/status")));
-    wait_until_it_sleeps(&waiting, "fuse");
-    wait_until_it_sleeps(&by_number, "fuse");
+    wait_until_it_sleeps(&waiting, "fsync");
+    wait_until_it_sleeps(&by_number, "fsync");
     // Others go on writing meanwhile, also those who had it open before.
     assert_eq!(errno(held.write_all(b"relative\n")), libc::EINVAL);
     let second = ask(&mount, &sandbox);
@@ -144,7 +144,7 @@ fn fsync_waits_and_tells_how_it_went() {
     let job = waiting_job(&sandbox, &mount);
     let path = mount.ctl(&format!("jobs/{job}/cancel"));
     let mut waiting = tool("sync", mount.ctl("backup"));
-    wait_until_it_sleeps(&waiting, "fuse");
+    wait_until_it_sleeps(&waiting, "fsync");
     fs::write(path, "x").unwrap();
     assert_eq!(waiting.wait().unwrap().code(), Some(1));
     let mut errors = String::new();

@@ -17,7 +17,6 @@ use crate::daemon;
 use crate::failure::Failure;
 use crate::options::{self, Options, Unknown};
 use crate::pages;
-use crate::probe;
 use crate::status;
 use crate::target::Target;
 use crate::unmount::{self, Outcome};
@@ -76,9 +75,6 @@ enum Command {
         /// Where to write the pages
         directory: Option<PathBuf>,
     },
-    /// Read the status of a mount, at the risk of never coming back
-    #[command(name = probe::COMMAND, hide = true)]
-    Probe { mountpoint: PathBuf },
 }
 
 /// What help, completions and pages are made of.
@@ -92,9 +88,6 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return parse_error(&error, 2),
     };
-    if let Command::Probe { mountpoint } = &cli.command {
-        return probe::answer(mountpoint);
-    }
     match run(cli.command) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
@@ -130,7 +123,6 @@ fn run(command: Command) -> Result<u8, Failure> {
         Command::Completions { shell } => pages::completions(definition(), shell)?,
         Command::Man { directory } => pages::man(definition(), directory.as_deref())?,
         Command::Backup(arguments) => return backup::run(&arguments),
-        Command::Probe { .. } => {}
     }
     Ok(0)
 }

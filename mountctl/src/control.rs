@@ -114,12 +114,12 @@ pub fn submit(point: &Path, line: &[u8]) -> Result<u64, Failure> {
         }
     }
     let path = point.join(".ctl/backup");
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .and_then(|mut file| exchange(&mut file, line))
-        .map_err(|error| refusal(&path, &error))
+    let opened = OpenOptions::new().read(true).write(true).open(&path);
+    let mut file = opened.map_err(|error| refusal(&path, &error, None))?;
+    exchange(&mut file, line).map_err(|error| {
+        let reason = answer(&mut file).ok().and_then(|text| reason(&text));
+        refusal(&path, &error, reason)
+    })
 }
 
 fn exchange<F: Read + Write + Seek>(file: &mut F, line: &[u8]) -> io::Result<u64> {
@@ -132,13 +132,26 @@ fn exchange<F: Read + Write + Seek>(file: &mut F, line: &[u8]) -> io::Result<u64
     if written != line.len() {
         return Err(io::Error::new(io::ErrorKind::WriteZero, "the line was taken in part only"));
     }
-    file.seek(SeekFrom::Start(0))?;
-    let mut answer = Vec::new();
-    file.take(MAX_ANSWER).read_to_end(&mut answer)?;
+    let answer = answer(file)?;
     job_number(&answer).ok_or_else(|| {
         let text = format!("the answer names no job: {}", shown_bytes(&answer));
         io::Error::new(io::ErrorKind::InvalidData, text)
     })
+}
+
+/// What the daemon says of the line that was written last.
+fn answer<F: Read + Seek>(file: &mut F) -> io::Result<Vec<u8>> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut answer = Vec::new();
+    file.take(MAX_ANSWER).read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// Why a line was refused, out of `refused EINVAL: why`.
+fn reason(answer: &[u8]) -> Option<String> {
+    let said = answer.strip_prefix(b"refused ")?;
+    let at = said.iter().position(|byte| *byte == b' ')?;
+    said.get(at + 1..).map(|it| shown_bytes(it.trim_ascii()))
 }
 
 fn job_number(answer: &[u8]) -> Option<u64> {
@@ -146,24 +159,23 @@ fn job_number(answer: &[u8]) -> Option<u64> {
     std::str::from_utf8(first.strip_prefix(b"job ")?).ok()?.trim_ascii().parse().ok()
 }
 
-fn refusal(path: &Path, error: &io::Error) -> Failure {
-    match error.kind() {
-        io::ErrorKind::InvalidInput => Failure::usage(
-            "the daemon does not accept these arguments (EINVAL); see `raidtape backup --help`",
-        ),
-        io::ErrorKind::PermissionDenied => Failure::new(
-            Class::Permission,
-            format!("{}: only the owner of the mount may start jobs (EACCES)", shown(path)),
-        ),
-        io::ErrorKind::ReadOnlyFilesystem => Failure::failed(
-            "the catalog is mounted read-only (EROFS), so no job can be started; mount it without \
-             the option `ro`",
-        ),
-        io::ErrorKind::ResourceBusy => {
-            Failure::failed("the queue of jobs is full (EBUSY); try again when a job has ended")
+fn refusal(path: &Path, error: &io::Error, reason: Option<String>) -> Failure {
+    let class = match error.kind() {
+        io::ErrorKind::InvalidInput => Class::Usage,
+        io::ErrorKind::PermissionDenied => Class::Permission,
+        _ => Class::Failed,
+    };
+    let message = match (reason, error.kind()) {
+        (Some(reason), _) => format!("the job was refused: {reason}"),
+        (None, io::ErrorKind::PermissionDenied) => {
+            format!("{}: its mode does not let this user start jobs (EACCES)", shown(path))
         }
-        _ => Failure::on_path("start a job with", path, error),
-    }
+        (None, io::ErrorKind::ReadOnlyFilesystem) => "the catalog is mounted read-only (EROFS), \
+             so no job can be started; mount it without the option `ro`"
+            .to_owned(),
+        _ => format!("cannot start a job with {}: {error}", shown(path)),
+    };
+    Failure::new(class, message)
 }
 
 #[cfg(test)]
@@ -264,13 +276,16 @@ mod tests {
     }
 
     #[test]
-    fn refusals_of_the_daemon_have_their_own_words_and_codes() {
-        let refused = |kind: io::ErrorKind| refusal(Path::new("/m/.ctl/backup"), &kind.into());
-        assert_eq!(refused(io::ErrorKind::InvalidInput).code(), 2);
-        let denied = refused(io::ErrorKind::PermissionDenied);
+    fn refusals_have_the_daemons_words_and_their_own_codes() {
+        let refused = |kind: io::ErrorKind, said: &str| {
+            refusal(Path::new("/m/.ctl/backup"), &kind.into(), reason(said.as_bytes()))
+        };
+        let wrong = refused(io::ErrorKind::InvalidInput, "refused EINVAL: no such\n");
+        assert_eq!((wrong.code(), &*wrong.message), (2, "the job was refused: no such"));
+        let denied = refused(io::ErrorKind::PermissionDenied, "job 1\nstate done\n");
         assert_eq!(denied.class, Class::Permission);
-        let busy = refused(io::ErrorKind::ResourceBusy);
-        assert!(busy.message.contains("queue"), "{busy:?}");
+        assert!(denied.message.contains("mode"), "{denied:?}");
+        assert_eq!(refused(io::ErrorKind::ResourceBusy, "").code(), 1);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::mounts::MountTable;
 use crate::options::Options;
 use crate::probe::{self, Answer};
 use crate::shown::{shown, shown_bytes};
-use crate::target::{Found, Target};
+use crate::target::Target;
 use crate::unmount;
 
 /// What a daemon says once its mount answers.
@@ -37,6 +37,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a daemon told to end may take to unmount before it is killed.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// A log that was longer begins anew with the next mount.
+const LOG_KEPT: u64 = 1 << 20;
 
 /// How much of the end of the log is repeated in an error.
 const LOG_TAIL: u64 = 8192;
@@ -51,9 +54,9 @@ pub fn mount(
     warn: &mut dyn FnMut(&str),
     tell: &mut dyn FnMut(&str),
 ) -> Result<(), Failure> {
-    let found = target.look()?;
+    let was_dead = target.has_dead_mount()?;
     start(target, options, tell)?;
-    if found == Found::Dead {
+    if was_dead {
         warn(&format!("took away the dead mount at {}", shown(&target.mountpoint)));
     }
     Ok(())
@@ -61,8 +64,8 @@ pub fn mount(
 
 fn start(target: &Target, options: &Options, tell: &mut dyn FnMut(&str)) -> Result<(), Failure> {
     let interrupted = watch_signals()?;
-    let (log_path, log) = open_log(&target.catalog)?;
-    let log_copy = log.try_clone().map_err(|error| log_failure(&error))?;
+    let log = Log::open(&target.catalog)?;
+    let stderr = log.file.try_clone().map_err(|error| log_failure(&error))?;
     let program = program();
     let mut command = Command::new(&program);
     command
@@ -74,8 +77,8 @@ fn start(target: &Target, options: &Options, tell: &mut dyn FnMut(&str)) -> Resu
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(log_copy);
-    tell(&format!("starting {}; its log is {}", shown(&program), shown(&log_path)));
+        .stderr(stderr);
+    tell(&format!("starting {}; its log is {}", shown(&program), shown(&log.path)));
     let deadline = Instant::now() + options.timeout;
     let mut child = command.spawn().map_err(|error| {
         Failure::system(format!(
@@ -86,10 +89,10 @@ fn start(target: &Target, options: &Options, tell: &mut dyn FnMut(&str)) -> Resu
     let ended = wait_until_mounted(&mut child, deadline, &interrupted);
     let reason = match ended {
         Ok(()) => match check(target, deadline, &interrupted) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return log.begin(),
             Err(failure) => failure,
         },
-        Err(End::Exited(status)) => return Err(exit_failure(target, status, log, &log_path)),
+        Err(End::Exited(status)) => return Err(exit_failure(target, status, log)),
         Err(End::TimedOut) => Failure::failed(format!(
             "the mount at {} did not answer within {} s; use `-o timeout=SECONDS` for longer",
             shown(&target.mountpoint),
@@ -104,7 +107,7 @@ fn start(target: &Target, options: &Options, tell: &mut dyn FnMut(&str)) -> Resu
     clear_dead(&target.mountpoint);
     Err(Failure::new(
         reason.class,
-        format!("{}; the daemon was stopped (log: {})", reason.message, shown(&log_path)),
+        format!("{}; the daemon was stopped (log: {})", reason.message, shown(&log.path)),
     ))
 }
 
@@ -154,37 +157,64 @@ fn is_own_log(file: &Metadata) -> bool {
     file.is_file() && file.nlink() == 1 && file.uid() == rustix::process::geteuid().as_raw()
 }
 
-/// A fresh log beside the catalog, or in the directory for temporary files if that is read-only.
-fn open_log(catalog: &Path) -> Result<(PathBuf, File), Failure> {
-    let mut name = catalog.as_os_str().to_owned();
-    name.push(".mount.log");
-    let beside = PathBuf::from(name);
-    // Appending lets an older daemon that still writes there do no harm. The log names files, so
-    // it is for its owner only. The directory may be another user's, who could have put a link or
-    // a name of another file there: only a file that is our own is emptied.
-    let no_link = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
-    let mut options = OpenOptions::new();
-    options.read(true).append(true).create(true).mode(0o600).custom_flags(no_link);
-    if let Ok(file) = options.open(&beside)
-        && file.metadata().is_ok_and(|it| is_own_log(&it))
-        && file.set_permissions(Permissions::from_mode(0o600)).is_ok()
-        && file.set_len(0).is_ok()
-    {
-        return Ok((beside, file));
+/// Where a daemon writes what it has to say.
+struct Log {
+    path: PathBuf,
+    file: File,
+    /// How long it was before.
+    before: u64,
+}
+
+impl Log {
+    /// Opens the log beside the catalog behind what is in it, which may be that of a daemon that
+    /// runs; or a new one among the temporary files, if that cannot be.
+    fn open(catalog: &Path) -> Result<Self, Failure> {
+        let mut name = catalog.as_os_str().to_owned();
+        name.push(".mount.log");
+        let path = PathBuf::from(name);
+        // The log names files, so it is for its owner only. The directory may be another user's,
+        // who could have put a link or a name of another file there.
+        let no_link = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).bits().cast_signed();
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o600).custom_flags(no_link);
+        if let Ok(file) = options.open(&path)
+            && let Ok(found) = file.metadata()
+            && is_own_log(&found)
+            && file.set_permissions(Permissions::from_mode(0o600)).is_ok()
+        {
+            return Ok(Self { path, file, before: found.len() });
+        }
+        for attempt in 0..100 {
+            let name = format!("raidtape-{}-{attempt}.mount.log", std::process::id());
+            let path = env::temp_dir().join(name);
+            // In a directory everybody writes to, only a new file is surely our own.
+            let opened =
+                OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path);
+            match opened {
+                Ok(file) => return Ok(Self { path, file, before: 0 }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(log_failure(&error)),
+            }
+        }
+        Err(log_failure(&io::ErrorKind::AlreadyExists.into()))
     }
-    for attempt in 0..100 {
-        let name = format!("raidtape-{}-{attempt}.mount.log", std::process::id());
-        let path = env::temp_dir().join(name);
-        // In a directory everybody writes to, only a new file is surely our own.
-        let opened =
-            OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path);
-        match opened {
-            Ok(file) => return Ok((path, file)),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(log_failure(&error)),
+
+    /// A mount has begun: what was said before is dropped if it is long.
+    fn begin(&self) -> Result<(), Failure> {
+        match self.before > LOG_KEPT {
+            true => self.file.set_len(0).map_err(|error| log_failure(&error)),
+            false => Ok(()),
         }
     }
-    Err(log_failure(&io::ErrorKind::AlreadyExists.into()))
+
+    /// The end of what this daemon has said.
+    fn tail(mut self) -> io::Result<Vec<u8>> {
+        let length = self.file.metadata()?.len();
+        self.file.seek(SeekFrom::Start(self.before.max(length.saturating_sub(LOG_TAIL))))?;
+        let mut text = Vec::new();
+        self.file.take(LOG_TAIL).read_to_end(&mut text)?;
+        Ok(text)
+    }
 }
 
 fn log_failure(error: &io::Error) -> Failure {
@@ -299,7 +329,7 @@ fn clear_dead(point: &Path) {
 }
 
 /// Passes on what a daemon said before it ended by itself.
-fn exit_failure(target: &Target, status: ExitStatus, log: File, log_path: &Path) -> Failure {
+fn exit_failure(target: &Target, status: ExitStatus, log: Log) -> Failure {
     clear_dead(&target.mountpoint);
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     let how = match (status.code(), status.signal()) {
@@ -312,10 +342,11 @@ fn exit_failure(target: &Target, status: ExitStatus, log: File, log_path: &Path)
         shown(&target.catalog),
         shown(&target.mountpoint)
     );
-    let text = tail(log).unwrap_or_default();
+    let log_path = log.path.clone();
+    let text = log.tail().unwrap_or_default();
     let text = text.trim_ascii();
     if text.is_empty() {
-        message.push_str(&format!(" and no message (log: {})", shown(log_path)));
+        message.push_str(&format!(" and no message (log: {})", shown(&log_path)));
     } else {
         for line in text.split(|byte| *byte == b'\n') {
             message.push('\n');
@@ -323,14 +354,6 @@ fn exit_failure(target: &Target, status: ExitStatus, log: File, log_path: &Path)
         }
     }
     Failure::new(Class::Daemon(code.unwrap_or(1)), message)
-}
-
-fn tail(mut log: File) -> io::Result<Vec<u8>> {
-    let length = log.metadata()?.len();
-    log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
-    let mut text = Vec::new();
-    log.take(LOG_TAIL).read_to_end(&mut text)?;
-    Ok(text)
 }
 
 #[cfg(test)]
@@ -360,26 +383,33 @@ mod tests {
     }
 
     #[test]
-    fn the_log_is_emptied_and_its_end_is_told() {
+    fn a_log_goes_on_behind_what_is_in_it_and_its_end_is_told() {
         let directory = tempfile::tempdir().unwrap();
         let catalog = directory.path().join("cat");
-        fs::write(directory.path().join("cat.mount.log"), "old").unwrap();
-        let (path, mut log) = open_log(&catalog).unwrap();
-        assert_eq!(path, directory.path().join("cat.mount.log"));
-        assert_eq!(fs::read(&path).unwrap(), b"");
-        log.write_all(&vec![b'a'; 10_000]).unwrap();
-        log.write_all(b"end").unwrap();
-        let text = tail(log).unwrap();
-        assert_eq!(text.len(), 8192);
-        assert!(text.ends_with(b"aend"));
+        let path = directory.path().join("cat.mount.log");
+        fs::write(&path, "old").unwrap();
+        let mut log = Log::open(&catalog).unwrap();
+        assert_eq!(log.path, path);
+        log.file.write_all(b"end").unwrap();
+        log.begin().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"oldend");
+        assert_eq!(log.tail().unwrap(), b"end");
+        fs::write(&path, vec![b'a'; 2 << 20]).unwrap();
+        let mut log = Log::open(&catalog).unwrap();
+        log.file.write_all(&vec![b'b'; 10_000]).unwrap();
+        log.begin().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
+        log.before = 0;
+        log.file.write_all(&vec![b'c'; 10_000]).unwrap();
+        assert_eq!(log.tail().unwrap().len(), 8192);
     }
 
     #[test]
     fn without_a_place_beside_the_catalog_the_log_is_a_new_file_elsewhere() {
         let directory = tempfile::tempdir().unwrap();
         let catalog = directory.path().join("no/such/place");
-        let (path, _log) = open_log(&catalog).unwrap();
-        assert!(path.starts_with(env::temp_dir()));
-        fs::remove_file(&path).unwrap();
+        let log = Log::open(&catalog).unwrap();
+        assert!(log.path.starts_with(env::temp_dir()));
+        fs::remove_file(&log.path).unwrap();
     }
 }

@@ -18,15 +18,20 @@ mod probe;
 mod shown;
 mod status;
 mod target;
-mod turn;
 mod unmount;
 
 use std::env;
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
+    if let [name, point] = arguments.as_slice()
+        && name == probe::NAME
+    {
+        return probe::answer(Path::new(point));
+    }
     match mount8::Form::of(arguments.first()) {
         Some(form) => mount8::main(form, arguments),
         None => cli::main(arguments),

@@ -4,20 +4,17 @@
 //! included.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::cli::parse_error;
 use crate::daemon;
-use crate::failure::{Class, Failure};
+use crate::failure::Failure;
 use crate::options::{self, Options, Unknown};
 use crate::shown::shown;
 use crate::target::Target;
@@ -97,7 +94,7 @@ struct MountHelper {
     /// The same as the option rw behind all others
     #[arg(short, overrides_with = "read_only")]
     write: bool,
-    /// Mount in the mount namespace of this process or file
+    /// Refused: the programs of another namespace are not to be trusted
     #[arg(short = 'N', value_name = "NAMESPACE")]
     namespace: Option<PathBuf>,
     /// Comma list of options, see below; may be given several times
@@ -129,7 +126,7 @@ struct UmountHelper {
     /// Tell what is done
     #[arg(short)]
     verbose: bool,
-    /// Unmount in the mount namespace of this process or file
+    /// Refused: the programs of another namespace are not to be trusted
     #[arg(short = 'N', value_name = "NAMESPACE")]
     namespace: Option<PathBuf>,
     /// The type: raidtape or fuse.raidtape, which is known anyway
@@ -172,9 +169,7 @@ fn run(helper: &MountHelper) -> Result<(), Failure> {
     lists.extend(last.into_iter().filter(|it| it.0).map(|it| it.1.into()));
     let options = Options::parse(&lists, unknown)?;
     check_kind(helper.kind.as_deref())?;
-    if let Some(namespace) = &helper.namespace {
-        enter(namespace)?;
-    }
+    refuse_namespace(helper.namespace.as_deref())?;
     let target = Target::resolve(&helper.catalog, &helper.mountpoint)?;
     let mut tell = |text: &str| {
         if helper.verbose {
@@ -190,9 +185,7 @@ fn run(helper: &MountHelper) -> Result<(), Failure> {
 
 fn run_umount(helper: &UmountHelper) -> Result<(), Failure> {
     check_kind(helper.kind.as_deref())?;
-    if let Some(namespace) = &helper.namespace {
-        enter(namespace)?;
-    }
+    refuse_namespace(helper.namespace.as_deref())?;
     let lazy = helper.lazy || helper.force;
     let outcome = unmount::unmount(&helper.mountpoint, UNMOUNT_LIMIT, lazy)?;
     // That a job is still ending is no failure of umount(8), whose work is done.
@@ -216,22 +209,16 @@ fn check_kind(kind: Option<&str>) -> Result<(), Failure> {
     }
 }
 
-/// Moves this process into another mount namespace. It must not have any other thread yet.
-fn enter(namespace: &Path) -> Result<(), Failure> {
-    let path = match namespace.to_str().map(str::parse::<u32>) {
-        Some(Ok(process)) => PathBuf::from(format!("/proc/{process}/ns/mnt")),
-        _ => namespace.to_owned(),
-    };
-    let denied = |error: io::Error| {
-        let class = match error.kind() {
-            io::ErrorKind::PermissionDenied => Class::Permission,
-            _ => Class::System,
-        };
-        Failure::new(class, format!("cannot enter the namespace {}: {error}", shown(&path)))
-    };
-    let file = File::open(&path).map_err(denied)?;
-    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Mount))
-        .map_err(|error| denied(error.into()))
+/// Another namespace has programs and libraries of its own, which whoever made it has chosen: none
+/// of them is to be run with our rights.
+fn refuse_namespace(namespace: Option<&Path>) -> Result<(), Failure> {
+    match namespace {
+        None => Ok(()),
+        Some(_) => Err(Failure::usage(
+            "-N is not supported, since the mount's programs would be those of the namespace: if \
+             you trust these, run all of mount or umount there, by nsenter(1)",
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -239,6 +226,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing)]
 
     use super::*;
+    use crate::failure::Class;
 
     fn parse(line: &[&str]) -> MountHelper {
         MountHelper::try_parse_from([&["/sbin/mount.raidtape"], line].concat()).unwrap()
@@ -300,12 +288,11 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_that_is_none_is_an_error() {
-        let directory = tempfile::tempdir().unwrap();
-        let failure = enter(&directory.path().join("absent")).unwrap_err();
-        assert_eq!(failure.class, Class::System);
-        let file = directory.path().join("plain");
-        std::fs::write(&file, "").unwrap();
-        assert!(enter(&file).is_err());
+    fn another_namespace_is_wrong_usage() {
+        let helper = parse(&["c", "m", "-N", "/proc/1/ns/mnt"]);
+        let failure = refuse_namespace(helper.namespace.as_deref()).unwrap_err();
+        assert_eq!(failure.mount8_code(), USAGE);
+        assert!(failure.message.contains("nsenter"), "{failure:?}");
+        assert!(refuse_namespace(None).is_ok());
     }
 }

@@ -18,6 +18,8 @@ const OUR_TYPE: &str = "fuse.raidtape";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
     pub id: u64,
+    /// The mount around it.
+    pub parent: u64,
     /// What part of the file system is mounted; `/` unless this is a bind mount.
     pub root: PathBuf,
     pub point: PathBuf,
@@ -34,6 +36,16 @@ impl Mount {
 
     pub fn is_read_only(&self) -> bool {
         self.options.as_encoded_bytes().split(|byte| *byte == b',').any(|word| word == b"ro")
+    }
+
+    /// A catalog may be mounted in parts: the snapshots by a mount of their own on a directory of
+    /// the other. Whatever else lies below is a mount by itself.
+    fn is_part_of(&self, outer: &Mount) -> bool {
+        self.is_ours()
+            && outer.is_ours()
+            && self.parent == outer.id
+            && self.source == outer.source
+            && self.point == outer.point.join("snapshots")
     }
 }
 
@@ -67,22 +79,14 @@ impl MountTable {
         self.0.iter().filter(is_whole).filter(|mount| !self.is_part(mount))
     }
 
-    /// A catalog may be mounted in parts: the snapshots by a mount of their own on a directory of
-    /// the other.
     fn is_part(&self, mount: &Mount) -> bool {
-        self.0.iter().any(|outer| {
-            outer.is_ours()
-                && outer.source == mount.source
-                && outer.point != mount.point
-                && mount.point.starts_with(&outer.point)
-        })
+        self.0.iter().any(|outer| mount.is_part_of(outer))
     }
 
-    /// A mount and all of ours that came after it at and below its place, in the order of the
-    /// kernel; none once it is gone.
+    /// A mount and its parts, in the order of the kernel; none once it is gone.
     pub fn with_parts(&self, mount: &Mount) -> Vec<&Mount> {
         let from = self.0.iter().skip_while(|it| *it != mount);
-        from.filter(|it| it.is_ours() && it.point.starts_with(&mount.point)).collect()
+        from.filter(|it| *it == mount || it.is_part_of(mount)).collect()
     }
 
     /// True while this very mount is there, and not just another one at the same place.
@@ -127,14 +131,15 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     // Splitting at every single blank keeps an empty source an empty field.
     let mut fields = line.split(|byte| *byte == b' ');
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
-    let root = unescape(fields.nth(2)?);
+    let parent = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let root = unescape(fields.nth(1)?);
     let point = unescape(fields.next()?);
     // The number of tags is open; the dash ends them.
     let options = OsString::from_vec(fields.next()?.to_vec());
     fields.find(|field| *field == b"-")?;
     let kind = unescape(fields.next()?);
     let source = unescape(fields.next()?);
-    Some(Mount { id, root: root.into(), point: point.into(), options, kind, source })
+    Some(Mount { id, parent, root: root.into(), point: point.into(), options, kind, source })
 }
 
 fn unescape(field: &[u8]) -> OsString {
@@ -220,17 +225,20 @@ mod tests {
 
     #[test]
     fn a_part_is_listed_with_its_mount_and_not_by_itself() {
+        // Another catalog was there before, and the same one is mounted elsewhere in itself.
         let table = MountTable::parse(
-            b"40 22 0:50 / /m rw - fuse.raidtape /c rw\n\
+            b"38 22 0:48 / /m/snapshots rw - fuse.raidtape /other rw\n\
+              39 22 0:49 / /m/x rw - fuse.raidtape /c rw\n\
+              40 22 0:50 / /m rw - fuse.raidtape /c rw\n\
               41 40 0:51 / /m/snapshots ro,nodev - fuse.raidtape /c ro\n\
               42 40 0:52 / /m/ingest/t rw - tmpfs none rw\n\
               43 40 0:53 / /m/ingest/o rw - fuse.raidtape /other rw\n\
-              44 22 0:54 / /m2 rw - fuse.raidtape /c rw\n",
+              44 40 0:54 / /m/ingest/c rw - fuse.raidtape /c rw\n",
         );
         let ids = |mounts: Vec<&Mount>| mounts.iter().map(|it| it.id).collect::<Vec<_>>();
-        assert_eq!(ids(table.ours().collect()), [40, 43, 44]);
+        assert_eq!(ids(table.ours().collect()), [38, 39, 40, 43, 44]);
         let mount = table.top(Path::new("/m")).unwrap();
-        assert_eq!(ids(table.with_parts(mount)), [40, 41, 43]);
+        assert_eq!(ids(table.with_parts(mount)), [40, 41]);
         assert!(!mount.is_read_only());
         assert!(table.top(Path::new("/m/snapshots")).unwrap().is_read_only());
         let gone = Mount { id: 9, ..mount.clone() };

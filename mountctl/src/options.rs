@@ -300,11 +300,26 @@ fn timeout(value: &[u8], option: &[u8]) -> Result<Duration, Failure> {
     }
 }
 
+/// An option and what it does, in lines that neither a terminal nor a manual page breaks.
+fn described(known: &Known) -> String {
+    const COLUMNS: usize = 70;
+    let mut text = String::new();
+    let mut line = format!("  {:<21}", known.name);
+    for word in known.help.split(' ') {
+        if line.len() + 1 + word.len() > COLUMNS {
+            text.push_str(&format!("{line}\n"));
+            line = " ".repeat(23);
+        }
+        line.push_str(&format!(" {word}"));
+    }
+    format!("{text}{line}\n")
+}
+
 /// The options for help and manual pages.
 pub fn help() -> String {
     let mut text = String::from("Options for -o, as a list with commas; the last one counts:\n\n");
     for known in TABLE.iter().filter(|it| !it.help.is_empty()) {
-        text.push_str(&format!("  {:<22}{}\n", known.name, known.help));
+        text.push_str(&described(known));
     }
     let others = TABLE.iter().filter(|it| {
         matches!(it.does, Does::Nothing) && it.help.is_empty() && !it.name.starts_with("sub")
@@ -446,5 +461,8 @@ mod tests {
             let refused = matches!(known.does, Does::Refused(_));
             assert!(hidden || refused || text.contains(known.name), "{}", known.name);
         }
+        let (list, _) = text.split_once("\nAccepted").unwrap();
+        assert!(list.lines().all(|it| it.len() <= 70), "{list}");
+        assert!(list.contains("\n                        allow_other\n"), "{list}");
     }
 }

@@ -20,8 +20,8 @@ use crate::shown::shown;
 /// How long a mount may take to tell its status.
 pub const LIMIT: Duration = Duration::from_secs(2);
 
-/// Name of the hidden command by which the child knows its task.
-pub const COMMAND: &str = "probe";
+/// The name by which the child knows its task.
+pub const NAME: &str = "mountctl-probe";
 
 /// A status is some hundred bytes; more than this is not one.
 const MAX_STATUS: u64 = 1 << 20;
@@ -81,10 +81,7 @@ pub fn ask(point: &Path, limit: Duration) -> Answer {
 /// Begins to ask, so that many mounts can be asked at once.
 pub fn start(point: &Path) -> Pending {
     let spawned = Command::new("/proc/self/exe")
-        // The name decides the command form, and this one may run as mount.raidtape.
-        .arg0("mountctl")
-        .arg(COMMAND)
-        .arg("--")
+        .arg0(NAME)
         .arg(point)
         .current_dir("/")
         .stdin(Stdio::null())

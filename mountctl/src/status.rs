@@ -15,9 +15,19 @@ use crate::probe::{self, Answer};
 use crate::shown::{json_text, shown, shown_bytes, shown_size};
 use crate::unmount;
 
-/// What the JSON passes on from the daemon as it is. `catalog` and `pid` have a place of their own.
-const PASSED_ON: [&str; 8] =
-    ["version", "sessions", "reads", "passthrough", "cache", "runs", "volumes", "jobs"];
+/// What the JSON passes on as it is: its key, and where the daemon tells it. `catalog` and `pid`
+/// have a place of their own.
+const PASSED_ON: [(&str, &str); 9] = [
+    ("version", "/version"),
+    ("allow_other", "/mount/allow_other"),
+    ("sessions", "/mount/sessions"),
+    ("reads", "/mount/reads"),
+    ("ingest", "/ingest"),
+    ("cache", "/cache"),
+    ("runs", "/runs"),
+    ("volumes", "/volumes"),
+    ("jobs", "/jobs"),
+];
 
 /// Every mount of ours, or just the one at `point`, as text to print.
 pub fn list(point: Option<&Path>, json: bool) -> Result<String, Failure> {
@@ -70,13 +80,9 @@ fn object(mount: &Mount, answer: &Answer) -> Value {
         "pid": field(answer, "/pid"),
         "uptime_seconds": uptime(answer).map(|it| it.as_secs()),
     });
-    for key in PASSED_ON {
-        let told = match answer {
-            Answer::Status(status) => status.get(key).cloned(),
-            _ => None,
-        };
-        if let Some(map) = object.as_object_mut() {
-            map.insert(key.to_owned(), told.unwrap_or(Value::Null));
+    if let Some(map) = object.as_object_mut() {
+        for (key, place) in PASSED_ON {
+            map.insert(key.to_owned(), field(answer, place).cloned().unwrap_or(Value::Null));
         }
     }
     object
@@ -119,33 +125,11 @@ fn row(mount: &Mount, answer: &Answer) -> Row {
         text(number("/pid")),
         word("/version").unwrap_or_else(dash),
         uptime(answer).map_or_else(dash, shown_duration),
-        reads(answer).unwrap_or_else(dash),
+        word("/mount/reads").unwrap_or_else(dash),
         cache,
         text(number("/jobs/running")),
         text(number("/jobs/queued")),
     ]
-}
-
-/// How files are read: the mode, and whether the kernel reads blocks by itself.
-fn reads(answer: &Answer) -> Option<String> {
-    let mode = field(answer, "/reads").and_then(Value::as_str);
-    let passthrough = match field(answer, "/passthrough").unwrap_or(&Value::Null) {
-        Value::Bool(true) => "passthrough".to_owned(),
-        Value::Bool(false) => "no passthrough".to_owned(),
-        Value::String(word) => shown_bytes(word.as_bytes()),
-        // With particulars it is for programs.
-        Value::Object(map) => match map.get("active").and_then(Value::as_bool)? {
-            true => "passthrough".to_owned(),
-            false => "no passthrough".to_owned(),
-        },
-        _ => return mode.map(|it| shown_bytes(it.as_bytes())),
-    };
-    match mode {
-        Some(mode) if mode != passthrough => {
-            Some(format!("{}, {passthrough}", shown_bytes(mode.as_bytes())))
-        }
-        _ => Some(passthrough),
-    }
 }
 
 fn shown_duration(time: Duration) -> String {
@@ -186,6 +170,7 @@ mod tests {
     fn mount() -> Mount {
         Mount {
             id: 1,
+            parent: 0,
             root: "/".into(),
             point: "/mnt/a\nb".into(),
             options: "rw,nosuid".into(),
@@ -199,7 +184,7 @@ mod tests {
             "catalog": "/told", "pid": u32::MAX, "version": "1", "mountpoint": "/mnt",
             "cache": {"bytes": 1536, "limit_bytes": 2048, "hits": 1, "misses": 2},
             "jobs": {"queued": 3, "running": 1, "finished": 9},
-            "reads": "zero-message", "passthrough": false,
+            "mount": {"allow_other": false, "sessions": 2, "reads": "zero-message"},
         }))
     }
 
@@ -217,7 +202,7 @@ mod tests {
             "4294967295",
             "1",
             "-",
-            "zero-message, no passthrough",
+            "zero-message",
             "1.5 KiB of 2.0 KiB",
             "1",
             "3",
@@ -242,25 +227,12 @@ mod tests {
         assert_eq!(told["catalog"], "/told");
         assert_eq!(told["cache"]["hits"], 1);
         assert_eq!(told["jobs"]["finished"], 9);
+        assert_eq!(told["sessions"], 2);
         let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         let bare = object(&mount(), &Answer::Status(json!({})));
         assert_eq!(keys(&told), keys(&bare));
         assert_eq!(bare["version"], Value::Null);
         assert_eq!(bare["read_only"], false);
-    }
-
-    #[test]
-    fn what_is_told_of_reads_may_have_any_shape() {
-        let shown = |value: Value| reads(&Answer::Status(value));
-        assert_eq!(shown(json!({"passthrough": true})).unwrap(), "passthrough");
-        let both = json!({"passthrough": true, "reads": "passthrough"});
-        assert_eq!(shown(both).unwrap(), "passthrough");
-        assert_eq!(shown(json!({"passthrough": "none: x"})).unwrap(), "none: x");
-        let active = json!({"passthrough": {"active": false}});
-        assert_eq!(shown(active).unwrap(), "no passthrough");
-        assert_eq!(shown(json!({"passthrough": null, "reads": "a"})).unwrap(), "a");
-        assert_eq!(shown(json!({"reads": "zero-message"})).unwrap(), "zero-message");
-        assert_eq!(shown(json!({})), None);
     }
 
     #[test]

@@ -46,14 +46,14 @@ impl Target {
         Ok(Self { catalog, mountpoint: resolved })
     }
 
-    /// Sees whether something is mounted there already. A dead mount of ours is no obstacle: the
-    /// daemon takes it away itself, so that no other one comes between.
-    pub fn look(&self) -> Result<Found, Failure> {
+    /// Sees whether something is mounted there already, and says whether that is a dead mount of
+    /// ours. It is no obstacle: the daemon takes it away itself, and no other one comes between.
+    pub fn has_dead_mount(&self) -> Result<bool, Failure> {
         let point = &self.mountpoint;
         let table = MountTable::current()?;
         // An automount point stays below the mount it has asked for.
         let Some(mount) = table.top(point).filter(|it| it.kind != "autofs") else {
-            return Ok(Found::Nothing);
+            return Ok(false);
         };
         if !mount.is_ours() {
             return Err(Failure::failed(format!(
@@ -63,7 +63,7 @@ impl Target {
             )));
         }
         match probe::ask(point, probe::LIMIT) {
-            Answer::Dead => Ok(Found::Dead),
+            Answer::Dead => Ok(true),
             Answer::Status(_) => Err(Failure::failed(format!(
                 "{} is already mounted at {}",
                 shown(&mount.source),
@@ -82,12 +82,4 @@ impl Target {
             }
         }
     }
-}
-
-/// What is at the mount point, where a new mount is possible.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    Nothing,
-    /// A mount of ours without a daemon.
-    Dead,
 }

@@ -6,17 +6,21 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+
 use crate::failure::{Class, Failure};
 use crate::mounts::{Mount, MountTable};
 use crate::probe::{self, Answer};
 use crate::shown::{shown, shown_bytes};
-use crate::turn;
 
 /// How often the mount table and the process are looked at.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -69,19 +73,41 @@ pub fn unmount(point: &Path, limit: Duration, lazy: bool) -> Result<Outcome, Fai
 
 /// Takes away a mount without a daemon, which is never worth waiting for. False if it is not dead.
 pub fn detach_dead(mount: &Mount) -> Result<bool, Failure> {
-    let deadline = Instant::now() + DEAD_LIMIT;
-    // Nobody mounts there meanwhile, so that what is asked is what is taken away.
-    let _turn = turn::wait(&mount.point, deadline)?;
-    let is_dead = MountTable::current()?.top(&mount.point) == Some(mount)
-        && matches!(probe::ask(&mount.point, probe::LIMIT), Answer::Dead);
-    if is_dead {
-        take_parts_away(mount, true, deadline)?;
-        wait_until_gone(mount, deadline)?;
+    let Some(held) = hold(mount) else {
+        return Ok(false);
+    };
+    if !matches!(probe::ask(&mount.point, probe::LIMIT), Answer::Dead) {
+        return Ok(false);
     }
-    Ok(is_dead)
+    let deadline = Instant::now() + DEAD_LIMIT;
+    if rustix::process::geteuid().is_root() {
+        // By what is held: the path may lead to the next mount by now.
+        let path = format!("/proc/self/fd/{}", held.as_raw_fd());
+        match rustix::mount::unmount(path, UnmountFlags::DETACH) {
+            // The second is one that somebody else has taken away.
+            Ok(()) | Err(Errno::INVAL) => {}
+            Err(error) => {
+                return Err(Failure::on_path("unmount", &mount.point, &error.into()));
+            }
+        }
+    } else {
+        take_parts_away(mount, true, deadline)?;
+    }
+    wait_until_gone(mount, deadline)?;
+    Ok(true)
 }
 
-/// Takes away a mount and what is mounted on its directories, the last one first.
+/// The root of a mount, and of no other one that has come to its place since. The daemon is not
+/// asked for it.
+fn hold(mount: &Mount) -> Option<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::open(&mount.point, flags, Mode::empty()).ok()?;
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", root.as_raw_fd())).ok()?;
+    let id = about.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
+    (id.trim().parse() == Ok(mount.id)).then_some(root)
+}
+
+/// Takes away a mount and its parts, the last one first.
 fn take_parts_away(mount: &Mount, lazy: bool, deadline: Instant) -> Result<(), Failure> {
     let table = MountTable::current()?;
     for part in table.with_parts(mount).into_iter().rev() {

@@ -29,8 +29,8 @@ pub struct Args {
 impl Args {
     /// The catalog's absolute path; an empty one for commands that do without.
     pub fn catalog(&self) -> Result<PathBuf> {
-        use Command::{Completions, Man, Probe, Umount};
-        if matches!(self.command, Umount(_) | Probe(_) | Completions(_) | Man(_)) {
+        use Command::{Completions, Man, Umount};
+        if matches!(self.command, Umount(_) | Completions(_) | Man(_)) {
             return Ok(PathBuf::new());
         }
         let Some(path) = &self.catalog else {
@@ -97,9 +97,6 @@ pub enum Command {
     Completions(Completions),
     /// Print the manual page, or write the pages of all commands into a directory
     Man(Man),
-    /// Ask a mount whether it is dead, at the risk of never coming back
-    #[command(name = super::place::PROBE, hide = true)]
-    Probe(Umount),
 }
 
 #[derive(clap::Args)]

@@ -15,6 +15,8 @@ mod query;
 mod restore;
 mod show;
 
+use std::path::Path;
+
 use clap::Parser;
 
 use args::{Args, Command};
@@ -22,6 +24,10 @@ pub use exit::exit_code_of_job;
 
 /// Runs the program with the arguments of this process; gives the exit code.
 pub fn main() -> u8 {
+    let mut words = std::env::args_os();
+    if words.next().is_some_and(|it| it == place::PROBE) {
+        return place::probe(Path::new(&words.next().unwrap_or_default()));
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(e) => {
@@ -75,6 +81,5 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::Umount(it) => mount::umount(it),
         Command::Completions(it) => pages::completions(it),
         Command::Man(it) => pages::man(it),
-        Command::Probe(it) => Ok(place::probe(&it.mountpoint)),
     }
 }

@@ -7,7 +7,8 @@
 //! code 0: what has files open keeps them until then. A second signal does not wait for jobs.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,10 +23,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fs::{self, Stop};
 use crate::sys::{self, quoted};
 
+/// The signals that end a mount.
+const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 /// How long `umount` waits for the mount to be gone.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 /// How long the second signal lets the mount be taken away, if that was not done yet.
 const DETACHED_WITHIN: Duration = Duration::from_secs(2);
+/// A log that was longer begins anew with the next mount, in bytes.
+const LOG_KEPT_MAX: u64 = 1 << 20;
 /// Most of the log that is shown when the background process fails, in bytes.
 const LOG_SHOWN_MAX: u64 = 64 << 10;
 /// How the line begins that says that the mount answers.
@@ -74,7 +79,7 @@ fn tell(line: &str) {
     let _ = out.flush();
 }
 
-/// The signals that end a mount.
+/// What ends a mount by signals.
 struct Signals(Arc<Mutex<Heard>>);
 
 #[derive(Default)]
@@ -86,7 +91,7 @@ struct Heard {
 impl Signals {
     /// From now on none of them ends this process by itself.
     fn watch() -> Result<Signals> {
-        let signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]);
+        let signals = signal_hook::iterator::Signals::new(ENDING);
         let mut signals = signals.map_err(|e| Error::io("watching for signals", e))?;
         let heard = Arc::new(Mutex::new(Heard::default()));
         let shared = heard.clone();
@@ -136,40 +141,71 @@ fn log_path(catalog: &Path) -> PathBuf {
     catalog.with_file_name(name)
 }
 
+/// Opens a log behind what is in it: it may be that of a mount that runs. Gives its length too.
+fn open_log(path: &Path) -> Result<(File, u64)> {
+    let failed = |e| Error::io(format!("log {}", quoted(path)), e);
+    let log = sys::private_file().append(true).create(true).open(path).map_err(failed)?;
+    let found = log.metadata().map_err(failed)?;
+    // The directory may be another user's, who could have put a name of another file there.
+    if !found.is_file() || found.nlink() != 1 || found.uid() != sys::effective_uid() {
+        let message = format!("{} is no log of this user's: remove it", quoted(path));
+        return Err(Error::new(ErrorKind::Io, message));
+    }
+    Ok((log, found.len()))
+}
+
 fn start(catalog: &Path, args: &args::Mount) -> Result<u8> {
     let failed = |e| Error::io("starting the mount in the background", e);
     let log_path = log_path(catalog);
-    let log = sys::private_file()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&log_path)
-        .map_err(|e| Error::io(format!("log {}", quoted(&log_path)), e))?;
+    let (log, before) = open_log(&log_path)?;
     let mountpoint = std::path::absolute(&args.mountpoint).map_err(failed)?;
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
     command.arg("--catalog").arg(catalog).arg("mount").arg(&mountpoint).arg("--foreground");
     command.args(args.options());
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(log.try_clone().map_err(failed)?);
     // A service manager listens to the process that it has started, and only to that.
     command.env_remove("NOTIFY_SOCKET");
     // A group of its own: an interrupt typed at the terminal later is not meant for it.
-    let mut child = command.current_dir("/").process_group(0).spawn().map_err(failed)?;
-    if let Some(out) = child.stdout.take() {
-        for line in BufReader::new(out).lines() {
-            let line = line.map_err(failed)?;
-            tell(&line);
-            if line.starts_with(MOUNTED) {
-                return Ok(exit::DONE);
-            }
+    command.current_dir("/").process_group(0);
+    // Until it has mounted, it is.
+    let mut signals = signal_hook::iterator::Signals::new(ENDING).map_err(failed)?;
+    let mut child = command.spawn().map_err(failed)?;
+    let (handle, pid) = (signals.handle(), child.id());
+    let passing_on = std::thread::spawn(move || {
+        signals.forever().map(|_| sys::process::terminate(pid)).count() > 0
+    });
+    let mut mounted = None;
+    for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+        let line = line.map_err(failed)?;
+        if line.starts_with(MOUNTED) {
+            mounted = Some(line);
+            break;
         }
+        tell(&line);
+    }
+    handle.close();
+    // A panic is no interrupt.
+    let is_interrupted = passing_on.join().unwrap_or(false);
+    if let Some(line) = mounted.filter(|_| !is_interrupted) {
+        tell(&line);
+        if before > LOG_KEPT_MAX {
+            // Only now it is sure that another mount begins.
+            log.set_len(0).map_err(failed)?;
+        }
+        return Ok(exit::DONE);
     }
     let status = child.wait().map_err(failed)?;
-    let mut text = String::new();
-    if let Ok(log) = File::open(&log_path) {
-        // The exit code says it all if the log cannot be read.
-        let _ = log.take(LOG_SHOWN_MAX).read_to_string(&mut text);
+    let mut text = Vec::new();
+    let read = File::open(&log_path).and_then(|mut log| {
+        log.seek(SeekFrom::Start(before))?;
+        log.take(LOG_SHOWN_MAX).read_to_end(&mut text)
+    });
+    // The exit code says it all if the log cannot be read.
+    let _ = read.and_then(|_| std::io::stderr().write_all(&text));
+    if is_interrupted {
+        return Ok(exit::of_kind(ErrorKind::Interrupted));
     }
-    eprint!("{text}");
     Ok(status.code().and_then(|it| u8::try_from(it).ok()).unwrap_or(exit::FAILED))
 }
 

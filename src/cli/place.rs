@@ -4,20 +4,23 @@
 //! merely does not answer has a process behind it that may be busy, and is left alone.
 
 use std::fs::{File, TryLockError};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::chunk::HashAlgo;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs;
 use crate::sys::{self, quoted};
 
-/// The hidden command by which a process knows that it is to ask a mount.
-pub const PROBE: &str = "probe";
+/// The name by which a process knows that it is to ask a mount.
+pub const PROBE: &str = "raidtape-probe";
 /// How long a mount may take to answer before it counts as slow.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// How long another mount on the same directory may take.
+/// How long another program may have the turn.
 const TURN_WITHIN: Duration = Duration::from_secs(30);
 /// How often is looked again.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -40,18 +43,25 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     path.canonicalize().map_err(failed)
 }
 
-/// A turn to mount or unmount on a directory, until it is dropped. It is the lock of the directory
-/// above, which all users have in common; where that cannot be had there is none.
+/// A turn to mount or unmount on a directory, until it is dropped.
+///
+/// It is the lock of a file that nobody else can open, or anybody could hold up root's mounts for
+/// ever. So root and others do not wait for each other. A user without such a place (no session of
+/// logind) takes the directory above; where that cannot be opened there is no turn.
 pub fn turn(mountpoint: &Path) -> Result<Option<File>> {
-    let Ok(above) = File::open(mountpoint.parent().unwrap_or(mountpoint)) else {
-        return Ok(None);
+    let lock = match own_lock(mountpoint)? {
+        Some(file) => file,
+        None => match File::open(mountpoint.parent().unwrap_or(mountpoint)) {
+            Ok(above) => above,
+            Err(_) => return Ok(None),
+        },
     };
     let deadline = Instant::now() + TURN_WITHIN;
     loop {
-        match above.try_lock() {
-            Ok(()) => return Ok(Some(above)),
+        match lock.try_lock() {
+            Ok(()) => return Ok(Some(lock)),
             Err(TryLockError::Error(e)) => {
-                log::debug!("no lock above {}: {e}", quoted(mountpoint));
+                log::debug!("no lock for {}: {e}", quoted(mountpoint));
                 return Ok(None);
             }
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
@@ -59,7 +69,7 @@ pub fn turn(mountpoint: &Path) -> Result<Option<File>> {
             }
             Err(TryLockError::WouldBlock) => {
                 let message = format!(
-                    "another program has been mounting beside {} for {} s: try again later",
+                    "another program has been mounting or unmounting {} for {} s: try again later",
                     quoted(mountpoint),
                     TURN_WITHIN.as_secs()
                 );
@@ -67,6 +77,31 @@ pub fn turn(mountpoint: &Path) -> Result<Option<File>> {
             }
         }
     }
+}
+
+/// The file of a mount point's turn in this user's own directory below `/run`, if there can be one.
+fn own_lock(mountpoint: &Path) -> Result<Option<File>> {
+    let user = sys::effective_uid();
+    let dir = match user {
+        0 => PathBuf::from("/run/raidtape"),
+        // Not $XDG_RUNTIME_DIR, which not all processes of a user have.
+        user => PathBuf::from(format!("/run/user/{user}/raidtape")),
+    };
+    if sys::make_private_dir(&dir).is_err() {
+        return Ok(None);
+    }
+    let failed = |e| Error::io(format!("lock of mount points in {}", quoted(&dir)), e);
+    let found = std::fs::symlink_metadata(&dir).map_err(failed)?;
+    if !found.is_dir() || found.uid() != user || found.mode() & 0o077 != 0 {
+        let message = format!(
+            "{} must be a directory that only user {user} can enter: remove it",
+            quoted(&dir)
+        );
+        return Err(Error::new(ErrorKind::Io, message));
+    }
+    let name = HashAlgo::Blake3.hash(mountpoint.as_os_str().as_bytes()).to_string();
+    let mut options = sys::private_file();
+    options.write(true).create(true).open(dir.join(name)).map(Some).map_err(failed)
 }
 
 /// Takes dead mounts of ours away from `mountpoint`; says whether there was one. A live one is an
@@ -101,8 +136,7 @@ pub fn make_way(mountpoint: &Path) -> Result<bool> {
 /// caller beyond the reach of any signal, and that must not be us.
 fn ask(mountpoint: &Path) -> std::io::Result<Option<bool>> {
     let mut child = Command::new("/proc/self/exe")
-        .arg0("raidtape")
-        .args([PROBE, "--"])
+        .arg0(PROBE)
         .arg(mountpoint)
         .current_dir("/")
         .stdin(Stdio::null())

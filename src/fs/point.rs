@@ -1,9 +1,10 @@
 //! The place of a mount: checked before, taken away after.
 //!
 //! A mount may have parts, one mounted upon a directory of the other: they end together, the last
-//! one first. Invariant: what is taken away is named by its path and its device, so that a mount
-//! that somebody else has put there since is never hit.
+//! one first. Invariant: what is taken away is told by the kernel's number of the mount, so that
+//! one that somebody else has put there, before or since, is never hit.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +12,9 @@ use super::Options;
 use crate::catalog::{Reader, ingest_dir};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::{self, MountPoint, quoted};
+
+/// What all mounts of this kind go through.
+const FUSE_DEVICE: &str = "/dev/fuse";
 
 /// Checks that the mount point is a directory that overlaps nothing the mount is made of.
 pub fn check(options: &Options) -> Result<PathBuf> {
@@ -70,11 +74,41 @@ pub fn is_mounted(mountpoint: &Path) -> Result<bool> {
     Ok(table()?.iter().any(|it| it.path == mountpoint && it.fs_type == sys::OWN_FS_TYPE))
 }
 
-/// Our mounts at and below `mountpoint`, alive or dead, in the order in which they came.
+/// The error of a mount that the kernel, or the program that mounts for ordinary users, refused.
+pub fn mount_failed(mountpoint: &Path, error: &std::io::Error) -> Error {
+    let device = File::options().read(true).write(true).open(FUSE_DEVICE);
+    let advice = match (device, error.kind()) {
+        (Err(e), _) => format!(
+            "; {FUSE_DEVICE} cannot be opened ({e}): it needs the kernel's module fuse, and the \
+             mode 666 for other users than root"
+        ),
+        (_, std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied)
+            if sys::effective_uid() != 0 =>
+        {
+            "; other users than root need the program fusermount3, of the package fuse3".to_owned()
+        }
+        _ => String::new(),
+    };
+    // What that program says ends with a line break.
+    let said = error.to_string();
+    let message = format!("mounting on {}: {}{advice}", quoted(mountpoint), said.trim_end());
+    Error::new(ErrorKind::Io, message)
+}
+
+/// Our mounts on `mountpoint` with their parts, alive or dead, in the order in which they came.
+///
+/// A part is mounted on a directory of the other and has the same source. Whatever else is below is
+/// somebody else's: it may have been there before, hidden by what is mounted now.
 pub fn mounts_at(mountpoint: &Path) -> Result<Vec<MountPoint>> {
-    let mut mounts = table()?;
-    mounts.retain(|it| it.path.starts_with(mountpoint) && it.fs_type == sys::OWN_FS_TYPE);
-    Ok(mounts)
+    let mut own = table()?;
+    own.retain(|it| it.fs_type == sys::OWN_FS_TYPE);
+    let whole: Vec<MountPoint> = own.iter().filter(|it| it.path == mountpoint).cloned().collect();
+    let snapshots = mountpoint.join("snapshots");
+    own.retain(|it| {
+        let is_part = |of: &MountPoint| it.parent == of.id && it.source == of.source;
+        it.path == mountpoint || it.path == snapshots && whole.iter().any(is_part)
+    });
+    Ok(own)
 }
 
 /// Leaves out what is not mounted any more.
@@ -84,8 +118,8 @@ pub fn forget_gone(mounts: &mut Vec<MountPoint>) -> Result<()> {
     Ok(())
 }
 
-/// Takes away all our mounts at and below `mountpoint`, dead or alive. Open files on them stay
-/// until they are closed.
+/// Takes away all our mounts on `mountpoint`, dead or alive. Open files on them stay until they are
+/// closed.
 pub fn unmount(mountpoint: &Path) -> Result<()> {
     detach(&mounts_at(mountpoint)?)
 }

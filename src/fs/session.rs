@@ -23,8 +23,9 @@ use super::Options;
 use super::fuse::{Adapter, Part};
 use super::kernel::Kernel;
 use super::mounted::Mounted;
+use super::point;
 use crate::error::{Error, Result};
-use crate::sys::{self, quoted};
+use crate::sys;
 
 /// Fewest and most threads of each session. They are woken in turn, so more than there are
 /// processors only cost wake-ups; one must be left for metadata while others wait for a disk.
@@ -121,8 +122,8 @@ pub fn start(
 }
 
 fn open(adapter: Adapter, point: &Path, config: &Config) -> Result<Notifier> {
-    let session = Session::new(adapter, point, config)
-        .map_err(|e| Error::io(format!("mounting on {}", quoted(point)), e))?;
+    let session =
+        Session::new(adapter, point, config).map_err(|e| point::mount_failed(point, &e))?;
     let session = session.spawn().map_err(|e| Error::io("starting the mount's threads", e))?;
     // fuser unmounts by path when this is dropped, which after an unmount could hit the next mount
     // there. We unmount ourselves, and once.

@@ -394,12 +394,18 @@ pub fn is_same_file(fd: BorrowedFd<'_>, stat: &Stat) -> io::Result<bool> {
 /// A mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
+    /// Number of the mount, which no other one has now.
+    pub id: u64,
+    /// Number of the mount that it is mounted in.
+    pub parent: u64,
     /// Device number of the file system, which nothing else has as long as that is in use.
     pub device: u64,
     /// Where.
     pub path: PathBuf,
     /// Its type, as in `fuse.raidtape`.
     pub fs_type: Vec<u8>,
+    /// What is mounted: for a mount of this program its catalog.
+    pub source: Vec<u8>,
 }
 
 /// The type under which the kernel lists the mounts of this program.
@@ -414,12 +420,15 @@ pub fn mount_points() -> io::Result<Vec<MountPoint>> {
 /// A line of mountinfo: six fields, optional ones, a dash, then type, source and options.
 fn parse_mount(line: &[u8]) -> Option<MountPoint> {
     let mut fields = line.split(|byte| *byte == b' ');
-    let device = std::str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+    let mut text = || std::str::from_utf8(fields.next()?).ok();
+    let (id, parent) = (text()?.parse().ok()?, text()?.parse().ok()?);
+    let device = text()?.split_once(':')?;
     let device = device_number(device.0.parse().ok()?, device.1.parse().ok()?);
     let path = fields.nth(1)?;
-    let fs_type = fields.skip_while(|field| *field != b"-").nth(1)?;
     let path = PathBuf::from(path_from(&unescape_octal(path)));
-    Some(MountPoint { device, path, fs_type: fs_type.to_vec() })
+    let mut fields = fields.skip_while(|field| *field != b"-").skip(1);
+    let (fs_type, source) = (fields.next()?.to_vec(), unescape_octal(fields.next()?));
+    Some(MountPoint { id, parent, device, path, fs_type, source })
 }
 
 /// Undoes the `\040` of mountinfo.
@@ -504,7 +513,8 @@ mod tests {
             b"36 35 98:0 / /mnt/a\\040b\\134c rw,noatime shared:1 - fuse.raidtape /c\\040d rw";
         let mount = parse_mount(line).unwrap();
         assert_eq!(mount.path, Path::new("/mnt/a b\\c"));
-        assert_eq!(mount.fs_type, b"fuse.raidtape");
+        assert_eq!((mount.id, mount.parent), (36, 35));
+        assert_eq!((&*mount.fs_type, &*mount.source), (&b"fuse.raidtape"[..], &b"/c d"[..]));
         assert_eq!(device_parts(mount.device), (98, 0));
         assert_eq!(parse_mount(b"nonsense"), None);
     }

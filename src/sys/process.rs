@@ -1,4 +1,5 @@
-//! Processes: what `/proc` tells of another one, and how this one keeps its memory.
+//! Processes: what `/proc` tells of another one, how a child is ended, and how this one keeps its
+//! memory.
 //!
 //! What is told of another is a thread's, by its number, as the kernel names the one that has asked
 //! the mount.
@@ -55,6 +56,15 @@ pub fn mark(pid: u32) -> Option<String> {
     // The name is in parentheses and may hold anything; the start is the 20th word behind it.
     let started = stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?;
     Some(format!("{} {pid} {started}", boot.trim()))
+}
+
+/// Asks a child to end. It must not have been waited for: its number could be another's then.
+pub fn terminate(child: u32) {
+    let pid = i32::try_from(child).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        // One that has ended already needs no asking.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
 }
 
 #[cfg(test)]

@@ -67,6 +67,7 @@ fn the_helper_has_the_codes_of_mount8() {
     assert_code(&scene.helper(&[catalog, point, word("extra")]), 1);
     assert_code(&scene.helper(&[catalog, point, word("-o"), word("remount")]), 1);
     assert_code(&scene.helper(&[catalog, point, word("-t"), word("ext4")]), 1);
+    assert_code(&scene.helper(&[catalog, point, word("-N"), word("/proc/1/ns/mnt")]), 1);
     assert!(!scene.path("pid").exists());
     let output = scene.helper(&[catalog, point]);
     assert_code(&output, 32);
