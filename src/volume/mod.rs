@@ -323,10 +323,13 @@ impl Volumes {
                 log::warn!("{e}: reading the copy at {}", quoted(&volume.config.path));
             }
             let mut result = read(volume);
-            if result.is_err() {
-                // The file that is open may be a damaged one that somebody has replaced.
-                volume.store.forget(id);
-                result = read(volume);
+            if let Err(e) = &result {
+                // The file that is open may be a damaged one that somebody has replaced. What the
+                // disk cannot read it is not asked for twice: each time may take it minutes.
+                let is_another = volume.store.forget(id);
+                if is_another || e.errno().is_none() {
+                    result = read(volume);
+                }
             }
             match result {
                 Ok(it) => return Ok(it),
@@ -350,5 +353,101 @@ impl Volumes {
             quoted(&config.path)
         );
         Some(Error::new(ErrorKind::Offline, message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{Space, c};
+
+    /// A store of which is known only whether a block's file has been replaced.
+    struct Replaced(bool);
+
+    impl BlockStore for Replaced {
+        fn begin(&self) -> Result<Box<dyn store::PendingBlock>> {
+            unreachable!()
+        }
+        fn publish(&self, _: Vec<(Box<dyn store::PendingBlock>, BlockId)>) -> Result<()> {
+            unreachable!()
+        }
+        fn read_at(&self, _: &BlockId, _: u64, _: &mut [u8]) -> Result<()> {
+            unreachable!()
+        }
+        fn len_of(&self, _: &BlockId) -> Result<Option<u64>> {
+            unreachable!()
+        }
+        fn list(&self, _: &mut dyn FnMut(BlockId, u64)) -> Result<()> {
+            unreachable!()
+        }
+        fn remove(&self, _: &BlockId) -> Result<()> {
+            unreachable!()
+        }
+        fn space(&self) -> Result<Space> {
+            unreachable!()
+        }
+        fn forget(&self, _: &BlockId) -> bool {
+            self.0
+        }
+    }
+
+    #[test]
+    fn a_disk_that_cannot_read_is_asked_once_and_the_next_copy_then() {
+        let eio = || {
+            let e = std::io::Error::from_raw_os_error(c::EIO);
+            Error::with_source(ErrorKind::Corrupt, "reading", e).context("a block")
+        };
+        let mismatch = || Error::corrupt("frame does not match its check");
+        let id = crate::chunk::Digest([7; 32]);
+        for (is_eio, replaced, asked) in [
+            (true, false, &[1, 2][..]),
+            (true, true, &[1, 1, 2, 2]),
+            (false, false, &[1, 1, 2, 2]),
+            (false, true, &[1, 1, 2, 2]),
+        ] {
+            let volume = |number: i64| {
+                let config = VolumeConfig {
+                    number,
+                    uuid: number.to_string(),
+                    path: format!("/volume {number}").into(),
+                    status: Status::Active,
+                    reserve_percent: 0,
+                };
+                Volume { config, store: Arc::new(Replaced(replaced)) }
+            };
+            let volumes = Volumes::with_stores(vec![volume(1), volume(2)]);
+            let mut order = Vec::new();
+            let result: Result<()> = volumes.from_copies(&[1, 2], &id, |it| {
+                order.push(it.config.number);
+                Err(if is_eio { eio() } else { mismatch() })
+            });
+            assert_eq!(order, asked);
+            assert!(result.unwrap_err().to_string().contains("/volume 2"));
+        }
+    }
+
+    #[test]
+    fn a_store_knows_a_block_that_was_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DirStore::new(dir.path().to_path_buf());
+        let id = crate::chunk::Digest([7; 32]);
+        let path = store.path_of(&id);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let read = || {
+            let mut byte = [0];
+            store.read_at(&id, 0, &mut byte).map(|()| byte[0])
+        };
+        std::fs::write(&path, b"1").unwrap();
+        assert!(!store.forget(&id));
+        assert_eq!(read().unwrap(), b'1');
+        assert!(!store.forget(&id));
+        assert_eq!(read().unwrap(), b'1');
+        let new = dir.path().join("new");
+        std::fs::write(&new, b"2").unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        assert!(store.forget(&id) && !store.forget(&id));
+        assert_eq!(read().unwrap(), b'2');
+        std::fs::remove_file(&path).unwrap();
+        assert!(!store.forget(&id));
     }
 }

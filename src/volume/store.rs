@@ -34,7 +34,10 @@ pub trait BlockStore: Send + Sync {
     /// Free and total space.
     fn space(&self) -> Result<Space>;
     /// What was read of a block was wrong: its file may since be another, put back by somebody.
-    fn forget(&self, _id: &BlockId) {}
+    /// `true` if it is, so that reading it again is another matter.
+    fn forget(&self, _id: &BlockId) -> bool {
+        false
+    }
     /// Says that a range of a block will be read soon. Advice only.
     fn will_need(&self, _id: &BlockId, _offset: u64, _len: u64) {}
     /// Opens a block for others to read on their own; `None` where that cannot be had.
@@ -252,8 +255,11 @@ impl BlockStore for DirStore {
         }
     }
 
-    fn forget(&self, id: &BlockId) {
-        self.open.lock().pop(id);
+    fn forget(&self, id: &BlockId) -> bool {
+        let Some(open) = self.open.lock().pop(id) else { return false };
+        let (was, is) = (sys::fstat(&*open), sys::stat(&self.path_of(id)));
+        let place = |it: sys::Stat| (it.dev, it.ino);
+        matches!((was, is), (Ok(was), Ok(is)) if place(was) != place(is))
     }
 
     fn will_need(&self, id: &BlockId, offset: u64, len: u64) {
