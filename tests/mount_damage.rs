@@ -139,6 +139,10 @@ fn a_damaged_block_is_not_left_to_the_kernel() {
         let shown = mount.run(1).join("file");
         let failed = fs::read(&shown).expect_err(mode);
         assert_eq!(failed.raw_os_error(), Some(libc::EIO), "mounted {mode}");
+        // The whole block is checked once, not at each open.
+        fs::read(&shown).expect_err(mode);
+        let checks = mount.log().matches("are read frame by frame").count();
+        assert_eq!(checks, usize::from(options.contains(&"passthrough")), "{}", mount.log());
         flip(&block, 500_000);
         assert!(fs::read(&shown).expect(mode) == whole, "mounted {mode}");
         // What the kernel had is not what it gets once another file is in its place. Whether it

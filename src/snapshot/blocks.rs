@@ -82,17 +82,23 @@ impl Blocks {
         self.volumes.read().clone()
     }
 
-    /// The frames of a block.
+    /// The frames of a block that is to be read.
     pub fn map(&self, number: u64) -> Result<Arc<BlockMap>> {
-        if let Some(map) = self.maps.get(&number) {
-            return Ok(map);
-        }
-        let row = self.with_reader(|reader| reader.block(number))?;
-        if self.volumes().first_present(&row.volumes).is_none() {
+        let map = self.map_in_catalog(number)?;
+        if self.volumes().first_present(&map.volumes).is_none() {
             // A volume may have been added, or mounted, since this was opened.
             let volumes = self.with_reader(Reader::volumes)?;
             *self.volumes.write() = Arc::new(Volumes::open(volumes));
         }
+        Ok(map)
+    }
+
+    /// The frames of a block. No volume is looked at, so that none can keep who asks.
+    pub fn map_in_catalog(&self, number: u64) -> Result<Arc<BlockMap>> {
+        if let Some(map) = self.maps.get(&number) {
+            return Ok(map);
+        }
+        let row = self.with_reader(|reader| reader.block(number))?;
         let (mut plain_at, mut stored_at) = (0, 0);
         let frames = row.frames.into_iter().map(|frame| {
             let place = FramePlace { plain_at, stored_at, frame };

@@ -20,17 +20,13 @@ pub use data::Data;
 pub use resolve::{Found, Wish, choose_run, resolve, resolve_wish};
 pub use whole::{Checked, WholeBlock};
 
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
-
-use lru::LruCache;
-use parking_lot::Mutex;
 
 use ahead::Ahead;
 use blocks::Blocks;
 use weighed::Weighed;
-use whole::CHECKED_MAX;
+use whole::Findings;
 
 use crate::catalog::{Content, DirId, EntryRow, Extent, Reader, Run, RunId, Settings, VersionId};
 use crate::error::{Error, ErrorKind, Result};
@@ -59,20 +55,18 @@ pub struct Snapshots {
     blocks: Arc<Blocks>,
     ahead: Ahead,
     file_maps: Weighed<VersionId, FileMap>,
-    /// Blocks whose files were found to be as written.
-    checked: Mutex<LruCache<u64, Checked>>,
+    findings: Findings,
 }
 
 impl Snapshots {
     /// Opens the catalog at `path` with a frame cache of `cache_bytes`.
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Snapshots> {
         let blocks = Arc::new(Blocks::open(path, cache_bytes)?);
-        let checked = NonZeroUsize::new(CHECKED_MAX).unwrap_or(NonZeroUsize::MIN);
         Ok(Snapshots {
             ahead: Ahead::new(blocks.clone()),
             blocks,
             file_maps: Weighed::new(FILE_MAPS_BYTES_MAX),
-            checked: Mutex::new(LruCache::new(checked)),
+            findings: Findings::new(),
         })
     }
 
@@ -157,6 +151,27 @@ impl Snapshots {
         }
         let content = self.with_reader(|reader| reader.content(version))?;
         Ok(self.keep(version, content))
+    }
+
+    /// The volume that `len` bytes of a file from `offset` on are read from. `None` if it is not
+    /// there, or if they are not all on one. No disk is asked but the catalog's.
+    pub fn volume_of(&self, file: &FileMap, offset: u64, len: u64) -> Result<Option<i64>> {
+        let end = offset.saturating_add(len);
+        let mut found = None;
+        let extents = file.content.extents.iter().zip(&file.starts);
+        for (extent, start) in extents.skip(file.extent_at(offset)) {
+            if *start >= end {
+                break;
+            }
+            let Extent::Data { block, .. } = *extent else { continue };
+            let map = self.blocks.map_in_catalog(block)?;
+            let volume = self.volumes().first_present(&map.volumes).map(|it| it.config.number);
+            if volume.is_none() || found.is_some_and(|it| it != volume) {
+                return Ok(None);
+            }
+            found = Some(volume);
+        }
+        Ok(found.flatten())
     }
 
     fn keep(&self, version: VersionId, content: Content) -> Arc<FileMap> {

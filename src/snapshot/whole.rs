@@ -3,11 +3,16 @@
 //! What is read past this program is not checked while it is read. So a block's bytes are checked
 //! against the checks of its frames before it is first handed out, and again when its file is not
 //! the one, of the length and times, that was checked. That reads the block once, which leaves it
-//! in the system's cache for the reader who asked. What goes bad on the disk later, while the block
-//! is handed out, is left to `validate`, as for any file of that disk.
+//! in the system's cache for the reader who asked. What was found is remembered either way: a block
+//! that is not right is not read as a whole at each open. What goes bad on the disk later, while
+//! the block is handed out, is left to `validate`, as for any file of that disk.
 
 use std::fs::File;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt;
+
+use lru::LruCache;
+use parking_lot::Mutex;
 
 use super::FileMap;
 use super::Snapshots;
@@ -17,8 +22,8 @@ use crate::chunk::frame::Codec;
 use crate::error::{Error, Result};
 use crate::sys::{self, Time};
 
-/// Blocks of which it is remembered that they were checked.
-pub(super) const CHECKED_MAX: usize = 1024;
+/// Files of blocks of which it is remembered what their check has found.
+const FINDINGS_MAX: usize = 1024;
 
 /// A block whose file is a file's whole content.
 #[derive(Debug)]
@@ -32,12 +37,23 @@ pub struct WholeBlock {
 }
 
 /// A file that was checked, as it was then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Checked {
     dev: u64,
     ino: u64,
     mtime: Time,
     ctime: Time,
+}
+
+/// What the checks of blocks have found: by block and by file, whether it is as it was written.
+pub(super) struct Findings(Mutex<LruCache<(u64, Checked), bool>>);
+
+impl Findings {
+    /// Nothing was checked yet.
+    pub fn new() -> Findings {
+        let most = NonZeroUsize::new(FINDINGS_MAX).unwrap_or(NonZeroUsize::MIN);
+        Findings(Mutex::new(LruCache::new(most)))
+    }
 }
 
 impl Snapshots {
@@ -61,13 +77,11 @@ impl Snapshots {
                 None => Ok(None),
             }
         });
-        match opened {
-            Ok(whole) => Ok(whole),
-            Err(e) => {
-                log::error!("{e}");
-                Ok(None)
-            }
-        }
+        Ok(opened.unwrap_or_else(|e| {
+            // Whoever reads it is told, and the log was when it was found.
+            log::debug!("{e}");
+            None
+        }))
     }
 
     fn check_whole(&self, map: &BlockMap, file: &File) -> Result<Checked> {
@@ -78,12 +92,22 @@ impl Snapshots {
         }
         let (mtime, ctime) = (stat.mtime, stat.ctime);
         let now = Checked { dev: stat.dev, ino: stat.ino, mtime, ctime };
-        if self.checked.lock().get(&map.number) == Some(&now) {
-            return Ok(now);
+        let key = (map.number, now);
+        let known = self.findings.0.lock().get(&key).copied();
+        match known {
+            Some(true) => return Ok(now),
+            Some(false) => {
+                let message = format!("block {} was found not to be as it was written", map.id);
+                return Err(Error::corrupt(message));
+            }
+            None => {}
         }
-        check(&self.blocks, map, file)?;
-        self.checked.lock().put(map.number, now);
-        Ok(now)
+        let found = check(&self.blocks, map, file);
+        self.findings.0.lock().put(key, found.is_ok());
+        if let Err(e) = &found {
+            log::error!("{e}: the files that are this block are read frame by frame");
+        }
+        found.map(|()| now)
     }
 }
 
