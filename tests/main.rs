@@ -57,6 +57,8 @@ mod mount;
 mod mount_busy;
 /// Damaged blocks under a mount.
 mod mount_damage;
+/// Disks that do not answer, under a mount.
+mod mount_hung;
 /// Random programs on a real mount, and random changes in `/ingest`.
 mod mount_model;
 /// The sessions of a mount: what must hold in each way of mounting.

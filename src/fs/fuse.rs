@@ -50,7 +50,7 @@ pub struct Adapter {
     on_end: Arc<dyn Fn() + Send + Sync>,
     /// Whether the kernel has agreed to how it is to be served.
     served: bool,
-    backings: Backings,
+    backings: Arc<Backings>,
     spare: Spare,
 }
 
@@ -65,7 +65,7 @@ impl Adapter {
         kernel: Arc<Kernel>,
         on_end: Arc<dyn Fn() + Send + Sync>,
     ) -> Adapter {
-        let (backings, spare) = (Backings::new(), Spare::new(threads()));
+        let (backings, spare) = (Arc::new(Backings::new()), Spare::new(threads()));
         let served = false;
         Adapter { mounted, part, reads, allow_other, kernel, on_end, served, backings, spare }
     }
@@ -84,6 +84,22 @@ impl Adapter {
             Ok(made) => made,
             Err(e) => Err(std::io::Error::from_raw_os_error(e.0)),
         })
+    }
+
+    /// Opens a file of a snapshot so that the kernel reads it, if it can. Its block may have to be
+    /// read as a whole before.
+    fn open_past_us(&self, ino: u64, opened: Opened, reply: ReplyOpen) {
+        let (mounted, backings) = (self.mounted.clone(), self.backings.clone());
+        let work = move || {
+            let find = || mounted.whole_block(ino);
+            let handle = FileHandle(opened.handle);
+            match backings.open(ino, &reply, find) {
+                // The kernel takes no other flag with a backing id.
+                Some(id) => reply.opened_passthrough(handle, FopenFlags::FOPEN_NOFLUSH, &id),
+                None => reply.opened(handle, open_flags(opened)),
+            }
+        };
+        self.spare.read(|| self.mounted.disk(ino, 0, 1), move || guard("open", work));
     }
 
     /// Has the kernel look at a file anew that a handle may have written to past us.
@@ -469,15 +485,7 @@ impl Filesystem for Adapter {
         }
         guard("open", || match self.mounted.open(&who(req), self.node(ino), flags.0) {
             Ok(opened) if self.reads == Reads::Passthrough && opened.pages == Pages::Keep => {
-                let find = || self.mounted.whole_block(ino.0);
-                match self.backings.open(ino.0, &reply, find) {
-                    Some(id) => {
-                        // The kernel takes no other flag with a backing id.
-                        let flags = FopenFlags::FOPEN_NOFLUSH;
-                        reply.opened_passthrough(FileHandle(opened.handle), flags, &id);
-                    }
-                    None => reply.opened(FileHandle(opened.handle), open_flags(opened)),
-                }
+                self.open_past_us(ino.0, opened, reply);
             }
             Ok(opened) => {
                 let ino = self.node(ino);
@@ -544,9 +552,9 @@ impl Filesystem for Adapter {
             return;
         }
         let mounted = self.mounted.clone();
-        self.spare.read(move || {
-            guard("read", || reply_data(mounted.read(ino, fh.0, offset, size), reply));
-        });
+        let work = move || reply_data(mounted.read(ino, fh.0, offset, size), reply);
+        let disk = || self.mounted.disk(ino, offset, size.into());
+        self.spare.read(disk, move || guard("read", work));
     }
 
     fn write(

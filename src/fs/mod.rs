@@ -15,6 +15,7 @@
 mod backing;
 mod bare;
 mod control;
+mod disks;
 mod errno;
 mod fuse;
 pub mod ingest;

@@ -18,7 +18,7 @@ use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, Ingest, SetAttr};
 use super::node::Node;
 use super::tree::{Add, Item, ItemStat, Tree};
-use crate::snapshot::{Data, WholeBlock};
+use crate::snapshot::Data;
 use crate::sys::{Space, Stat, c};
 
 /// How long the kernel may believe what it was told of a finished run.
@@ -200,14 +200,6 @@ impl Mounted {
         }
     }
 
-    /// The block that is the content of a file of a snapshot as it lies there.
-    pub fn whole_block(&self, ino: u64) -> Option<WholeBlock> {
-        match node_of(ino) {
-            Ok(Node::Version(version)) => self.tree.whole_block(version),
-            _ => None,
-        }
-    }
-
     /// Makes a file and opens it: its attributes and the handle.
     pub fn create(
         &self,
@@ -368,7 +360,7 @@ impl Mounted {
     pub fn statfs(&self, ino: u64) -> FsResult<Space> {
         match node_of(ino)? {
             Node::Ingest(_) => self.ingest.statfs(),
-            _ => Ok(self.tree.space()),
+            _ => self.tree.space(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! What the mount has to know of files whose bytes go to and from the kernel without being asked
-//! for: mapped memory, and files that the kernel reads and writes by itself.
+//! for: mapped memory, and files that the kernel reads and writes by itself; and what has to be
+//! waited for to give them.
 //!
 //! Invariant: what the kernel took for stored and was not is told to whoever closes the file.
 
@@ -8,9 +9,27 @@ use std::os::fd::OwnedFd;
 use super::errno::{Errno, FsResult};
 use super::mounted::{Mounted, node_of};
 use super::node::Node;
+use super::spare::Disk;
+use crate::snapshot::WholeBlock;
 use crate::sys::c;
 
 impl Mounted {
+    /// The block that is the content of a file of a snapshot as it lies there.
+    pub fn whole_block(&self, ino: u64) -> Option<WholeBlock> {
+        match node_of(ino) {
+            Ok(Node::Version(version)) => self.tree.whole_block(version),
+            _ => None,
+        }
+    }
+
+    /// The disk that a read of anything but a control file waits for.
+    pub fn disk(&self, ino: u64, offset: u64, len: u64) -> Disk {
+        match node_of(ino) {
+            Ok(Node::Version(version)) => self.tree.disk(version, offset, len),
+            _ => Disk::Ingest,
+        }
+    }
+
     /// Whether an inode is a file of the writable tree.
     pub fn is_ingest(&self, ino: u64) -> bool {
         matches!(node_of(ino), Ok(Node::Ingest(_)))

@@ -14,10 +14,12 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::bare::Bare;
+use super::disks::Disks;
 use super::errno::{Errno, FsResult};
 use super::kinds::Kinds;
 use super::listing::{Listings, PAGE_ENTRIES};
 use super::node::Node;
+use super::spare::Disk;
 use crate::catalog::{AttributeKind, DirId, EntryRow, Extent, Run, RunId, VersionId};
 use crate::entry::{Kind, acl};
 use crate::error::Error;
@@ -56,6 +58,7 @@ pub type Add<'a> = &'a mut dyn FnMut(&OsStr, u64, ItemStat) -> bool;
 /// The snapshots as a tree.
 pub struct Tree {
     snapshots: Arc<Snapshots>,
+    disks: Arc<Disks>,
     listings: Listings,
     bare: Bare,
     kinds: Kinds,
@@ -85,6 +88,7 @@ impl Tree {
             )),
             list: Mutex::new((0, born)),
             snapshots,
+            disks: Arc::default(),
             born,
             uid,
             gid,
@@ -288,6 +292,14 @@ impl Tree {
         whole.unwrap_or_default()
     }
 
+    /// The disk that a read waits for.
+    pub fn disk(&self, version: VersionId, offset: u64, len: u64) -> Disk {
+        let file = self.snapshots.file(version);
+        let volume = file.and_then(|it| self.snapshots.volume_of(&it, offset, len));
+        // What is wrong is told to whoever reads.
+        volume.ok().flatten().map_or(Disk::Any, Disk::Volume)
+    }
+
     /// Reads a file; fewer bytes than asked for only at its end.
     pub fn read(&self, version: VersionId, offset: u64, len: usize) -> FsResult<Data> {
         let file = self.snapshots.file(version).map_err(log)?;
@@ -460,19 +472,13 @@ impl Tree {
     }
 
     /// Space of the volumes that are there, each file system once.
-    pub fn space(&self) -> Space {
-        let mut seen = std::collections::HashSet::new();
-        let mut sum = Space::default();
-        for volume in self.snapshots.volumes().present() {
-            let dev = sys::stat(&volume.config.path).map_or(0, |it| it.dev);
-            if let (true, Ok(space)) = (seen.insert(dev), volume.store.space()) {
-                sum.total_bytes += space.total_bytes;
-                sum.free_bytes += space.free_bytes;
-                sum.total_inodes += space.total_inodes;
-                sum.free_inodes += space.free_inodes;
-            }
-        }
-        sum
+    pub fn space(&self) -> FsResult<Space> {
+        self.disks.space(&self.snapshots).map_err(log)
+    }
+
+    /// The volumes' disks.
+    pub fn disks(&self) -> &Arc<Disks> {
+        &self.disks
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use super::disks::Disks;
 use super::errno::{Errno, FsResult};
 use super::ingest::SetAttr;
 use super::node::{JOB_FILES, JobFile, Node};
@@ -46,6 +47,7 @@ const SHOWN_BYTES_MAX: usize = 200;
 pub struct Control {
     queue: Arc<Queue>,
     snapshots: Arc<Snapshots>,
+    disks: Arc<Disks>,
     waiters: Arc<Waiters>,
     guard: Guard,
     manner: Manner,
@@ -120,6 +122,7 @@ impl Control {
             guard: Guard::new(tree.owners(), &queue),
             queue,
             snapshots,
+            disks: tree.disks().clone(),
             waiters,
             manner,
             started: Time::now(),

@@ -7,14 +7,13 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
+use super::super::disks::Seen;
 use super::super::kernel::Kernel;
 use super::super::session::Mode;
 use super::Control;
-use crate::catalog::Reader;
-use crate::error::Result;
 use crate::job::Tallies;
 use crate::sys::quoted;
-use crate::volume::{Status, Volume, VolumeConfig};
+use crate::volume::Status;
 
 /// Version of the format.
 const FORMAT: u32 = 1;
@@ -36,14 +35,21 @@ impl Control {
         let cache = self.snapshots.cache_stats();
         let known = self.snapshots.with_reader(|reader| {
             let runs = reader.runs()?;
-            Ok((runs.len(), runs.last().map(|it| it.id), volumes(reader)?))
+            Ok((runs.len(), runs.last().map(|it| it.id)))
         });
         // What cannot be read now is missing, the rest is told.
-        let (runs, latest, volumes) = match known {
-            Ok((runs, latest, volumes)) => (json!(runs), json!(latest), volumes),
+        let (runs, latest) = match known {
+            Ok((runs, latest)) => (json!(runs), json!(latest)),
             Err(e) => {
                 log::warn!("status: {e}");
-                (Value::Null, Value::Null, Value::Null)
+                (Value::Null, Value::Null)
+            }
+        };
+        let volumes = match self.disks.of(&self.snapshots) {
+            Ok(seen) => seen.into_iter().map(volume).collect(),
+            Err(e) => {
+                log::warn!("status: {e}");
+                Value::Null
             }
         };
         let jobs = self.queue.tallies().unwrap_or_else(|e| {
@@ -83,22 +89,17 @@ impl Control {
     }
 }
 
-fn volumes(reader: &Reader) -> Result<Value> {
-    Ok(reader.volumes()?.into_iter().map(volume).collect())
-}
-
-fn volume(config: VolumeConfig) -> Value {
-    let opened = Volume::open(config.clone());
-    let status = if opened.is_ok() { config.status } else { Status::Missing };
-    let space = opened.as_ref().ok().and_then(|it| it.store.space().ok());
+fn volume(it: Seen) -> Value {
+    let status = if it.present { it.config.status } else { Status::Missing };
     json!({
-        "volume": config.number,
-        "uuid": config.uuid,
-        "path": quoted(&config.path).to_string(),
+        "volume": it.config.number,
+        "uuid": it.config.uuid,
+        "path": quoted(&it.config.path).to_string(),
         "status": status.as_str(),
-        "present": opened.is_ok(),
-        "total_bytes": space.map(|it| it.total_bytes),
-        "free_bytes": space.map(|it| it.free_bytes),
-        "reserve_percent": config.reserve_percent,
+        "present": it.present,
+        "answers": it.answers,
+        "total_bytes": it.space.map(|it| it.total_bytes),
+        "free_bytes": it.space.map(|it| it.free_bytes),
+        "reserve_percent": it.config.reserve_percent,
     })
 }
