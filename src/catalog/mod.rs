@@ -12,6 +12,7 @@ mod json;
 mod listing;
 pub mod manifest;
 pub mod meta;
+mod numbers;
 mod read;
 mod remake;
 mod run;

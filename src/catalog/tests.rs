@@ -226,3 +226,35 @@ fn any_row_is_read_or_refused() {
         });
     });
 }
+
+#[test]
+fn a_run_gives_no_number_that_one_before_has_given() {
+    with_catalog(|path, writer| {
+        let begin = |writer: &mut Writer| {
+            let mut run = writer.begin_run(b"s", std::path::Path::new("/s"), Time::now()).unwrap();
+            let numbers = (run.run(), run.new_version(), run.new_dir());
+            let meta = Metadata {
+                kind: Kind::Dir,
+                mode: 0o755,
+                uid: 0,
+                gid: 0,
+                size: 0,
+                mtime: Time::default(),
+                ctime: Time::default(),
+                ino: 1,
+                nlink: 1,
+                rdev: 0,
+            };
+            let (version, child) = (numbers.1, Some(numbers.2));
+            let root =
+                NewEntry { dir: 0, name: b"/s", version, child, meta: &meta, data_len: None };
+            run.put_entry(&root).unwrap();
+            run.commit(&Counts::default(), (&[], ""), &[], Time::now()).unwrap();
+            numbers
+        };
+        assert_eq!(begin(writer), (1, 1, 1));
+        let conn = rusqlite::Connection::open(path).unwrap();
+        conn.execute_batch("DELETE FROM entries; DELETE FROM runs").unwrap();
+        assert_eq!(begin(writer), (2, 2, 2));
+    });
+}

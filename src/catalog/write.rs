@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::brief::{AttributeKind, note_attribute};
+use super::numbers::{self, Numbered};
 use super::read::{EntryRow, volumes};
 use super::run::{Counts, DirId, RunId, VersionId};
 use super::{Content, Extent, OPEN, Settings, extent, schema, sql};
@@ -172,16 +173,14 @@ impl Writer {
 
     /// The number that the next block gets.
     pub fn next_block(&self) -> Result<u64> {
-        let query = "SELECT coalesce(max(number), 0) + 1 FROM blocks";
-        self.conn.query_row(query, [], |row| row.get(0)).map_err(sql)
+        numbers::next(&self.conn, Numbered::Block).map(i64::cast_unsigned)
     }
 
     /// Begins a run of source `name`, which lies at `path`.
     pub fn begin_run(&mut self, name: &[u8], path: &Path, started: Time) -> Result<RunWriter<'_>> {
-        let number = |query: &str| self.conn.query_row(query, [], |row| row.get(0)).map_err(sql);
-        let run = number("SELECT coalesce(max(run), 0) + 1 FROM runs")?;
-        let next_version = number("SELECT coalesce(max(version), 0) + 1 FROM entries")?;
-        let next_dir = number("SELECT coalesce(max(child), 0) + 1 FROM entries WHERE child > 0")?;
+        let run = numbers::next(&self.conn, Numbered::Run)?;
+        let next_version = numbers::next(&self.conn, Numbered::Version)?;
+        let next_dir = numbers::next(&self.conn, Numbered::Dir)?;
         self.conn.execute_batch("BEGIN IMMEDIATE").map_err(sql)?;
         let writer = RunWriter {
             conn: &mut self.conn,
@@ -504,6 +503,7 @@ impl RunWriter<'_> {
             let row = (self.run, n, &problem.path, problem.kind.as_str(), &problem.message);
             self.conn.execute(query, row).map_err(sql)?;
         }
+        numbers::keep(self.conn)?;
         self.conn.execute_batch("COMMIT").map_err(sql)?;
         self.ended = true;
         Ok(self.run)

@@ -1,0 +1,116 @@
+//! Numbers of runs, versions, directories and blocks, none of which is given twice.
+//!
+//! A mount and the kernel remember what they have seen under a number for as long as the mount
+//! lives. So the highest number that was given of each kind is kept, and holds when its row is
+//! gone.
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::sql;
+use crate::error::{Error, Result};
+
+/// What has numbers.
+#[derive(Clone, Copy, Debug)]
+pub enum Numbered {
+    /// A run.
+    Run,
+    /// A state of an inode.
+    Version,
+    /// A directory.
+    Dir,
+    /// A block.
+    Block,
+}
+
+impl Numbered {
+    const ALL: [Numbered; 4] = [Numbered::Run, Numbered::Version, Numbered::Dir, Numbered::Block];
+
+    /// The setting that keeps the highest that was given.
+    fn setting(self) -> &'static str {
+        match self {
+            Numbered::Run => "last_run",
+            Numbered::Version => "last_version",
+            Numbered::Dir => "last_dir",
+            Numbered::Block => "last_block",
+        }
+    }
+
+    /// The highest in use.
+    fn highest(self) -> &'static str {
+        match self {
+            Numbered::Run => "SELECT coalesce(max(run), 0) FROM runs",
+            Numbered::Version => "SELECT coalesce(max(version), 0) FROM entries",
+            Numbered::Dir => "SELECT coalesce(max(child), 0) FROM entries WHERE child > 0",
+            Numbered::Block => "SELECT coalesce(max(number), 0) FROM blocks",
+        }
+    }
+}
+
+/// The highest that was ever given. A catalog that keeps none has never given up any.
+fn last(conn: &Connection, what: Numbered) -> Result<i64> {
+    let in_use: i64 = conn.query_row(what.highest(), [], |row| row.get(0)).map_err(sql)?;
+    let query = "SELECT v FROM settings WHERE k = ?1";
+    let kept = conn.query_row(query, [what.setting()], |row| row.get::<_, String>(0));
+    let Some(kept) = kept.optional().map_err(sql)? else { return Ok(in_use) };
+    let bad = |_| Error::corrupt(format!("catalog: setting {} is {kept:?}", what.setting()));
+    Ok(in_use.max(kept.parse().map_err(bad)?))
+}
+
+/// The number that the next one gets.
+pub fn next(conn: &Connection, what: Numbered) -> Result<i64> {
+    let next = last(conn, what)?.checked_add(1);
+    next.ok_or_else(|| Error::corrupt(format!("catalog: setting {} is too large", what.setting())))
+}
+
+/// Keeps the highest numbers that are in use. Belongs to the transaction that has given them, and
+/// to any that gives some up.
+pub fn keep(conn: &Connection) -> Result<()> {
+    let query = "INSERT INTO settings (k, v) VALUES (?1, ?2) \
+                 ON CONFLICT (k) DO UPDATE SET v = excluded.v WHERE v <> excluded.v";
+    for what in Numbered::ALL {
+        let last = last(conn, what)?.to_string();
+        conn.execute(query, (what.setting(), last)).map_err(sql)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::schema;
+    use crate::error::ErrorKind;
+
+    fn nexts(conn: &Connection) -> [i64; 4] {
+        Numbered::ALL.map(|it| next(conn, it).unwrap())
+    }
+
+    #[test]
+    fn a_number_whose_row_is_gone_is_not_given_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let conn = schema::create(&dir.path().join("c")).unwrap();
+        assert_eq!(nexts(&conn), [1; 4]);
+        keep(&conn).unwrap();
+        assert_eq!(nexts(&conn), [1; 4]);
+        conn.execute("INSERT INTO blocks VALUES (7, zeroblob(32), 1, 1, x'00')", []).unwrap();
+        assert_eq!(nexts(&conn), [1, 1, 1, 8]);
+        // As in a catalog of before, that keeps none.
+        conn.execute("DELETE FROM settings", []).unwrap();
+        assert_eq!(nexts(&conn), [1, 1, 1, 8]);
+        keep(&conn).unwrap();
+        conn.execute("DELETE FROM blocks", []).unwrap();
+        assert_eq!(nexts(&conn), [1, 1, 1, 8]);
+        keep(&conn).unwrap();
+        assert_eq!(nexts(&conn), [1, 1, 1, 8]);
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let conn = schema::create(&dir.path().join("c")).unwrap();
+        for bad in ["", "x", "9223372036854775807", "9223372036854775808"] {
+            let query = "INSERT OR REPLACE INTO settings VALUES ('last_run', ?1)";
+            conn.execute(query, [bad]).unwrap();
+            assert_eq!(next(&conn, Numbered::Run).unwrap_err().kind(), ErrorKind::Corrupt);
+        }
+    }
+}
