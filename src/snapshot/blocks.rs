@@ -88,7 +88,8 @@ impl Blocks {
         if self.volumes().first_present(&map.volumes).is_none() {
             // A volume may have been added, or mounted, since this was opened.
             let volumes = self.with_reader(Reader::volumes)?;
-            *self.volumes.write() = Arc::new(Volumes::open(volumes));
+            let volumes = self.volumes().open_missing(volumes);
+            *self.volumes.write() = Arc::new(volumes);
         }
         Ok(map)
     }

@@ -72,6 +72,7 @@ pub struct VolumeConfig {
 }
 
 /// A volume that is there, with the store of its blocks.
+#[derive(Clone)]
 pub struct Volume {
     /// What the catalog knows of it.
     pub config: VolumeConfig,
@@ -274,9 +275,15 @@ pub struct Volumes {
 impl Volumes {
     /// Opens what can be opened; a volume that is not there is noted, not an error.
     pub fn open(configs: Vec<VolumeConfig>) -> Volumes {
+        Volumes::with_stores(Vec::new()).open_missing(configs)
+    }
+
+    /// The same, but what is open already stays as it is, and its disk is not asked.
+    pub fn open_missing(&self, configs: Vec<VolumeConfig>) -> Volumes {
         let mut volumes = Volumes { present: Vec::new(), missing: Vec::new() };
         for config in configs {
-            match Volume::open(config.clone()) {
+            let open = self.get(config.number).filter(|it| it.config.uuid == config.uuid);
+            match open.map_or_else(|| Volume::open(config.clone()), |it| Ok(it.clone())) {
                 Ok(volume) => volumes.present.push(volume),
                 Err(error) => volumes.missing.push((config, error)),
             }
