@@ -47,7 +47,7 @@ struct Found {
 struct Looks {
     /// When the one under way has begun.
     begun: Option<Instant>,
-    last: Found,
+    last: Option<Found>,
 }
 
 /// The disks of a catalog's volumes.
@@ -107,17 +107,17 @@ impl Disks {
             self.told.wait_until(&mut known, until);
         }
         let seen = |config: VolumeConfig| {
-            let (answers, Found { present, space, dev }) = match known.get(&config.number) {
-                Some(looks) => (looks.begun.is_none(), looks.last),
-                None => (false, Found::default()),
-            };
+            let looks = known.get(&config.number);
+            let last = looks.and_then(|it| it.last);
+            let answers = last.is_some() && looks.is_some_and(|it| it.begun.is_none());
+            let Found { present, space, dev } = last.unwrap_or_default();
             Seen { config, answers, present, space, dev }
         };
         configs.into_iter().map(seen).collect()
     }
 
     fn tell(&self, volume: i64, found: Found) {
-        self.known.lock().insert(volume, Looks { begun: None, last: found });
+        self.known.lock().insert(volume, Looks { begun: None, last: Some(found) });
         self.told.notify_all();
     }
 }
