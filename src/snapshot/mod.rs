@@ -35,9 +35,6 @@ use crate::volume::Volumes;
 /// Memory for the contents of files: where their bytes lie, links, attributes. A small file's is
 /// about 400 bytes.
 const FILE_MAPS_BYTES_MAX: usize = 6 << 20;
-/// Contents that are read with one for which somebody has asked, where the one before it is known.
-/// Versions are numbered in the order of the scan, which is that of most walks of a tree.
-const NEIGHBOURS: usize = 32;
 
 /// The content of a version, ready for reading at any offset.
 #[derive(Debug)]
@@ -136,21 +133,10 @@ impl Snapshots {
         if let Some(map) = self.file_maps.get(&version) {
             return Ok(map);
         }
-        if self.file_maps.has(&version.wrapping_sub(1)) {
-            let near = self.with_reader(|reader| reader.contents_from(version, NEIGHBOURS))?;
-            let mut wanted = None;
-            for (number, content) in near {
-                let map = self.keep(number, content);
-                if number == version {
-                    wanted = Some(map);
-                }
-            }
-            if let Some(map) = wanted {
-                return Ok(map);
-            }
-        }
         let content = self.with_reader(|reader| reader.content(version))?;
-        Ok(self.keep(version, content))
+        let map = Arc::new(FileMap::new(version, content));
+        self.file_maps.put(version, map.clone(), map.weight());
+        Ok(map)
     }
 
     /// The volume that `len` bytes of a file from `offset` on are read from. `None` if it is not
@@ -165,19 +151,14 @@ impl Snapshots {
             }
             let Extent::Data { block, .. } = *extent else { continue };
             let map = self.blocks.map_in_catalog(block)?;
-            let volume = self.volumes().first_present(&map.volumes).map(|it| it.config.number);
-            if volume.is_none() || found.is_some_and(|it| it != volume) {
+            let volumes = self.volumes();
+            let volume = volumes.first_present(&map.volumes).map(|it| it.config.number);
+            if volume.is_none() || found.is_some() && found != volume {
                 return Ok(None);
             }
-            found = Some(volume);
+            found = volume;
         }
-        Ok(found.flatten())
-    }
-
-    fn keep(&self, version: VersionId, content: Content) -> Arc<FileMap> {
-        let map = Arc::new(FileMap::new(version, content));
-        self.file_maps.put(version, map.clone(), map.weight());
-        map
+        Ok(found)
     }
 }
 

@@ -36,11 +36,6 @@ impl<K: Hash + Eq, V> Weighed<K, V> {
         self.state.lock().kept.get(key).map(|it| it.0.clone())
     }
 
-    /// Whether `key` is kept. Not a use of it.
-    pub fn has(&self, key: &K) -> bool {
-        self.state.lock().kept.contains(key)
-    }
-
     /// Keeps `thing`, which takes `bytes`.
     pub fn put(&self, key: K, thing: Arc<V>, bytes: usize) {
         let bytes = bytes + OVERHEAD_BYTES;
@@ -68,7 +63,7 @@ mod tests {
             assert_eq!(state.bytes, state.kept.iter().map(|it| it.1.1).sum::<usize>());
         }
         assert_eq!(kept.get(&999).as_deref(), Some(&999));
-        assert!(!kept.has(&900));
+        assert!(kept.get(&900).is_none());
         kept.put(999, Arc::new(1), 0);
         assert_eq!(kept.get(&999).as_deref(), Some(&1));
     }
