@@ -410,4 +410,13 @@ fn a_control_file_takes_the_same_words() {
         let error = said["error"].as_str().unwrap();
         assert!(error.contains(word) && !error.contains("secret"), "{error}");
     }
+    // Files that are regular, and would keep the queue waiting: what the kernel has to say, and
+    // the log of the very job.
+    let own = mount.ctl("jobs/7/log");
+    for (job, path) in [(6, Path::new("/proc/kmsg")), (7, &own)] {
+        ask(&format!("{source} --exclude-from {}", path.display())).unwrap();
+        let said = mount.wait_for_job(job);
+        let error = said["error"].as_str().unwrap();
+        assert!(error.contains(path.to_str().unwrap()), "{said}");
+    }
 }

@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ignore::gitignore::{Gitignore, GitignoreBuilder};
@@ -48,7 +49,8 @@ pub enum Rule {
 pub struct Rules {
     /// In the order in which they were given.
     pub rules: Vec<Rule>,
-    /// Whether files of patterns have to be regular ones: a queue must not wait for a pipe.
+    /// Whether files of patterns have to be regular ones of a disk: a queue must not wait for who
+    /// writes into a pipe or a log.
     pub only_plain_files: bool,
     /// Whether to leave out the contents of directories with a `CACHEDIR.TAG`.
     pub caches: bool,
@@ -239,10 +241,20 @@ impl Patterns {
     fn add_file(&mut self, path: &Path, only_plain: bool) -> Result<()> {
         let failed = |e| Error::io(format!("--exclude-from {}", quoted(path)), e);
         let refused = |why: &str| Error::usage(format!("--exclude-from {}: {why}", quoted(path)));
-        if only_plain && !sys::stat(path).map_err(failed)?.is_file() {
+        let is_plain = |stat: Stat| stat.is_file() || !only_plain;
+        // Looked at before, so that no device is opened, and after, for it may change. There are
+        // regular files too that keep a reader waiting: logs that grow, and what the kernel tells.
+        if !is_plain(sys::stat(path).map_err(failed)?) {
             return Err(refused("not a regular file"));
         }
-        let file = File::open(path).map_err(failed)?;
+        let mut options = File::options();
+        if only_plain {
+            options.custom_flags(sys::c::O_NONBLOCK);
+        }
+        let file = options.read(true).open(path).map_err(failed)?;
+        if !is_plain(sys::fstat(&file).map_err(failed)?) || only_plain && sys::is_proc(&file) {
+            return Err(refused("not a regular file of a disk"));
+        }
         let mut text = Vec::new();
         file.take(PATTERN_FILE_BYTES_MAX + 1).read_to_end(&mut text).map_err(failed)?;
         if text.len() as u64 > PATTERN_FILE_BYTES_MAX {

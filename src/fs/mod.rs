@@ -35,6 +35,7 @@ mod tree;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -53,6 +54,9 @@ use node::Node;
 pub use point::{is_mounted, unmount};
 pub use session::{Mode, Reads};
 use tree::Tree;
+
+/// How long those who wait for a job are kept waiting for its end when the mount ends.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
 
 /// What to mount and how.
 #[derive(Clone, Debug)]
@@ -158,9 +162,13 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     let mut mounts = point::mounts_at(&mountpoint)?;
     mounts.retain(|it| !covered.contains(it));
     let mounts = Arc::new(Mutex::new(mounts));
+    let (at_work, has_ended) = mpsc::channel::<()>();
     let worker = {
         let queue = queue.clone();
-        std::thread::spawn(move || queue.work())
+        std::thread::spawn(move || {
+            let _at_work = at_work;
+            queue.work();
+        })
     };
     let usher = {
         let waiters = waiters.clone();
@@ -178,10 +186,12 @@ pub fn serve(options: &Options, ready: impl FnOnce(Stop) -> Result<()>) -> Resul
     (options.stopping)();
     let detached = stop.detach();
     queue.close();
+    // Who waits is told how his job ended. But not for long: a job may need somebody who waits.
+    let _ = has_ended.recv_timeout(TOLD_WITHIN);
+    waiters.close();
     if worker.join().is_err() {
         log::error!("the thread that does jobs has panicked");
     }
-    waiters.close();
     if usher.join().is_err() {
         log::error!("the thread that answers those who wait has panicked");
     }

@@ -5,6 +5,7 @@
 //! the mount.
 
 use std::io;
+use std::path::Path;
 
 /// What is known of a thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,11 @@ pub fn give_back_memory() {
 pub fn status(thread: u32) -> io::Result<Status> {
     let text = std::fs::read_to_string(format!("/proc/{thread}/status"))?;
     Ok(parse(&text))
+}
+
+/// Whether a thread is one of this process.
+pub fn is_own(thread: u32) -> bool {
+    Path::new(&format!("/proc/self/task/{thread}")).exists()
 }
 
 fn parse(text: &str) -> Status {
@@ -98,5 +104,8 @@ mod tests {
         assert_eq!(mark(u32::MAX), None);
         assert!(status(std::process::id()).is_ok());
         assert!(status(u32::MAX).is_err());
+        let thread = || is_own(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned());
+        assert!(std::thread::spawn(thread).join().unwrap());
+        assert!(is_own(std::process::id()) && !is_own(u32::MAX) && !is_own(1));
     }
 }

@@ -28,7 +28,7 @@ use crate::error::{Error, Quoted};
 use crate::job::grammar::{self, LINE_BYTES_MAX};
 use crate::job::{JobId, Known, Queue, VERBS, Verb};
 use crate::snapshot::Snapshots;
-use crate::sys::{Stat, Time, c};
+use crate::sys::{Stat, Time, c, process};
 
 pub use access::Who;
 pub use status::Manner;
@@ -242,6 +242,10 @@ impl Control {
             return Err(Errno(c::EACCES));
         }
         self.rights(node)?.check(who, reads | writes)?;
+        if process::is_own(who.pid) {
+            // A job of this mount that read its own log would wait for itself.
+            return Err(Errno(c::EDEADLK));
+        }
         let mut handles = self.handles.lock();
         if handles.open.len() >= HANDLES_MAX {
             return Err(Errno(c::EMFILE));
