@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::catalog::{Reader, Run, Spool, Writer, manifest, meta};
 use crate::chunk::HashAlgo;
-use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::error::{Error, Problem, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
 use crate::volume::{BlockIndex, Volume, Volumes};
@@ -112,14 +112,11 @@ impl Work<'_> {
 
     /// A volume's trouble is told, and the others go on; a wish to stop ends everything.
     fn settle(&mut self, volume: &Volume, result: Result<()>) -> Result<()> {
-        match result {
-            Err(e) if e.kind() == ErrorKind::Interrupted => Err(e),
-            Err(e) => {
-                self.note(volume.config.path.as_os_str().as_bytes(), &e);
-                Ok(())
-            }
-            Ok(()) => Ok(()),
+        self.progress.check()?;
+        if let Err(e) = result {
+            self.note(volume.config.path.as_os_str().as_bytes(), &e);
         }
+        Ok(())
     }
 
     fn metas(&mut self, volume: &Volume) -> Result<()> {
@@ -146,9 +143,10 @@ impl Work<'_> {
                 if self.is_current(volume, &index, &mut names)? {
                     continue;
                 }
-                let (reader, hash) = (&self.reader, self.hash);
+                let (reader, hash, progress) = (&self.reader, self.hash, self.progress);
                 documents.add(&meta::document_name(&index.id), |out| {
-                    reader.write_meta(&index, hash, &mut names, out)
+                    let mut out = Stopping { out, progress };
+                    reader.write_meta(&index, hash, &mut names, &mut out)
                 })?;
                 written.push(index.id);
             }
@@ -171,7 +169,8 @@ impl Work<'_> {
         let Ok(file) = File::open(path) else { return Ok(false) };
         let Ok(text) = zstd::Decoder::new(file) else { return Ok(false) };
         let mut same = Same { text: BufReader::new(text), differs: false };
-        let result = self.reader.write_meta_text(index, self.hash, names, &mut same);
+        let mut out = Stopping { out: &mut same, progress: self.progress };
+        let result = self.reader.write_meta_text(index, self.hash, names, &mut out);
         match result {
             _ if same.differs => Ok(false),
             Err(e) => Err(e),
@@ -186,20 +185,23 @@ impl Work<'_> {
         for volume in volumes.present() {
             self.summary.manifests += 1;
             let path = volume.document_path(&name);
-            match is_whole(&path, run) {
+            match is_whole(&path, run, self.progress) {
                 true => whole = Some(path),
                 false => due.push(volume),
             }
         }
         for volume in due {
             let mut documents = volume.documents();
+            let progress = self.progress;
             let result = documents
-                .add(&name, |out| match &whole {
-                    Some(path) => copy(path, out),
-                    None => {
-                        let mut spool = Spool::new(self.dir)?;
-                        self.reader.write_manifest(run, self.hash, &mut spool, out)
-                    }
+                .add(&name, |out| {
+                    let mut out = Stopping { out, progress };
+                    let Some(path) = &whole else {
+                        let (mut spool, check) = (Spool::new(self.dir)?, || progress.check());
+                        let (reader, hash) = (&self.reader, self.hash);
+                        return reader.write_manifest(run, hash, &mut spool, &mut out, &check);
+                    };
+                    copy(path, &mut out)
                 })
                 .and_then(|()| documents.finish());
             if result.is_ok() {
@@ -217,6 +219,24 @@ fn copy(path: &Path, out: &mut dyn Write) -> Result<()> {
     let result = io::copy(&mut file, out);
     result.map_err(|e| Error::io(format!("copying {}", quoted(path)), e))?;
     Ok(())
+}
+
+/// Takes what is written until the work is to stop.
+struct Stopping<'a> {
+    out: &'a mut dyn Write,
+    progress: &'a Progress,
+}
+
+impl Write for Stopping<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // Not as an interrupted call, which would be made again.
+        self.progress.check().map_err(io::Error::other)?;
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// Takes what is written only as long as it is what a text has too.
@@ -246,8 +266,9 @@ impl<R: Read> Write for Same<R> {
     }
 }
 
-/// Whether a file is the manifest of a run, from its first line to its last.
-fn is_whole(path: &Path, run: &Run) -> bool {
+/// Whether a file is the manifest of a run, from its first line to its last. Not if the work is to
+/// stop meanwhile.
+fn is_whole(path: &Path, run: &Run, progress: &Progress) -> bool {
     let look = || -> Option<bool> {
         let mut text = BufReader::new(zstd::Decoder::new(File::open(path).ok()?).ok()?);
         let mut first = Vec::new();
@@ -258,6 +279,7 @@ fn is_whole(path: &Path, run: &Run) -> bool {
             && first.get("op")?.as_str()? == "run";
         let (mut lines, mut last, mut is_ended) = (0u64, Vec::new(), true);
         loop {
+            progress.check().ok()?;
             let buffer = text.fill_buf().ok()?;
             if buffer.is_empty() {
                 break;
@@ -280,4 +302,19 @@ fn is_whole(path: &Path, run: &Run) -> bool {
         Some(is_of_run && last.get("op")?.as_str()? == "end" && changes.checked_add(1)? == lines)
     };
     look().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wish_to_stop_is_heard_between_two_writes() {
+        let (progress, mut out) = (Progress::default(), Vec::new());
+        let mut stopping = Stopping { out: &mut out, progress: &progress };
+        stopping.write_all(b"one").unwrap();
+        progress.cancel();
+        assert!(stopping.write_all(b"two").is_err());
+        assert_eq!(out, b"one");
+    }
 }

@@ -1,10 +1,14 @@
 //! Jobs of the other verbs: restores, validation, metas and manifests made anew.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use raidtape::catalog::{Reader, Spool};
+use raidtape::chunk::HashAlgo;
+use raidtape::error::{Error, ErrorKind};
 use serde_json::Value;
 
 use crate::common::{Mount, Sandbox, Tree, assert_same, data, errno};
@@ -71,6 +75,62 @@ fn a_validation_that_finds_damage_has_failed() {
     assert_eq!((&said["state"], &said["exit_code"]), (&"failed".into(), &5.into()), "{said}");
     let log = fs::read_to_string(mount.ctl("jobs/2/log")).unwrap();
     assert!(log.contains(" ! block ") && log.contains(" damaged: file of "), "{log}");
+}
+
+#[test]
+fn what_finds_data_damaged_or_out_of_reach_has_failed() {
+    let sandbox = Sandbox::new();
+    data::noise_file(&sandbox.source.join("file"), 88, 100_000);
+    fs::write(sandbox.source.join("empty"), "").unwrap();
+    sandbox.backup();
+    let mount = sandbox.mount();
+    let block = sandbox.blocks("volume").remove(0).0;
+    let whole = fs::read(&block).unwrap();
+    let mut bytes = whole.clone();
+    bytes[5000] ^= 1;
+    fs::write(&block, bytes).unwrap();
+    let sync = |verb: &str| File::open(mount.ctl(verb)).unwrap().sync_all();
+    // It restores all it can, and says so.
+    let said = ask(&mount, "revert-to-run", &format!("1 {}", sandbox.path("back").display()));
+    assert_eq!((&said["state"], &said["exit_code"]), (&"failed".into(), &5.into()), "{said}");
+    assert!(sandbox.path("back/empty").exists());
+    assert_eq!((&said["run"], &said["error"]), (&1.into(), &said["summary"]), "{said}");
+    assert_eq!(errno(sync("revert-to-run")), libc::EIO);
+    let log = fs::read_to_string(mount.ctl("jobs/1/log")).unwrap();
+    assert!(log.contains(" ! ") && log.contains(" failed: restored "), "{log}");
+    fs::write(&block, whole).unwrap();
+    let later = sandbox.add_volume("later");
+    fs::rename(&later, sandbox.path("away")).unwrap();
+    let said = ask(&mount, "genmeta", "");
+    assert_eq!((&said["state"], &said["exit_code"]), (&"failed".into(), &4.into()), "{said}");
+    assert_eq!(errno(sync("genmeta")), libc::EIO);
+    fs::rename(sandbox.path("away"), &later).unwrap();
+    assert_eq!(ask(&mount, "genmeta", "")["state"], "done");
+    sync("genmeta").unwrap();
+}
+
+#[test]
+fn a_manifest_that_is_not_wanted_any_more_is_given_up() {
+    let sandbox = Sandbox::new();
+    data::mixed_tree(&sandbox.source, 89, 20);
+    sandbox.backup();
+    let reader = Reader::open(&sandbox.catalog).unwrap();
+    let (run, hash) = (reader.runs().unwrap().remove(0), HashAlgo::Blake3);
+    let write = |most: u64| {
+        let (asked, mut out) = (AtomicU64::new(0), Vec::new());
+        let mut spool = Spool::new(&sandbox.path("")).unwrap();
+        let result = reader.write_manifest(&run, hash, &mut spool, &mut out, &|| match asked
+            .fetch_add(1, Ordering::Relaxed)
+            < most
+        {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Interrupted, "enough")),
+        });
+        (result.map_err(|e| e.kind()), out.len(), asked.into_inner())
+    };
+    let (result, len, asked) = write(u64::MAX);
+    assert!(result.is_ok() && len > 0 && asked >= 20, "{asked}");
+    assert_eq!(write(7), (Err(ErrorKind::Interrupted), 0, 8));
 }
 
 fn documents(volume: &Path) -> BTreeMap<PathBuf, Vec<u8>> {

@@ -55,15 +55,20 @@ impl Reader {
         meta::write_meta(self.conn(), index, hash, names, out)
     }
 
-    /// Writes the manifest of a finished run. `spool` is empty.
+    /// Writes the manifest of a finished run. `spool` is empty; `check` is asked with every change,
+    /// and what it fails with ends the work.
     pub fn write_manifest(
         &self,
         run: &Run,
         hash: HashAlgo,
         spool: &mut Spool,
         out: &mut dyn Write,
+        check: &dyn Fn() -> Result<()>,
     ) -> Result<()> {
-        self.changes(run, &mut |change| self.spool_change(run.id, &change, spool))?;
+        self.changes(run, &mut |change| {
+            check()?;
+            self.spool_change(run.id, &change, spool)
+        })?;
         let query = "SELECT kind, id, name FROM owners WHERE first_run = ?1 ORDER BY kind, id";
         let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
         let mut rows = statement.query([run.id]).map_err(sql)?;

@@ -41,6 +41,9 @@ pub use crate::catalog::jobs::{Access, JobId};
 /// Most of a command and of an error that a status shows, in bytes; the command has a file.
 const SHOWN_BYTES_MAX: usize = 4 << 10;
 
+/// Exit code of what has been done although some files had problems of their own.
+const DONE_WITH_PROBLEMS: u8 = 3;
+
 /// What a job came to.
 #[derive(Debug)]
 pub enum Outcome {
@@ -287,22 +290,20 @@ impl Job {
     fn end(&self, outcome: &Outcome, exit_code: u8) {
         let mut last = Vec::new();
         let mut status = self.shared.status.lock();
-        let state = match outcome {
+        match outcome {
             Outcome::BackedUp(summary) => {
                 (status.run, status.counts) = (Some(summary.run), summary.counts);
-                State::Done
             }
-            Outcome::Restored(run, _) => {
-                status.run = Some(*run);
-                State::Done
-            }
-            Outcome::Validated(report) if !report.is_clean() => {
-                last.extend(work::damage_lines(report));
-                State::Failed
-            }
-            Outcome::Validated(_) | Outcome::Described(_) => State::Done,
+            Outcome::Restored(run, _) => status.run = Some(*run),
+            Outcome::Validated(report) => last.extend(work::damage_lines(report)),
+            Outcome::Described(_) | Outcome::Failed(_) => {}
+        }
+        let state = match outcome {
             Outcome::Failed(error) if error.kind() == ErrorKind::Interrupted => State::Cancelled,
             Outcome::Failed(_) => State::Failed,
+            // Also what went on to its end: data was damaged or out of reach.
+            _ if !matches!(exit_code, 0 | DONE_WITH_PROBLEMS) => State::Failed,
+            _ => State::Done,
         };
         status.summary = work::summary_line(outcome);
         status.error = match outcome {
