@@ -296,6 +296,9 @@ fn the_state_of_the_mount_is_for_programs() {
     let volume = &status["volumes"][0];
     assert_eq!((&volume["present"], &volume["status"]), (&true.into(), &"active".into()));
     assert!(volume["free_bytes"].as_u64() <= volume["total_bytes"].as_u64(), "{volume}");
+    for key in ["bytes", "limit_bytes", "hits", "misses", "ahead", "ahead_used", "ahead_bytes"] {
+        assert!(status["cache"][key].is_u64(), "{key} in {status}");
+    }
     fs::rename(sandbox.path("volume"), sandbox.path("away")).unwrap();
     let status: serde_json::Value = serde_json::from_str(&read("status")).unwrap();
     assert_eq!(status["volumes"][0]["present"], false);

@@ -1,7 +1,10 @@
 //! Those who wait for jobs, and jobs that wait for others: logs, fsync, poll, signals, locks.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -9,7 +12,9 @@ use raidtape::sys::wait_readable;
 use rustix::fs::FlockOperation;
 use rustix::process::Signal;
 
-use crate::common::{Mount, Sandbox, data, errno, kill, wait_for};
+use crate::common::{
+    Mount, NOBODY, PATIENCE, Sandbox, data, errno, kill, need_root, run, wait_for,
+};
 
 /// The writer's lock of a catalog, held as another process would.
 struct Held(File);
@@ -96,8 +101,16 @@ fn who_waits_can_be_stopped_while_the_job_goes_on() {
     let mount = sandbox.mount();
     let lock = Held::of(&sandbox);
     let job = waiting_job(&sandbox, &mount);
+    // Others who wait for the same hold up nobody.
+    let mut others: Vec<Child> =
+        ["backup", &format!("jobs/{job}/status")].map(|path| tool("sync", mount.ctl(path))).into();
+    others.iter().for_each(|it| wait_until_it_sleeps(it, "fuse"));
     for signal in [Signal::INT, Signal::KILL, Signal::TERM] {
-        for (name, path) in [("cat", format!("jobs/{job}/log")), ("sync", "backup".to_owned())] {
+        for (name, path) in [
+            ("cat", format!("jobs/{job}/log")),
+            ("sync", "backup".to_owned()),
+            ("sync", format!("jobs/{job}/status")),
+        ] {
             let mut child = tool(name, mount.ctl(&path));
             wait_until_it_sleeps(&child, "fuse");
             kill(child.id(), signal);
@@ -110,6 +123,81 @@ fn who_waits_can_be_stopped_while_the_job_goes_on() {
     assert_eq!(state(&mount, job), "waiting");
     lock.release();
     assert_eq!(mount.wait_for_job(job)["state"], "done");
+    others.iter_mut().for_each(|it| assert!(it.wait().unwrap().success()));
+}
+
+#[test]
+fn more_than_may_wait_are_told_so() {
+    let sandbox = Sandbox::new();
+    let mount = sandbox.mount();
+    let lock = Held::of(&sandbox);
+    let job = waiting_job(&sandbox, &mount);
+    let path = mount.ctl(&format!("jobs/{job}/log"));
+    let (said, heard) = std::sync::mpsc::channel();
+    let read = || {
+        let mut file = File::open(&path).unwrap();
+        let mut text = Vec::new();
+        let result = file.read_to_end(&mut text);
+        said.send(result.map_err(|e| e.raw_os_error())).unwrap();
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..256 + 10 {
+            scope.spawn(read);
+        }
+        for _ in 0..10 {
+            let first = heard.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(first, Err(Some(libc::EAGAIN)));
+        }
+        // All else goes on meanwhile.
+        assert_eq!(state(&mount, job), "waiting");
+        assert_eq!(fs::read_dir(mount.point.join("snapshots")).unwrap().count(), 0);
+        lock.release();
+        for _ in 0..256 {
+            assert!(heard.recv_timeout(PATIENCE).unwrap().is_ok());
+        }
+    });
+    assert_eq!(mount.wait_for_job(job)["state"], "done");
+}
+
+#[test]
+fn fsync_tells_of_what_was_asked_for_by_this_descriptor_or_user() {
+    need_root("it becomes another user");
+    let sandbox = Sandbox::new();
+    let mount = Mount::start(&sandbox, &["--allow-other"]);
+    fs::set_permissions(mount.ctl("backup"), Permissions::from_mode(0o666)).unwrap();
+    let open = || OpenOptions::new().write(true).open(mount.ctl("backup")).unwrap();
+    let sync = || File::open(mount.ctl("backup")).unwrap().sync_all();
+    let good = format!("{}\n", sandbox.source.display());
+    // Nobody has asked for anything.
+    sync().unwrap();
+    let (mut first, mut second) = (open(), open());
+    first.write_all(good.as_bytes()).unwrap();
+    // A refusal is that descriptor's own.
+    assert_eq!(errno(second.write_all(b"relative\n")), libc::EINVAL);
+    assert_eq!(errno(second.sync_all()), libc::EINVAL);
+    first.sync_all().unwrap();
+    sync().unwrap();
+    // Each job since the last time counts, also one that ended long before.
+    first.write_all(b"/there/is/none\n").unwrap();
+    for _ in 0..40 {
+        first.write_all(good.as_bytes()).unwrap();
+        let last = fs::read_dir(mount.ctl("jobs")).unwrap().count() as u64;
+        assert_eq!(mount.wait_for_job(last)["state"], "done");
+    }
+    assert_eq!(errno(sync()), libc::EIO, "what the user has asked for last");
+    assert_eq!(errno(first.sync_all()), libc::EIO);
+    first.write_all(good.as_bytes()).unwrap();
+    first.sync_all().unwrap();
+    // Another user's jobs are another matter.
+    let line = "echo /there/is/none > \"$1\"; sync \"$1\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", line, "sh"]).arg(mount.ctl("backup")).current_dir("/");
+    let ran = run(command.env("LC_ALL", "C").uid(NOBODY).gid(NOBODY)).code(1);
+    assert!(ran.errors().contains("Input/output error"), "{}", ran.errors());
+    sync().unwrap();
+    // What was opened by another way than its name is the same inode, and works.
+    let again = OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", first.as_raw_fd()));
+    again.unwrap().write_all(good.as_bytes()).unwrap();
 }
 
 #[test]
@@ -132,8 +220,7 @@ fn fsync_waits_and_tells_how_it_went() {
     lock.release();
     assert!(waiting.wait().unwrap().success() && by_number.wait().unwrap().success());
     assert_eq!(mount.wait_for_job(second)["state"], "done");
-    // The last word on this file is a refusal.
-    assert_eq!(errno(File::open(mount.ctl("backup")).unwrap().sync_all()), libc::EINVAL);
+    File::open(mount.ctl("backup")).unwrap().sync_all().unwrap();
     // A job that fails, and one that is cancelled, by handle and by name.
     let open = || OpenOptions::new().write(true).open(mount.ctl("backup")).unwrap();
     let mut file = open();
@@ -165,7 +252,7 @@ fn progress_is_polled() {
     let lock = Held::of(&sandbox);
     let job = waiting_job(&sandbox, &mount);
     let long = Duration::from_secs(60);
-    let mut file = File::open(mount.ctl(&format!("jobs/{job}/progress.json"))).unwrap();
+    let file = File::open(mount.ctl(&format!("jobs/{job}/progress.json"))).unwrap();
     let read = |file: &File| -> serde_json::Value {
         let mut text = vec![0; 1 << 16];
         let len = std::os::unix::fs::FileExt::read_at(file, &mut text, 0).unwrap();
@@ -193,16 +280,25 @@ fn progress_is_polled() {
             assert!(wait_readable(&other, Duration::ZERO).unwrap(), "{name}");
         }
     }
-    // A running job wakes its poller although nothing has changed that it counts.
+    // A running job wakes its pollers although nothing has changed that it counts, each of them.
     data::noise_file(&sandbox.source.join("large"), 83, 60 << 20);
     let job = ask(&mount, &sandbox);
-    file = File::open(mount.ctl(&format!("jobs/{job}/progress.json"))).unwrap();
-    let mut seen = Vec::new();
-    while seen.last().is_none_or(|it| it != "done") {
-        assert!(wait_readable(&file, long).unwrap());
-        seen.push(read(&file)["state"].as_str().unwrap().to_owned());
-    }
-    assert!(seen.iter().any(|it| it == "running"), "{seen:?}");
+    let watch = || {
+        let file = File::open(mount.ctl(&format!("jobs/{job}/progress.json"))).unwrap();
+        let mut seen = Vec::new();
+        while seen.last().is_none_or(|it| it != "done") {
+            assert!(wait_readable(&file, long).unwrap());
+            seen.push(read(&file)["state"].as_str().unwrap().to_owned());
+        }
+        seen
+    };
+    std::thread::scope(|scope| {
+        let pollers: Vec<_> = (0..3).map(|_| scope.spawn(watch)).collect();
+        for poller in pollers {
+            let seen = poller.join().unwrap();
+            assert!(seen.iter().any(|it| it == "running"), "{seen:?}");
+        }
+    });
 }
 
 #[test]

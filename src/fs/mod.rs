@@ -26,6 +26,7 @@ mod listing;
 mod model_tests;
 mod mounted;
 mod node;
+mod own_dir;
 mod passed;
 mod point;
 mod session;

@@ -4,20 +4,17 @@
 //! handed to their own parts. How requests come in and how answers go out is not known here, so
 //! that the same operations serve any transport, and tests without one.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-use parking_lot::Mutex;
 
 use super::control::{Control, Reply, Wake, Who};
 use super::errno::{Errno, FsResult};
 use super::ingest::{Caller, Ingest, SetAttr};
 use super::node::Node;
-use super::tree::{Add, Item, ItemStat, Tree};
+use super::own_dir;
+use super::tree::{Add, ItemStat, Tree};
 use crate::snapshot::Data;
 use crate::sys::{Space, Stat, c};
 
@@ -39,16 +36,6 @@ pub struct Mounted {
     pub(super) tree: Tree,
     control: Arc<Control>,
     pub(super) ingest: Arc<Ingest>,
-    dirs: Mutex<HashMap<u64, Arc<Mutex<DirHandle>>>>,
-    last_dir: AtomicU64,
-}
-
-/// An open directory.
-enum DirHandle {
-    /// Of the mount's own: read as a whole when it was opened.
-    Items(Vec<Item>),
-    /// Of the ingest tree.
-    Ingest { node: u64, handle: u64 },
 }
 
 /// An open file.
@@ -74,8 +61,7 @@ pub enum Pages {
 impl Mounted {
     /// A file system of these parts.
     pub fn new(tree: Tree, control: Arc<Control>, ingest: Arc<Ingest>) -> Mounted {
-        let (dirs, last_dir) = (Mutex::default(), AtomicU64::new(0));
-        Mounted { tree, control, ingest, dirs, last_dir }
+        Mounted { tree, control, ingest }
     }
 
     /// Looks a name up. `None` is a name that is not there and never will be.
@@ -322,37 +308,27 @@ impl Mounted {
     /// Opens a directory: its handle, and whether the kernel may keep its listing for ever. What
     /// can be read without having been opened has the handle 0.
     pub fn opendir(&self, ino: u64) -> FsResult<(u64, bool)> {
-        let node = node_of(ino)?;
-        match node {
-            Node::Dir(..) => return Ok((0, true)),
-            Node::Snapshots => return Ok((0, false)),
-            _ => {}
+        match node_of(ino)? {
+            Node::Dir(..) => Ok((0, true)),
+            Node::Ingest(number) => Ok((self.ingest.opendir(number)?, false)),
+            Node::Root | Node::Snapshots | Node::Ctl | Node::Jobs | Node::Job(_) => Ok((0, false)),
+            _ => Err(Errno(c::ENOTDIR)),
         }
-        let dir = self.open_dir(node)?;
-        let handle = self.last_dir.fetch_add(1, Ordering::Relaxed) + 1;
-        self.dirs.lock().insert(handle, Arc::new(Mutex::new(dir)));
-        Ok((handle, false))
     }
 
     /// Closes a directory.
     pub fn releasedir(&self, handle: u64) {
-        let removed = self.dirs.lock().remove(&handle);
-        if let Some(dir) = removed
-            && let DirHandle::Ingest { handle, .. } = &*dir.lock()
-        {
+        if handle != 0 {
             // The descriptor is gone either way.
-            let _ = self.ingest.releasedir(*handle);
+            let _ = self.ingest.releasedir(handle);
         }
     }
 
     /// Makes the names of a directory durable.
     pub fn fsyncdir(&self, handle: u64) -> FsResult<()> {
-        if handle == 0 {
-            return Ok(());
-        }
-        match &*self.dir_handle(handle)?.lock() {
-            DirHandle::Ingest { handle, .. } => self.ingest.fsyncdir(*handle),
-            DirHandle::Items(_) => Ok(()),
+        match handle {
+            0 => Ok(()),
+            handle => self.ingest.fsyncdir(handle),
         }
     }
 
@@ -475,52 +451,21 @@ impl Mounted {
         }
     }
 
-    fn open_dir(&self, node: Node) -> FsResult<DirHandle> {
-        Ok(match node {
-            Node::Ingest(number) => {
-                DirHandle::Ingest { node: number, handle: self.ingest.opendir(number)? }
-            }
-            Node::Root => DirHandle::Items(
-                ["snapshots", INGEST_NAME, ".ctl"]
-                    .into_iter()
-                    .map(|name| {
-                        let stat = self.lookup_in_root(OsStr::new(name))?;
-                        Ok(Item { name: name.into(), stat })
-                    })
-                    .collect::<FsResult<_>>()?,
-            ),
-            _ => DirHandle::Items(self.control.list(&self.tree, node)?),
-        })
-    }
-
-    fn dir_handle(&self, handle: u64) -> FsResult<Arc<Mutex<DirHandle>>> {
-        self.dirs.lock().get(&handle).cloned().ok_or(Errno(c::EBADF))
-    }
-
     /// Gives out the items of a directory from `offset` on until `add` says that it is full. `add`
     /// gets inode number, offset after the item, name, and the attributes where they are known.
     pub fn readdir(&self, ino: u64, handle: u64, offset: u64, add: Add<'_>) -> FsResult<()> {
         match node_of(ino)? {
-            Node::Dir(run, dir) => return self.tree.read_dir(run, dir, offset, add),
-            Node::Snapshots => return self.tree.read_snapshots(offset, add),
-            _ => {}
-        }
-        let handle = self.dir_handle(handle)?;
-        let handle = handle.lock();
-        match &*handle {
-            DirHandle::Items(items) => {
-                let dots = [(".", ino), ("..", 1)].into_iter();
-                let dots = dots.map(|(name, ino)| (OsStr::new(name), ItemStat::Dot(ino)));
-                let items = items.iter().map(|it| (&*it.name, ItemStat::Known(it.stat)));
-                let skip = usize::try_from(offset).unwrap_or(usize::MAX);
-                for (at, (name, stat)) in (1..).zip(dots.chain(items)).skip(skip) {
-                    if add(name, at, stat) {
-                        break;
-                    }
-                }
-                Ok(())
+            Node::Dir(run, dir) => self.tree.read_dir(run, dir, offset, add),
+            Node::Snapshots => self.tree.read_snapshots(offset, add),
+            Node::Ingest(number) => self.read_ingest_dir(number, handle, offset, add),
+            Node::Root => {
+                let names = (1..).zip(["snapshots", INGEST_NAME, ".ctl"]);
+                let items = names.map(|(key, name)| {
+                    Ok((key, name.to_owned(), self.lookup_in_root(OsStr::new(name))?))
+                });
+                own_dir::give_out(Node::Root, items, offset, add)
             }
-            DirHandle::Ingest { node, handle } => self.read_ingest_dir(*node, *handle, offset, add),
+            node => self.control.read_dir(&self.tree, node, offset, add),
         }
     }
 

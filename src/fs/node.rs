@@ -28,8 +28,8 @@ pub enum Node {
     Jobs,
     /// `/.ctl/jobs/<id>`.
     Job(JobId),
-    /// A file of `/.ctl/jobs/<id>`.
-    JobFile(JobId, JobFile),
+    /// A file of `/.ctl/jobs/<id>`; `status` has many inodes too.
+    JobFile(JobId, JobFile, u16),
     /// A directory of a snapshot.
     Dir(RunId, DirId),
     /// Anything else in a snapshot.
@@ -70,6 +70,8 @@ const LATEST: u64 = 1 << 60;
 const JOB: u64 = 1 << 59;
 const VERB: u64 = 1 << 58;
 const ALIAS_BITS: u32 = 16;
+/// Bits of a job's number, beside an alias and three for the file.
+const JOB_BITS: u32 = 40;
 /// Bits of a directory number beside a run number.
 const DIR_BITS: u32 = 38;
 const RUN_BITS: u32 = 63 - DIR_BITS;
@@ -88,8 +90,11 @@ impl Node {
             Node::CtlStatus => 5,
             Node::Jobs => 6,
             Node::Latest(run) => LATEST | small(run, RUN_BITS)?,
-            Node::Job(id) => JOB | small(id.cast_signed(), 50)? << 3,
-            Node::JobFile(id, file) => JOB | small(id.cast_signed(), 50)? << 3 | file as u64,
+            Node::Job(id) => JOB | small(id.cast_signed(), JOB_BITS)? << (ALIAS_BITS + 3),
+            Node::JobFile(id, file, alias) => {
+                let id = small(id.cast_signed(), JOB_BITS)?;
+                JOB | (id << ALIAS_BITS | u64::from(alias)) << 3 | file as u64
+            }
             Node::Dir(run, dir) => DIR | small(run, RUN_BITS)? << DIR_BITS | small(dir, DIR_BITS)?,
             Node::Version(version) => VERSION | small(version, 60)?,
             Node::Ingest(node) => INGEST | Some(node).filter(|n| n >> 60 == 0)?,
@@ -113,18 +118,17 @@ impl Node {
             return Some(Node::Latest(signed(ino & !LATEST)));
         }
         if ino & JOB != 0 {
-            let id = (ino & !JOB) >> 3;
-            if ino & 7 == 0 {
-                return Some(Node::Job(id));
-            }
-            let file = JOB_FILES.iter().find(|it| it.0 as u64 == ino & 7)?;
-            return Some(Node::JobFile(id, file.0));
+            let (number, file) = ((ino & !JOB) >> 3, ino & 7);
+            let (id, alias) = (number >> ALIAS_BITS, alias_in(number));
+            let file = JOB_FILES.iter().find(|it| it.0 as u64 == file);
+            let node = file.map_or(Node::Job(id), |it| Node::JobFile(id, it.0, alias));
+            // Only what it has, and not the rest of a number that is none.
+            return Some(node).filter(|it| it.ino() == Some(ino));
         }
         if ino & VERB != 0 {
             let number = (ino & !VERB) >> ALIAS_BITS;
             let verb = VERBS.into_iter().find(|it| *it as u64 == number)?;
-            let alias = u16::try_from(ino & ((1 << ALIAS_BITS) - 1)).ok()?;
-            return Some(Node::Verb(verb, alias));
+            return Some(Node::Verb(verb, alias_in(ino)));
         }
         Some(match ino {
             1 => Node::Root,
@@ -136,6 +140,25 @@ impl Node {
             _ => return None,
         })
     }
+
+    /// The same file by another of its inodes, if it has many.
+    pub fn alias(self, alias: u16) -> Node {
+        match self {
+            Node::Verb(verb, _) => Node::Verb(verb, alias),
+            Node::JobFile(id, JobFile::Status, _) => Node::JobFile(id, JobFile::Status, alias),
+            other => other,
+        }
+    }
+
+    /// Whether it has many inodes.
+    pub fn has_aliases(self) -> bool {
+        self.alias(0) != self.alias(1)
+    }
+}
+
+/// The alias in the lowest bits of a number.
+fn alias_in(number: u64) -> u16 {
+    (number & u64::from(u16::MAX)) as u16
 }
 
 #[cfg(test)]
@@ -147,14 +170,16 @@ mod tests {
         #[test]
         fn any_number_that_fits_comes_back(n: u64, m: u64) {
             let cut = |n: u64, bits: u32| (n & ((1 << bits) - 1)).cast_signed();
-            let job = cut(n, 50).cast_unsigned();
+            let job = cut(n, JOB_BITS).cast_unsigned();
+            let file = JOB_FILES[usize::from(m.to_le_bytes()[0]) % 5].0;
+            let alias = u16::from_le_bytes([m.to_le_bytes()[3], m.to_le_bytes()[4]]);
             for node in [
                 Node::Dir(cut(n, RUN_BITS), cut(m, DIR_BITS)),
                 Node::Version(cut(n, 60)),
                 Node::Latest(cut(n, RUN_BITS)),
                 Node::Ingest(cut(n, 60).cast_unsigned()),
                 Node::Job(job),
-                Node::JobFile(job, JOB_FILES[usize::from(m.to_le_bytes()[0]) % 5].0),
+                Node::JobFile(job, file, 0).alias(alias),
                 Node::Verb(VERBS[usize::from(m.to_le_bytes()[1]) % 6], m.to_le_bytes()[2].into()),
             ] {
                 prop_assert_eq!(node.ino().and_then(Node::from_ino), Some(node));
@@ -187,8 +212,9 @@ mod tests {
             Node::Latest(1),
             Node::Latest(2),
             Node::Job(1),
-            Node::JobFile(1, JobFile::Status),
-            Node::JobFile(1, JobFile::Cancel),
+            Node::JobFile(1, JobFile::Status, 0),
+            Node::JobFile(1, JobFile::Status, 1),
+            Node::JobFile(1, JobFile::Cancel, 0),
             Node::Job(2),
             Node::Dir(1, 1),
             Node::Dir(2, 1),

@@ -3,7 +3,7 @@
 //! What has been answered about a finished run holds for ever; only the list of runs and `latest`
 //! change, and are asked for every time. No kernel types here.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
@@ -32,14 +32,6 @@ const BLOCK_NAMES_MAX: usize = 1000;
 const ROOTS_MAX: usize = 1024;
 /// Attributes that are answered and not listed: they tell where a file comes from.
 const OWN_XATTR: &[u8] = b"user.raidtape.";
-
-/// A name in a directory, with the attributes of what it names.
-pub struct Item {
-    /// The name.
-    pub name: OsString,
-    /// Attributes; `ino` is the mount's inode number.
-    pub stat: Stat,
-}
 
 /// What is known of an item of a directory.
 pub enum ItemStat {

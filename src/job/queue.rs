@@ -128,14 +128,10 @@ impl Queue {
         Ok(self.store.get(id)?.map(|it| Known::Kept(Arc::new(it))))
     }
 
-    /// The newest job of a verb that this mount has taken.
-    pub fn last_here(&self, verb: Verb) -> Option<Arc<Job>> {
-        self.jobs.lock().here.iter().rev().find(|job| job.verb == verb).cloned()
-    }
-
     /// The newest job of a verb.
     pub fn last(&self, verb: Verb) -> Result<Option<Known>> {
-        if let Some(job) = self.last_here(verb) {
+        let here = self.jobs.lock().here.iter().rev().find(|job| job.verb == verb).cloned();
+        if let Some(job) = here {
             return Ok(Some(Known::Here(job)));
         }
         match self.store.last(verb.as_str())? {

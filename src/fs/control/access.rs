@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::super::errno::{Errno, FsResult};
 use super::super::ingest::SetAttr;
 use crate::job::{Access, Queue, VERBS, Verb};
-use crate::sys::{c, process};
+use crate::sys::{self, c, process};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
@@ -65,6 +65,32 @@ impl Rights {
     /// Those of the file that cancels it.
     pub fn to_cancel(self) -> Rights {
         Rights { mode: self.mode & 0o222, ..self }
+    }
+}
+
+/// How many of something there may be at a time, so that nobody takes them from all others: root
+/// and the mount's owner find some whatever other users have.
+pub struct Shares {
+    /// Of all users.
+    pub all: usize,
+    /// Of all that are neither root nor the owner.
+    pub others: usize,
+    /// Of each of these.
+    pub each: usize,
+}
+
+impl Shares {
+    /// Whether a user may have one more, where these users have one each.
+    pub fn admit(&self, uid: u32, held: impl Iterator<Item = u32>) -> bool {
+        let owner = sys::effective_uid();
+        let is_first = |uid: u32| uid == 0 || uid == owner;
+        let (mut all, mut others, mut own) = (0, 0, 0);
+        for it in held {
+            all += 1;
+            others += usize::from(!is_first(it));
+            own += usize::from(it == uid);
+        }
+        all < self.all && (is_first(uid) || others < self.others && own < self.each)
     }
 }
 

@@ -7,15 +7,15 @@
 //! when they are read: a file has no size of its own. Nothing here waits for a job, see `waiters`.
 
 mod access;
+mod handles;
 mod lines;
 mod status;
 mod waiters;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
@@ -23,10 +23,11 @@ use super::disks::Disks;
 use super::errno::{Errno, FsResult};
 use super::ingest::SetAttr;
 use super::node::{JOB_FILES, JobFile, Node};
-use super::tree::{Item, Tree};
+use super::own_dir;
+use super::tree::{Add, Tree};
 use crate::error::{Error, Quoted};
 use crate::job::grammar::{self, LINE_BYTES_MAX};
-use crate::job::{JobId, Known, Queue, VERBS, Verb};
+use crate::job::{Job, JobId, Known, Queue, VERBS, Verb};
 use crate::snapshot::Snapshots;
 use crate::sys::{Stat, Time, c, process};
 
@@ -35,11 +36,14 @@ pub use status::Manner;
 pub use waiters::{Reply, Waiters, Wake};
 
 use access::{File, Guard, Rights};
-use lines::{Bad, Lines};
+use handles::{Asked, Handle, Handles};
+use lines::Bad;
 use waiters::{Seen, Watch, What, progress_text};
 
-/// Handles of control files that may be open at once. Each holds half lines of 64 KiB at most.
-const HANDLES_MAX: usize = 512;
+/// Jobs of one open file after which it is looked which of them have ended.
+const ASKED_MAX: usize = 32;
+/// Users of a verb whose last jobs are remembered, for all verbs together.
+const ASKING_MAX: usize = 256;
 /// Most of a refused line that the log of the mount shows, in bytes.
 const SHOWN_BYTES_MAX: usize = 200;
 
@@ -55,46 +59,15 @@ pub struct Control {
     handles: Mutex<Handles>,
     /// What came last of each verb's file.
     last: Mutex<HashMap<Verb, Answer>>,
-}
-
-#[derive(Default)]
-struct Handles {
-    last: u64,
-    open: HashMap<u64, Handle>,
-}
-
-#[derive(Default)]
-struct Handle {
-    /// The node, if it is a verb's.
-    verb: Option<Node>,
-    /// Lines that are being written.
-    lines: Lines,
-    /// What came of what was written through this handle.
-    answer: Option<Answer>,
-    /// What is being read, made at offset 0, so that a reader in pieces sees one text.
-    text: Option<Arc<Vec<u8>>>,
-    /// What was read of a job's progress.
-    seen: Arc<Seen>,
-    /// How far its log was read.
-    log_read: Arc<AtomicU64>,
+    /// What each user has asked for last by each verb's file, and through which handle.
+    asked: Mutex<HashMap<(Verb, u32), (u64, Asked)>>,
 }
 
 /// What came of a line.
 #[derive(Clone)]
 enum Answer {
-    Taken(Vec<Known>),
+    Taken(Vec<JobId>),
     Refused(Errno, String),
-}
-
-impl Answer {
-    fn text(&self) -> String {
-        match self {
-            Answer::Taken(jobs) => {
-                jobs.iter().map(Known::status_text).collect::<Vec<_>>().join("\n")
-            }
-            Answer::Refused(errno, why) => format!("refused {}: {why}\n", name_of(*errno)),
-        }
-    }
 }
 
 /// The name of an error number that a writer may get.
@@ -128,6 +101,7 @@ impl Control {
             started: Time::now(),
             handles: Mutex::default(),
             last: Mutex::default(),
+            asked: Mutex::default(),
         }
     }
 
@@ -148,7 +122,7 @@ impl Control {
         if let Some(file) = file_of(node) {
             return Ok(self.guard.of(file));
         }
-        let Node::JobFile(id, file) = node else { return Err(Errno(c::ENOENT)) };
+        let Node::JobFile(id, file, _) = node else { return Err(Errno(c::ENOENT)) };
         let rights = self.guard.of_verb(self.job(id)?.verb());
         Ok(match file {
             JobFile::Cancel => rights.to_cancel(),
@@ -156,61 +130,57 @@ impl Control {
         })
     }
 
-    /// What a directory of control files holds.
-    pub fn list(&self, tree: &Tree, node: Node) -> FsResult<Vec<Item>> {
-        let names: Vec<(String, Node)> = match node {
+    /// What a directory of control files holds: a key, a name and the node. Of jobs those after the
+    /// one with the number `after`.
+    fn entries(&self, dir: Node, after: u64) -> FsResult<Vec<(u64, String, Node)>> {
+        let fixed = match dir {
             Node::Ctl => {
                 let mut names = vec![
-                    ("jobs".to_owned(), Node::Jobs),
-                    ("status".to_owned(), Node::CtlStatus),
-                    ("version".to_owned(), Node::CtlVersion),
+                    ("jobs", Node::Jobs),
+                    ("status", Node::CtlStatus),
+                    ("version", Node::CtlVersion),
                 ];
-                names.extend(VERBS.map(|it| (it.as_str().to_owned(), self.node_of(it))));
+                names.extend(VERBS.map(|it| (it.as_str(), Node::Verb(it, 0))));
                 names
             }
             Node::Jobs => {
-                let ids = self.queue.ids().map_err(|e| failed(&e))?;
-                let item = |id: JobId| {
-                    let stat = tree.own_dir(Node::Job(id))?;
-                    Ok(Item { name: id.to_string().into(), stat })
-                };
-                return ids.into_iter().map(item).collect();
+                let ids = self.queue.ids().map_err(|e| failed(&e))?.into_iter();
+                let ids = ids.filter(|it| *it > after);
+                return Ok(ids.map(|id| (id, id.to_string(), Node::Job(id))).collect());
             }
-            Node::Job(id) => {
-                let files = JOB_FILES.iter();
-                files.map(|it| (it.1.to_owned(), Node::JobFile(id, it.0))).collect()
-            }
+            Node::Job(id) => JOB_FILES.map(|it| (it.1, Node::JobFile(id, it.0, 0))).to_vec(),
             _ => return Err(Errno(c::ENOTDIR)),
         };
-        let item = |(name, node): (String, Node)| {
-            Ok(Item { name: name.into(), stat: self.stat(tree, node)? })
-        };
-        names.into_iter().map(item).collect()
+        let keyed = (1..).zip(fixed).map(|(key, (name, node))| (key, name.to_owned(), node));
+        Ok(keyed.collect())
+    }
+
+    /// Gives out a directory of control files from `offset` on until `add` says that it is full.
+    pub fn read_dir(&self, tree: &Tree, dir: Node, offset: u64, add: Add<'_>) -> FsResult<()> {
+        let entries = self.entries(dir, own_dir::key_before(offset))?;
+        let items = entries.into_iter().map(|(key, name, node)| {
+            let stat = match node {
+                // It was there just now.
+                Node::Job(_) => tree.own_dir(node)?,
+                node => self.stat(tree, self.handles.lock().free(node))?,
+            };
+            Ok((key, name, stat))
+        });
+        own_dir::give_out(dir, items, offset, add)
     }
 
     /// Looks a name up.
     pub fn lookup(&self, tree: &Tree, dir: Node, name: &OsStr) -> FsResult<Stat> {
-        if dir == Node::Jobs {
-            let id: JobId = name.to_str().and_then(|it| it.parse().ok()).unwrap_or_default();
-            // One name a job.
-            return match id.to_string().as_str() == name {
-                true => self.stat(tree, Node::Job(id)),
-                false => Err(Errno(c::ENOENT)),
-            };
-        }
-        let items = self.list(tree, dir)?;
-        let found = items.into_iter().find(|it| it.name == name);
-        found.map(|it| it.stat).ok_or(Errno(c::ENOENT))
-    }
-
-    /// The inode of a verb's file. The kernel holds an inode's lock while it waits for `fsync`, and
-    /// keeps every writer of that inode waiting, beyond the reach of any signal: so the name leads
-    /// to an inode that nobody has open.
-    fn node_of(&self, verb: Verb) -> Node {
-        let handles = self.handles.lock();
-        let open: HashSet<Node> = handles.open.values().filter_map(|it| it.verb).collect();
-        let free = (0..u16::MAX).find(|it| !open.contains(&Node::Verb(verb, *it)));
-        Node::Verb(verb, free.unwrap_or_default())
+        let node = match dir {
+            Node::Jobs => {
+                let id: JobId = name.to_str().and_then(|it| it.parse().ok()).unwrap_or_default();
+                // One name a job.
+                Some(Node::Job(id)).filter(|_| id.to_string().as_str() == name)
+            }
+            dir => self.entries(dir, 0)?.into_iter().find(|it| *it.1 == *name).map(|it| it.2),
+        };
+        let node = self.handles.lock().free(node.ok_or(Errno(c::ENOENT))?);
+        self.stat(tree, node)
     }
 
     fn job(&self, id: JobId) -> FsResult<Known> {
@@ -237,7 +207,7 @@ impl Control {
             c::O_WRONLY => (0, 2),
             _ => (4, 2),
         };
-        let is_cancel = matches!(node, Node::JobFile(_, JobFile::Cancel));
+        let is_cancel = matches!(node, Node::JobFile(_, JobFile::Cancel, _));
         if writes != 0 && !is_cancel && !matches!(node, Node::Verb(..)) || reads != 0 && is_cancel {
             return Err(Errno(c::EACCES));
         }
@@ -246,20 +216,12 @@ impl Control {
             // A job of this mount that read its own log would wait for itself.
             return Err(Errno(c::EDEADLK));
         }
-        let mut handles = self.handles.lock();
-        if handles.open.len() >= HANDLES_MAX {
-            return Err(Errno(c::EMFILE));
-        }
-        handles.last += 1;
-        let number = handles.last;
-        let verb = Some(node).filter(|it| matches!(it, Node::Verb(..)));
-        handles.open.insert(number, Handle { verb, ..Handle::default() });
-        Ok(number)
+        self.handles.lock().open(node, who)
     }
 
     /// Closes a control file. What was begun on it has ended with the last flush.
     pub fn release(&self, handle: u64) {
-        self.handles.lock().open.remove(&handle);
+        self.handles.lock().close(handle);
         self.waiters.forget(handle);
     }
 
@@ -274,7 +236,7 @@ impl Control {
         // Whoever was given an open file by somebody who may is still nobody who may.
         self.rights(node)?.check(who, 2)?;
         let verb = match node {
-            Node::JobFile(id, JobFile::Cancel) => {
+            Node::JobFile(id, JobFile::Cancel, _) => {
                 log::info!("job {id} is cancelled by user {}", who.uid);
                 self.queue.cancel(id);
                 return Ok(());
@@ -298,7 +260,7 @@ impl Control {
         verb: Verb,
         uid: u32,
         lines: Vec<Vec<u8>>,
-    ) -> Result<Vec<Known>, (Errno, String)> {
+    ) -> Result<Vec<Arc<Job>>, (Errno, String)> {
         let (count, mut asked) = (lines.len(), Vec::new());
         for (number, line) in (1..).zip(lines) {
             let line = line.trim_ascii().to_vec();
@@ -315,8 +277,7 @@ impl Control {
             return Ok(Vec::new());
         }
         let taken = self.queue.submit(verb, uid, asked);
-        let taken = taken.map_err(|e| (Errno::from(&e), e.to_string()))?;
-        Ok(taken.into_iter().map(Known::Here).collect())
+        taken.map_err(|e| (Errno::from(&e), e.to_string()))
     }
 
     /// Keeps what came of a line, for whoever reads, and answers.
@@ -326,17 +287,20 @@ impl Control {
         handle: u64,
         who: &Who,
         data: &[u8],
-        result: Result<Vec<Known>, (Errno, String)>,
+        result: Result<Vec<Arc<Job>>, (Errno, String)>,
     ) -> FsResult<()> {
         let answer = match result {
             Ok(jobs) if jobs.is_empty() => return Ok(()),
             Ok(jobs) => {
                 for job in &jobs {
-                    let (id, command) = (job.id(), job.command());
-                    let command = Quoted(command.trim_ascii()).to_string();
-                    log::info!("job {id} for user {} (pid {}): {command}", who.uid, who.pid);
+                    let (uid, pid, line) = (who.uid, who.pid, Quoted(&job.line));
+                    log::info!(
+                        "job {} for user {uid} (pid {pid}): {} {line}",
+                        job.id,
+                        verb.as_str()
+                    );
                 }
-                Answer::Taken(jobs)
+                Answer::Taken(jobs.iter().map(|it| it.id).collect())
             }
             Err((errno, why)) => {
                 let shown = data.get(..SHOWN_BYTES_MAX).unwrap_or(data).trim_ascii();
@@ -354,12 +318,49 @@ impl Control {
         });
         match answer {
             Answer::Refused(errno, _) => Err(errno),
-            Answer::Taken(_) => Ok(()),
+            Answer::Taken(jobs) => {
+                self.note_asked((verb, who.uid), handle, &jobs);
+                Ok(())
+            }
+        }
+    }
+
+    /// Notes jobs for whoever syncs: this handle, or another one of the same user.
+    fn note_asked(&self, (verb, uid): (Verb, u32), handle: u64, jobs: &[JobId]) {
+        let before = self.with_handle(handle, |it| it.asked.jobs.clone()).unwrap_or_default();
+        let mut ended = Vec::new();
+        if before.len() > ASKED_MAX {
+            let known = before.into_iter().filter_map(|id| self.queue.get(id).ok()?);
+            let known = known.filter(Known::has_ended).map(|it| (it.id(), it.is_done()));
+            ended.extend(known);
+        }
+        let now = self.with_handle(handle, |it| {
+            ended.iter().for_each(|(id, is_done)| it.asked.settle(*id, *is_done));
+            it.asked.add(jobs);
+            it.asked.clone()
+        });
+        // One that is closed meanwhile has nobody who syncs it.
+        let Ok(now) = now else { return };
+        let mut asked = self.asked.lock();
+        asked.insert((verb, uid), (handle, now));
+        let oldest = asked.iter().min_by_key(|it| it.1.1.jobs.last()).map(|it| *it.0);
+        if let Some(oldest) = oldest.filter(|_| asked.len() > ASKING_MAX) {
+            asked.remove(&oldest);
         }
     }
 
     fn with_handle<T>(&self, handle: u64, work: impl FnOnce(&mut Handle) -> T) -> FsResult<T> {
-        self.handles.lock().open.get_mut(&handle).map(work).ok_or(Errno(c::EBADF))
+        self.handles.lock().get(handle).map(work)
+    }
+
+    fn text_of(&self, answer: &Answer) -> String {
+        match answer {
+            Answer::Taken(jobs) => {
+                let jobs = jobs.iter().filter_map(|id| self.queue.get(*id).ok()?);
+                jobs.map(|it| it.status_text()).collect::<Vec<_>>().join("\n")
+            }
+            Answer::Refused(errno, why) => format!("refused {}: {why}\n", name_of(*errno)),
+        }
     }
 
     /// Ends the lines that have been begun: those of one process, or of all.
@@ -395,7 +396,7 @@ impl Control {
         may_wait: bool,
         reply: Reply,
     ) {
-        let Node::JobFile(id, JobFile::Log) = node else {
+        let Node::JobFile(id, JobFile::Log, _) = node else {
             return reply(self.read_now(node, handle, who, offset, size));
         };
         let what = match self.job(id) {
@@ -415,7 +416,7 @@ impl Control {
             }
             reply(result);
         };
-        self.waiters.wait(what, who.pid, Box::new(note));
+        self.waiters.wait(what, who, Box::new(note));
     }
 
     fn read_now(
@@ -448,7 +449,7 @@ impl Control {
     fn text(&self, node: Node, answer: Option<Answer>, seen: &Seen) -> FsResult<String> {
         Ok(match node {
             Node::Verb(verb, _) => match answer.or_else(|| self.last.lock().get(&verb).cloned()) {
-                Some(answer) => answer.text(),
+                Some(answer) => self.text_of(&answer),
                 None => match self.queue.last(verb).map_err(|e| failed(&e))? {
                     Some(job) => job.status_text(),
                     None => format!("no job yet: write {}\n", verb.usage()),
@@ -456,14 +457,14 @@ impl Control {
             },
             Node::CtlStatus => self.status(),
             Node::CtlVersion => concat!("raidtape ", env!("CARGO_PKG_VERSION"), "\n").to_owned(),
-            Node::JobFile(id, JobFile::Status) => self.job(id)?.status_text(),
-            Node::JobFile(id, JobFile::Progress) => {
+            Node::JobFile(id, JobFile::Status, _) => self.job(id)?.status_text(),
+            Node::JobFile(id, JobFile::Progress, _) => {
                 let text = progress_text(&self.job(id)?);
                 seen.note(&text);
                 text
             }
             // Any bytes, so the text of a line that is no text is shown as it is quoted elsewhere.
-            Node::JobFile(id, JobFile::Command) => {
+            Node::JobFile(id, JobFile::Command, _) => {
                 let command = self.job(id)?.command();
                 match String::from_utf8(command) {
                     Ok(text) => text,
@@ -474,41 +475,55 @@ impl Control {
         })
     }
 
-    /// Waits for the jobs that were asked for through this handle, or else for the last one that
-    /// this mount has taken by this file, so that `sync FILE` waits too.
+    /// Waits for the jobs that were asked for through this handle, or else for those that the user
+    /// has asked for last by this file, so that `sync FILE` waits too.
     pub fn fsync(&self, node: Node, handle: u64, who: &Who, reply: Reply) {
         let jobs = match node {
-            Node::Verb(verb, _) => {
-                if let Err(errno) = self.end_lines(node, handle, who, None) {
-                    return reply(Err(errno));
-                }
-                let own = self.with_handle(handle, |it| it.answer.clone());
-                let last = || self.last.lock().get(&verb).cloned();
-                match own.ok().flatten().or_else(last) {
-                    Some(Answer::Refused(errno, _)) => return reply(Err(errno)),
-                    Some(Answer::Taken(jobs)) => Some(jobs),
-                    None => None,
-                }
-            }
-            Node::JobFile(id, JobFile::Status) => match self.job(id) {
-                Ok(job) => Some(vec![job]),
-                Err(errno) => return reply(Err(errno)),
-            },
-            _ => None,
+            Node::Verb(verb, _) => self.asked_by(verb, node, handle, who),
+            Node::JobFile(id, JobFile::Status, _) => self.job(id).map(|it| (vec![it], false)),
+            _ => Ok((Vec::new(), false)),
         };
-        let Some(jobs) = jobs else { return reply(Ok(Vec::new())) };
-        self.waiters.wait(What::End(jobs), who.pid, reply);
+        match jobs {
+            Ok((jobs, has_failed)) => self.waiters.wait(What::End(jobs, has_failed), who, reply),
+            Err(errno) => reply(Err(errno)),
+        }
+    }
+
+    /// The jobs to be waited for, and whether one of them has failed already.
+    fn asked_by(
+        &self,
+        verb: Verb,
+        node: Node,
+        handle: u64,
+        who: &Who,
+    ) -> FsResult<(Vec<Known>, bool)> {
+        self.end_lines(node, handle, who, None)?;
+        let own = self.with_handle(handle, |it| match it.answer {
+            Some(Answer::Refused(errno, _)) => Err(errno),
+            Some(Answer::Taken(_)) => Ok(Some(it.asked.tell())),
+            None => Ok(None),
+        })??;
+        let last = || {
+            let (asker, asked) = self.asked.lock().get(&(verb, who.uid)).cloned()?;
+            // It may have been closed.
+            Some(self.with_handle(asker, |it| it.asked.tell()).unwrap_or(asked))
+        };
+        let asked = own.or_else(last).unwrap_or_default();
+        // One that is not kept any more has ended long ago, well or not.
+        let jobs = asked.jobs.iter().filter_map(|id| self.queue.get(*id).transpose());
+        let jobs = jobs.collect::<Result<_, _>>().map_err(|e| failed(&e))?;
+        Ok((jobs, asked.has_failed))
     }
 
     /// Whether there is something to read that was not read through this handle. If there is not,
     /// `wake` is called once when there is.
     pub fn poll(&self, node: Node, handle: u64, wake: Option<Wake>) -> FsResult<bool> {
         let watch = match node {
-            Node::JobFile(id, JobFile::Progress) => {
+            Node::JobFile(id, JobFile::Progress, _) => {
                 let seen = self.with_handle(handle, |it| it.seen.clone())?;
                 Watch::Progress(self.job(id)?, seen)
             }
-            Node::JobFile(id, JobFile::Log) => {
+            Node::JobFile(id, JobFile::Log, _) => {
                 let read = self.with_handle(handle, |it| it.log_read.load(Ordering::Relaxed))?;
                 Watch::Log(self.job(id)?, read)
             }
@@ -519,11 +534,6 @@ impl Control {
             self.waiters.poll(handle, watch, wake);
         }
         Ok(is_ready)
-    }
-
-    /// Where the mount is.
-    pub fn mountpoint(&self) -> &Path {
-        &self.queue.site().mountpoint
     }
 }
 

@@ -62,7 +62,7 @@ impl Control {
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
             "catalog": quoted(self.snapshots.catalog()).to_string(),
-            "mountpoint": quoted(self.mountpoint()).to_string(),
+            "mountpoint": quoted(&self.queue.site().mountpoint).to_string(),
             "started": self.started.secs,
             "mount": {
                 "allow_other": self.manner.allow_other,
@@ -78,6 +78,9 @@ impl Control {
                 "limit_bytes": cache.limit_bytes,
                 "hits": cache.hits,
                 "misses": cache.misses,
+                "ahead": cache.ahead,
+                "ahead_used": cache.ahead_used,
+                "ahead_bytes": cache.ahead_bytes,
             },
             "jobs": {
                 "queued": jobs.queued,

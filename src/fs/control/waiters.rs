@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::super::errno::{Errno, FsResult};
+use super::access::{Shares, Who};
 use crate::job::{Bell, Known};
 use crate::sys::{c, process};
 
 /// Callers that may wait at a time; one more is told to come again.
-const WAITING_MAX: usize = 256;
+const SHARES: Shares = Shares { all: 256, others: 192, each: 64 };
 /// How often it is looked whether they have been interrupted.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long somebody waits at most who cannot be looked at. Most programs try again.
@@ -31,8 +32,8 @@ pub type Wake = Box<dyn FnOnce() + Send>;
 
 /// What somebody waits for.
 pub enum What {
-    /// The end of all these jobs.
-    End(Vec<Known>),
+    /// The end of all these jobs, of which another one may have failed already.
+    End(Vec<Known>, bool),
     /// More of a log, from this offset on, so many bytes at most.
     Log(Known, u64, usize),
 }
@@ -41,8 +42,8 @@ impl What {
     /// The answer, if there is one already.
     pub fn answer(&self) -> Option<FsResult<Vec<u8>>> {
         match self {
-            What::End(jobs) if !jobs.iter().all(Known::has_ended) => None,
-            What::End(jobs) => Some(match jobs.iter().all(Known::is_done) {
+            What::End(jobs, _) if !jobs.iter().all(Known::has_ended) => None,
+            What::End(jobs, failed) => Some(match !failed && jobs.iter().all(Known::is_done) {
                 true => Ok(Vec::new()),
                 false => Err(Errno(c::EIO)),
             }),
@@ -58,7 +59,7 @@ impl What {
 
 struct Waiter {
     what: What,
-    thread: u32,
+    who: Who,
     since: Instant,
     reply: Reply,
 }
@@ -129,16 +130,17 @@ impl Waiters {
     }
 
     /// Answers as soon as there is an answer.
-    pub fn wait(&self, what: What, thread: u32, reply: Reply) {
+    pub fn wait(&self, what: What, who: &Who, reply: Reply) {
         if let Some(answer) = what.answer() {
             return reply(answer);
         }
         let mut parked = self.parked.lock();
-        if parked.closed || parked.waiters.len() >= WAITING_MAX {
+        let uids = parked.waiters.iter().map(|it| it.who.uid);
+        if parked.closed || !SHARES.admit(who.uid, uids) {
             drop(parked);
             return reply(Err(Errno(c::EAGAIN)));
         }
-        parked.waiters.push(Waiter { what, thread, since: Instant::now(), reply });
+        parked.waiters.push(Waiter { what, who: *who, since: Instant::now(), reply });
         drop(parked);
         self.bell.ring();
     }
@@ -218,8 +220,8 @@ impl Waiters {
 
 impl Waiter {
     fn is_interrupted(&self) -> bool {
-        match process::status(self.thread) {
-            Ok(status) if self.thread != 0 => status.has_signal,
+        match process::status(self.who.pid) {
+            Ok(status) if self.who.pid != 0 => status.has_signal,
             _ => self.since.elapsed() >= UNSEEN_FOR,
         }
     }
