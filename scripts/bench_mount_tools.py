@@ -127,7 +127,7 @@ class Mount:
             try:
                 if seconds is None and os.listdir(root):
                     seconds = time.monotonic() - self.start
-                if seconds is not None and (not self.tool.is_ours or self.status()["mount"]):
+                if seconds is not None and (not self.tool.is_ours or self.status()["mount"]["sessions"]):
                     return seconds
             except OSError:
                 pass

@@ -1,5 +1,6 @@
 //! What is written to control files: lines of every shape, refusals, who may.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
@@ -7,7 +8,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::common::{Mount, NOBODY, Ran, Sandbox, errno, need_root, run, wait_for};
+use rustix::process::Signal;
+
+use crate::common::{Mount, NOBODY, Ran, Sandbox, errno, kill, need_root, run, wait_for};
 
 /// A sandbox whose source is a file, and its mount.
 fn mounted() -> (Sandbox, Mount) {
@@ -296,6 +299,7 @@ fn the_state_of_the_mount_is_for_programs() {
     let volume = &status["volumes"][0];
     assert_eq!((&volume["present"], &volume["status"]), (&true.into(), &"active".into()));
     assert!(volume["free_bytes"].as_u64() <= volume["total_bytes"].as_u64(), "{volume}");
+    assert!(volume["age_seconds"].is_u64(), "{volume}");
     for key in ["bytes", "limit_bytes", "hits", "misses", "ahead", "ahead_used", "ahead_bytes"] {
         assert!(status["cache"][key].is_u64(), "{key} in {status}");
     }
@@ -311,4 +315,33 @@ fn the_state_of_the_mount_is_for_programs() {
         wait_for("nothing", || true);
     }
     serde_json::from_slice::<serde_json::Value>(&pieces).unwrap();
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_hold_up_the_status() {
+    let (sandbox, other) = (Sandbox::new(), Sandbox::bare());
+    other.init(&[]);
+    // A disk that can be made to hang: another mount.
+    let disk = sandbox.mount();
+    let path = disk.point.join("ingest/volume");
+    other.ok([OsStr::new("add-volume"), path.as_os_str()]);
+    let mount = other.mount();
+    let volume = || {
+        let text = fs::read_to_string(mount.ctl("status")).unwrap();
+        let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+        status["volumes"][0].clone()
+    };
+    let before = volume();
+    assert_eq!(before["present"], true, "{before}");
+    kill(disk.pid(), Signal::STOP);
+    wait_for("old figures", || {
+        let told = volume();
+        assert_eq!(
+            (&told["present"], &told["total_bytes"]),
+            (&true.into(), &before["total_bytes"])
+        );
+        told["age_seconds"].as_u64().unwrap() > 0
+    });
+    kill(disk.pid(), Signal::CONT);
+    wait_for("new figures", || volume()["age_seconds"] == 0);
 }

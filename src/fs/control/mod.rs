@@ -91,6 +91,7 @@ impl Control {
         tree: &Tree,
         manner: Manner,
     ) -> Control {
+        tree.disks().ring(queue.bell());
         Control {
             guard: Guard::new(tree.owners(), &queue),
             queue,
@@ -388,7 +389,7 @@ impl Control {
 
     /// Reads at most `size` bytes from `offset`, and answers at once or later.
     pub fn read(
-        &self,
+        self: &Arc<Control>,
         node: Node,
         handle: u64,
         who: &Who,
@@ -396,6 +397,15 @@ impl Control {
         may_wait: bool,
         reply: Reply,
     ) {
+        if node == Node::CtlStatus && offset == 0 && may_wait {
+            if let Err(e) = self.disks.begin(&self.snapshots) {
+                log::warn!("status: {e}");
+            }
+            let (control, asker) = (self.clone(), *who);
+            let answer = move |_| reply(control.read_now(node, handle, &asker, offset, size));
+            let what = What::Disks(self.disks.clone());
+            return self.waiters.wait(what, who, Box::new(answer));
+        }
         let Node::JobFile(id, JobFile::Log, _) = node else {
             return reply(self.read_now(node, handle, who, offset, size));
         };

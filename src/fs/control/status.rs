@@ -45,7 +45,7 @@ impl Control {
                 (Value::Null, Value::Null)
             }
         };
-        let volumes = match self.disks.of(&self.snapshots) {
+        let volumes = match self.disks.seen(&self.snapshots) {
             Ok(seen) => seen.into_iter().map(volume).collect(),
             Err(e) => {
                 log::warn!("status: {e}");
@@ -101,6 +101,7 @@ fn volume(it: Seen) -> Value {
         "status": status.as_str(),
         "present": it.present,
         "answers": it.answers,
+        "age_seconds": it.age.map(|it| it.as_secs()),
         "total_bytes": it.space.map(|it| it.total_bytes),
         "free_bytes": it.space.map(|it| it.free_bytes),
         "reserve_percent": it.config.reserve_percent,

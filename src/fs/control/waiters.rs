@@ -1,4 +1,4 @@
-//! Those who wait: readers at the end of a log, callers of `fsync`, and pollers.
+//! Those who wait: readers at the end of a log or of `status`, callers of `fsync`, and pollers.
 //!
 //! The kernel does not tell that a caller has been interrupted (fuser answers `FUSE_INTERRUPT` with
 //! "not supported"), and then cannot even kill it. So one thread looks, some times a second,
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::super::disks::Disks;
 use super::super::errno::{Errno, FsResult};
 use super::access::{Shares, Who};
 use crate::job::{Bell, Known};
@@ -36,12 +37,15 @@ pub enum What {
     End(Vec<Known>, bool),
     /// More of a log, from this offset on, so many bytes at most.
     Log(Known, u64, usize),
+    /// What the volumes' disks say, as far as they say something soon.
+    Disks(Arc<Disks>),
 }
 
 impl What {
     /// The answer, if there is one already.
     pub fn answer(&self) -> Option<FsResult<Vec<u8>>> {
         match self {
+            What::Disks(disks) => disks.are_seen().then_some(Ok(Vec::new())),
             What::End(jobs, _) if !jobs.iter().all(Known::has_ended) => None,
             What::End(jobs, failed) => Some(match !failed && jobs.iter().all(Known::is_done) {
                 true => Ok(Vec::new()),
