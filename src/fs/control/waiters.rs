@@ -5,6 +5,7 @@
 //! whether a signal waits for any of those who wait, and answers `EINTR`. No thread but that one
 //! waits, and the number of those who wait is bounded.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -186,9 +187,8 @@ impl Waiters {
             }
             self.answer_all(is_due);
             if is_over {
-                let left = std::mem::take(&mut *self.parked.lock());
-                left.waiters.into_iter().for_each(|it| (it.reply)(Err(Errno(c::EINTR))));
-                self.parked.lock().closed = true;
+                let left = std::mem::take(&mut self.parked.lock().waiters);
+                left.into_iter().for_each(|it| (it.reply)(Err(Errno(c::EINTR))));
                 return;
             }
         }
@@ -218,7 +218,12 @@ impl Waiters {
             parked.polls = left;
         }
         // Not while anything is held: an answer is a write to the kernel.
-        ready.into_iter().for_each(|it| it());
+        for answer in ready {
+            // One that panics is not sent, which the kernel takes for `EIO`; others still are.
+            if catch_unwind(AssertUnwindSafe(answer)).is_err() {
+                log::error!("an answer has panicked: this is a bug, please report it");
+            }
+        }
     }
 }
 
