@@ -292,12 +292,12 @@ impl Filesystem for Adapter {
             // In snapshots what a name is costs nothing to say with it, and a question to ask.
             wanted.push(InitFlags::FUSE_READDIRPLUS_AUTO);
         }
-        let may_have_acls = self.part == Part::Whole || self.mounted.tree.may_have_acls();
-        match (self.allow_other, may_have_acls) {
-            // Makes the kernel check permissions with ACLs, for which it asks about each file.
-            (true, true) => wanted.push(InitFlags::FUSE_POSIX_ACL),
-            (true, false) => self.mounted.tree.leave_acls_unchecked(),
-            (false, _) => {}
+        if self.allow_other {
+            match self.part == Part::Whole || self.mounted.tree.expects_acls() {
+                // Has the kernel check permissions with ACLs, and ask each file for one.
+                true => wanted.push(InitFlags::FUSE_POSIX_ACL),
+                false => self.mounted.tree.leave_acls_unchecked(),
+            }
         }
         if self.reads == Reads::Passthrough {
             let asked = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();

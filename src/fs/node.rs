@@ -158,7 +158,8 @@ impl Node {
 
 /// The alias in the lowest bits of a number.
 fn alias_in(number: u64) -> u16 {
-    (number & u64::from(u16::MAX)) as u16
+    let [.., high, low] = number.to_be_bytes();
+    u16::from_be_bytes([high, low])
 }
 
 #[cfg(test)]

@@ -379,9 +379,16 @@ impl Tree {
         self.kinds.is_unused(&self.snapshots, kind, version).map_err(log).unwrap_or(false)
     }
 
-    /// Whether files may have ACLs, which a session that lets other users in has to check.
-    pub fn may_have_acls(&self) -> bool {
-        !self.is_unused(AttributeKind::Acl, 0)
+    /// Whether files may have ACLs, which a session that lets other users in has to check. Of a
+    /// catalog without runs nothing is known. If they may, no file is told from now on that there
+    /// are none: that would be an error to who checks.
+    pub fn expects_acls(&self) -> bool {
+        let has_runs = self.run_numbers().is_ok_and(|it| !it.is_empty());
+        let expects = !has_runs || !self.is_unused(AttributeKind::Acl, 0);
+        if expects {
+            self.kinds.found(AttributeKind::Acl);
+        }
+        expects
     }
 
     /// Says that a session lets other users in and leaves ACLs unchecked.
