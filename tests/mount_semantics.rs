@@ -402,6 +402,8 @@ fn free_space_is_that_of_the_volumes() {
         assert_eq!(shown.f_blocks * shown.f_frsize / 4096, disk.f_blocks * disk.f_frsize / 4096);
         // Others write on it meanwhile.
         assert!(shown.f_bavail > 0 && shown.f_bavail <= shown.f_blocks);
+        // What is for root alone is not used.
+        assert_eq!(shown.f_bfree > shown.f_bavail, disk.f_bfree > disk.f_bavail);
     }
 }
 

@@ -97,6 +97,7 @@ impl Disks {
             if let Some(space) = space.filter(|_| counted.insert(dev)) {
                 sum.total_bytes += space.total_bytes;
                 sum.free_bytes += space.free_bytes;
+                sum.root_bytes += space.root_bytes;
                 sum.total_inodes += space.total_inodes;
                 sum.free_inodes += space.free_inodes;
             }

@@ -773,9 +773,10 @@ impl Filesystem for Adapter {
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         guard("statfs", || match self.mounted.statfs(self.node(ino)) {
             Ok(space) => {
-                let (total, free) = (space.total_bytes / 4096, space.free_bytes / 4096);
+                let (total, available) = (space.total_bytes / 4096, space.free_bytes / 4096);
+                let free = space.free_bytes.saturating_add(space.root_bytes) / 4096;
                 let (files, free_files) = (space.total_inodes, space.free_inodes);
-                reply.statfs(total, free, free, files, free_files, 4096, 255, 4096);
+                reply.statfs(total, free, available, files, free_files, 4096, 255, 4096);
             }
             Err(e) => reply.error(errno(e)),
         });

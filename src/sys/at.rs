@@ -385,13 +385,7 @@ pub fn path_handle(fd: impl AsFd) -> io::Result<OwnedFd> {
 
 /// Space of the file system that holds `fd`.
 pub fn space(fd: impl AsFd) -> io::Result<super::Space> {
-    let it = rustix::fs::fstatvfs(fd)?;
-    Ok(super::Space {
-        total_bytes: it.f_blocks.saturating_mul(it.f_frsize),
-        free_bytes: it.f_bavail.saturating_mul(it.f_frsize),
-        total_inodes: it.f_files,
-        free_inodes: it.f_favail,
-    })
+    Ok(super::Space::of(&rustix::fs::fstatvfs(fd)?))
 }
 
 /// What a time of a file is to become.

@@ -228,21 +228,29 @@ pub struct Space {
     pub total_bytes: u64,
     /// Free for an ordinary user.
     pub free_bytes: u64,
+    /// Free beside that, for root alone.
+    pub root_bytes: u64,
     /// Inodes in all.
     pub total_inodes: u64,
     /// Inodes free.
     pub free_inodes: u64,
 }
 
+impl Space {
+    fn of(it: &rustix::fs::StatVfs) -> Space {
+        Space {
+            total_bytes: it.f_blocks.saturating_mul(it.f_frsize),
+            free_bytes: it.f_bavail.saturating_mul(it.f_frsize),
+            root_bytes: it.f_bfree.saturating_sub(it.f_bavail).saturating_mul(it.f_frsize),
+            total_inodes: it.f_files,
+            free_inodes: it.f_favail,
+        }
+    }
+}
+
 /// Space of the file system that holds `path`.
 pub fn space(path: &Path) -> io::Result<Space> {
-    let it = rustix::fs::statvfs(path)?;
-    Ok(Space {
-        total_bytes: it.f_blocks.saturating_mul(it.f_frsize),
-        free_bytes: it.f_bavail.saturating_mul(it.f_frsize),
-        total_inodes: it.f_files,
-        free_inodes: it.f_favail,
-    })
+    Ok(Space::of(&rustix::fs::statvfs(path)?))
 }
 
 /// Takes an exclusive lock on an open file; `false` when another process holds it.
