@@ -63,6 +63,12 @@ fn a_disk_that_hangs_keeps_only_those_who_read_from_it() {
         sandbox.backup();
         name.to_owned()
     };
+    // More of them than the kernel has requests under way at a time, if it is not told otherwise.
+    let small: Vec<String> = (0..100).map(|it| format!("small/{it}")).collect();
+    fs::create_dir(sandbox.source.join("small")).unwrap();
+    for (seed, name) in (900..).zip(&small) {
+        data::noise_file(&sandbox.source.join(name), seed, 10_000);
+    }
     let hung = ["a", "b", "c"].map(|it| add(it, 400 + u64::from(it.as_bytes()[0])));
     let conn = rusqlite::Connection::open(&sandbox.catalog).unwrap();
     conn.execute("UPDATE volumes SET status = 'sealed'", []).unwrap();
@@ -87,11 +93,19 @@ fn a_disk_that_hangs_keeps_only_those_who_read_from_it() {
                 std::thread::spawn(move || blake3::hash(&fs::read(path).unwrap()))
             })
             .collect();
+        let small_readers: Vec<JoinHandle<_>> = small
+            .iter()
+            .map(|name| {
+                let path = dir.join(name);
+                std::thread::spawn(move || fs::read(path).unwrap().len())
+            })
+            .collect();
         for _ in 0..3 {
             let dir = dir.clone();
             let names = in_time("a listing", move || {
                 let entries = fs::read_dir(dir).unwrap().map(|it| it.unwrap());
-                entries.map(|it| it.metadata().unwrap().len()).collect::<Vec<_>>()
+                let files = entries.map(|it| it.metadata().unwrap()).filter(|it| it.is_file());
+                files.map(|it| it.len()).collect::<Vec<_>>()
             });
             assert_eq!(names, [700_000; 6], "{options:?}");
             assert_eq!(answers(&mount), [false, true], "{options:?}");
@@ -105,11 +119,15 @@ fn a_disk_that_hangs_keeps_only_those_who_read_from_it() {
         let read = in_time("reading from another disk", move || hashes(&from, &names));
         assert_eq!(read, of_others, "{options:?}");
         assert!(readers.iter().all(|it| !it.is_finished()), "{options:?}");
+        assert!(small_readers.iter().all(|it| !it.is_finished()), "{options:?}");
         // It answers again, and all get what they wait for.
         drop(stopped);
         for (number, reader) in readers.into_iter().enumerate() {
             let read = in_time("reading from the disk that hung", move || reader.join().unwrap());
             assert_eq!(read, of_hung[number % hung.len()], "{options:?}");
+        }
+        for reader in small_readers {
+            assert_eq!(in_time("a small file", move || reader.join().unwrap()), 10_000);
         }
         assert_eq!(answers(&mount), [true, true], "{options:?}");
         mount.end();

@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,7 +21,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::{args, exit, notify, place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs::{self, Stop};
-use crate::sys::{self, quoted};
+use crate::sys::{self, c, quoted};
 
 /// The signals that end a mount.
 const ENDING: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
@@ -144,7 +144,10 @@ fn log_path(catalog: &Path) -> PathBuf {
 /// Opens a log behind what is in it: it may be that of a mount that runs. Gives its length too.
 fn open_log(path: &Path) -> Result<(File, u64)> {
     let failed = |e| Error::io(format!("log {}", quoted(path)), e);
-    let log = sys::private_file().append(true).create(true).open(path).map_err(failed)?;
+    let mut options = sys::private_file();
+    // A pipe in its place must not keep us.
+    options.append(true).create(true).custom_flags(c::O_NOFOLLOW | c::O_NONBLOCK);
+    let log = options.open(path).map_err(failed)?;
     let found = log.metadata().map_err(failed)?;
     // The directory may be another user's, who could have put a name of another file there.
     if !found.is_file() || found.nlink() != 1 || found.uid() != sys::effective_uid() {
@@ -190,8 +193,8 @@ fn start(catalog: &Path, args: &args::Mount) -> Result<u8> {
     if let Some(line) = mounted.filter(|_| !is_interrupted) {
         tell(&line);
         if before > LOG_KEPT_MAX {
-            // Only now it is sure that another mount begins.
-            log.set_len(0).map_err(failed)?;
+            // Only now it is sure that another mount begins. Where the log may only grow, it does.
+            let _ = log.set_len(0);
         }
         return Ok(exit::DONE);
     }

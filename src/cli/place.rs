@@ -47,15 +47,13 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
 ///
 /// It is the lock of a file that nobody else can open, or anybody could hold up root's mounts for
 /// ever. So root and others do not wait for each other. A user without such a place (no session of
-/// logind) takes the directory above; where that cannot be opened there is no turn.
+/// logind) takes the directory above, which anybody may hold: it is waited for, and then gone on
+/// without. Where that cannot be opened there is no turn.
 pub fn turn(mountpoint: &Path) -> Result<Option<File>> {
-    let lock = match own_lock(mountpoint)? {
-        Some(file) => file,
-        None => match File::open(mountpoint.parent().unwrap_or(mountpoint)) {
-            Ok(above) => above,
-            Err(_) => return Ok(None),
-        },
-    };
+    let own = own_lock(mountpoint)?;
+    let is_own = own.is_some();
+    let above = || File::open(mountpoint.parent().unwrap_or(mountpoint)).ok();
+    let Some(lock) = own.or_else(above) else { return Ok(None) };
     let deadline = Instant::now() + TURN_WITHIN;
     loop {
         match lock.try_lock() {
@@ -66,6 +64,10 @@ pub fn turn(mountpoint: &Path) -> Result<Option<File>> {
             }
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                 std::thread::sleep(PAUSE);
+            }
+            Err(TryLockError::WouldBlock) if !is_own => {
+                log::warn!("{} is locked by somebody: going on", quoted(mountpoint));
+                return Ok(None);
             }
             Err(TryLockError::WouldBlock) => {
                 let message = format!(
@@ -87,12 +89,19 @@ fn own_lock(mountpoint: &Path) -> Result<Option<File>> {
         // Not $XDG_RUNTIME_DIR, which not all processes of a user have.
         user => PathBuf::from(format!("/run/user/{user}/raidtape")),
     };
-    if sys::make_private_dir(&dir).is_err() {
+    let failed = |e| Error::io(format!("lock of mount points in {}", quoted(&dir)), e);
+    match sys::make_private_dir(&dir) {
+        Ok(_) => {}
+        // Root's mounts wait for nobody else.
+        Err(e) if user == 0 => return Err(failed(e)),
+        Err(_) => return Ok(None),
+    }
+    let found = std::fs::symlink_metadata(&dir).map_err(failed)?;
+    if found.uid() != user {
+        // Root of a user namespace, who is somebody else here.
         return Ok(None);
     }
-    let failed = |e| Error::io(format!("lock of mount points in {}", quoted(&dir)), e);
-    let found = std::fs::symlink_metadata(&dir).map_err(failed)?;
-    if !found.is_dir() || found.uid() != user || found.mode() & 0o077 != 0 {
+    if !found.is_dir() || found.mode() & 0o077 != 0 {
         let message = format!(
             "{} must be a directory that only user {user} can enter: remove it",
             quoted(&dir)

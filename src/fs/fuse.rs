@@ -324,7 +324,8 @@ impl Filesystem for Adapter {
             self.kernel.negotiate(config);
         }
         let _ = config.set_max_write(TRANSFER_BYTES_MAX);
-        let _ = config.set_max_background(64);
+        // What the kernel reads ahead counts: those who read from one disk must not fill it up.
+        let _ = config.set_max_background(u16::MAX);
         self.served = true;
         Ok(())
     }
@@ -554,7 +555,7 @@ impl Filesystem for Adapter {
         let mounted = self.mounted.clone();
         let work = move || reply_data(mounted.read(ino, fh.0, offset, size), reply);
         let disk = || self.mounted.disk(ino, offset, size.into());
-        self.spare.read(disk, move || guard("read", work));
+        guard("read", || self.spare.read(disk, move || guard("read", work)));
     }
 
     fn write(
@@ -802,8 +803,11 @@ impl Filesystem for Adapter {
         guard("getxattr", || {
             let (ino, is_whole) = (self.node(ino), self.part == Part::Whole);
             let result = match self.mounted.getxattr(ino, name) {
-                // Would be taken to hold for the writable tree as well.
-                Err(Errno(c::EOPNOTSUPP)) if is_whole && !self.mounted.is_ingest(ino) => {
+                // Would be taken to hold for the writable tree as well; and where the kernel looks
+                // at ACLs, it takes anything but a lack of one for a refusal.
+                Err(Errno(c::EOPNOTSUPP))
+                    if is_whole && (self.allow_other || !self.mounted.is_ingest(ino)) =>
+                {
                     Err(Errno(c::ENODATA))
                 }
                 result => result,

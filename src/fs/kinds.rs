@@ -2,28 +2,33 @@
 //!
 //! `ls -l` asks each file for a label and an ACL, and stops asking a device that says that it has
 //! none at all; that is nine tenths of what a long listing costs. It is said only while it is true
-//! of every finished run. Versions are numbered upwards, so what was found true holds for all
-//! versions that there were then.
+//! of every finished run, as far as that was known a second ago.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::catalog::{AttributeKind, VersionId};
 use crate::error::Result;
 use crate::snapshot::Snapshots;
 
+/// How old an answer of the catalog may be.
+const HOLDS_FOR: Duration = Duration::from_secs(1);
+
 /// What is known of each kind.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Kinds {
-    acl: Known,
-    label: Known,
+    acl: Mutex<Known>,
+    label: Mutex<Known>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Default)]
 struct Known {
     /// Whether some version may have it; then it stays so.
-    used: AtomicBool,
-    /// None before this version has it.
-    unused_before: AtomicI64,
+    is_used: bool,
+    /// When the catalog said that none has it, and which version was the last then: versions are
+    /// numbered upwards, and what it says of those that there are holds for ever.
+    unused: Option<(Instant, VersionId)>,
 }
 
 impl Kinds {
@@ -34,32 +39,29 @@ impl Kinds {
         kind: AttributeKind,
         version: VersionId,
     ) -> Result<bool> {
-        let known = self.known(kind);
-        if known.used.load(Ordering::Relaxed) {
-            return Ok(false);
+        let known = *self.known(kind).lock();
+        let holds =
+            |(asked, last): (Instant, VersionId)| version <= last && asked.elapsed() < HOLDS_FOR;
+        if known.is_used || known.unused.is_some_and(holds) {
+            return Ok(!known.is_used);
         }
-        if version < known.unused_before.load(Ordering::Relaxed) {
-            return Ok(true);
-        }
+        let asked = Instant::now();
         // In this order: a run that ends in between makes the second answer too careful.
-        let (last, used) =
+        let (last, is_used) =
             snapshots.with_reader(|reader| Ok((reader.last_version()?, reader.may_have(kind)?)))?;
-        match used {
-            true => known.used.store(true, Ordering::Relaxed),
-            false => {
-                let next = last.max(version).saturating_add(1);
-                known.unused_before.fetch_max(next, Ordering::Relaxed);
-            }
+        match is_used {
+            true => self.found(kind),
+            false => self.known(kind).lock().unused = Some((asked, last.max(version))),
         }
-        Ok(!used)
+        Ok(!is_used)
     }
 
     /// Says that a version has an attribute of this kind.
     pub fn found(&self, kind: AttributeKind) {
-        self.known(kind).used.store(true, Ordering::Relaxed);
+        self.known(kind).lock().is_used = true;
     }
 
-    fn known(&self, kind: AttributeKind) -> &Known {
+    fn known(&self, kind: AttributeKind) -> &Mutex<Known> {
         match kind {
             AttributeKind::Acl => &self.acl,
             AttributeKind::Label => &self.label,

@@ -405,10 +405,16 @@ impl Tree {
         {
             return Ok(stat);
         }
-        let Some(file) = self.laden(entry.version)? else { return Ok(stat) };
-        let xattrs = &file.content.extra.xattrs;
-        let acl = xattrs.iter().find(|it| it.0 == acl::ACCESS.as_bytes());
-        let mode = acl.map_or(stat.mode, |it| acl::mode_without(stat.mode, &it.1));
+        let mode = match self.laden(entry.version) {
+            Ok(None) => stat.mode,
+            Ok(Some(file)) => {
+                let xattrs = &file.content.extra.xattrs;
+                let acl = xattrs.iter().find(|it| it.0 == acl::ACCESS.as_bytes());
+                acl.map_or(stat.mode, |it| acl::mode_without(stat.mode, &it.1))
+            }
+            // Its name is to be seen all the same.
+            Err(_) => acl::mode_without(stat.mode, &[]),
+        };
         Ok(Stat { mode, ..stat })
     }
 

@@ -19,7 +19,7 @@ use store::{BlockStore, DirStore};
 
 use crate::chunk::HashAlgo;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{self, quoted};
+use crate::sys::{self, c, quoted};
 
 /// Whether a volume takes new blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -334,7 +334,7 @@ impl Volumes {
                 // The file that is open may be a damaged one that somebody has replaced. What the
                 // disk cannot read it is not asked for twice: each time may take it minutes.
                 let is_another = volume.store.forget(id);
-                if is_another || e.errno().is_none() {
+                if is_another || e.errno() != Some(c::EIO) {
                     result = read(volume);
                 }
             }

@@ -259,7 +259,12 @@ impl BlockStore for DirStore {
         let Some(open) = self.open.lock().pop(id) else { return false };
         let (was, is) = (sys::fstat(&*open), sys::stat(&self.path_of(id)));
         let place = |it: sys::Stat| (it.dev, it.ino);
-        matches!((was, is), (Ok(was), Ok(is)) if place(was) != place(is))
+        match (was, is) {
+            (Ok(was), Ok(is)) => place(was) != place(is),
+            // A disk that has come back: what was open on it is not any more.
+            (Err(_), _) => true,
+            (Ok(_), Err(_)) => false,
+        }
     }
 
     fn will_need(&self, id: &BlockId, offset: u64, len: u64) {

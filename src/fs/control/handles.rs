@@ -94,10 +94,13 @@ impl Handles {
 
     /// Opens a control file.
     pub fn open(&mut self, node: Node, who: &Who) -> FsResult<u64> {
-        let is_open = || self.open.values().any(|it| it.node == node);
-        if node.has_aliases() && is_open() && self.turns_away(who.pid) {
-            // Another one was faster. By this answer the kernel looks the name up once more.
-            return Err(Errno(c::ESTALE));
+        if node.has_aliases() {
+            match self.open.values().any(|it| it.node == node) {
+                // Another one was faster. By this answer the kernel looks the name up once more.
+                true if self.turns_away(who.pid) => return Err(Errno(c::ESTALE)),
+                true => {}
+                false => self.turned_away.retain(|it| *it != who.pid),
+            }
         }
         if !SHARES.admit(who.uid, self.open.values().map(|it| it.uid)) {
             return Err(Errno(c::ENFILE));
@@ -169,6 +172,9 @@ mod tests {
             assert_eq!(handles.open(name, &who(1, 11)), Err(Errno(c::ESTALE)));
             assert!(handles.open(name, &who(1, 11)).is_ok());
             assert_eq!(handles.open(name, &who(1, 11)), Err(Errno(c::ESTALE)));
+            // Who then found one is told so the next time too.
+            assert!(handles.open(handles.free(name), &who(1, 11)).is_ok());
+            assert_eq!(handles.open(name, &who(1, 11)), Err(Errno(c::ESTALE)));
         }
         // What nobody waits for needs none.
         let (mut handles, log) = (Handles::default(), Node::JobFile(7, JobFile::Log, 0));
@@ -179,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn no_user_locks_out_another() {
+    fn no_user_can_have_all() {
         let mut handles = Handles::default();
         let mut fill = |uid| {
             let mut count = 0;

@@ -7,12 +7,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
+use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lru::LruCache;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 use super::{Ingest, remove_dir, remove_file};
@@ -29,6 +31,8 @@ use crate::sys::{self, Time, c};
 
 /// Nodes of which a change is remembered, at some bytes each; when there are more, all stays.
 const CHANGED_MAX: usize = 1 << 18;
+/// Files that are remembered to be removed, for as long as the kernel may still hold their names.
+const TAKEN_MAX: usize = 1 << 14;
 /// Files with several names whose remaining names are known to be as the run saw them.
 const LINKED_MAX: usize = 1 << 16;
 /// Lines that tell what stayed.
@@ -39,10 +43,19 @@ const SETTLE_STEPS: u32 = 100;
 
 /// Who changes what: nothing can while something is being cleared, and what does is noted from the
 /// moment that somebody is going to clear.
-#[derive(Default)]
 pub(super) struct Changes {
     gate: RwLock<()>,
     seen: Mutex<Option<Seen>>,
+    /// What was removed last.
+    taken: Mutex<LruCache<u64, ()>>,
+}
+
+impl Default for Changes {
+    fn default() -> Changes {
+        let most = NonZeroUsize::new(TAKEN_MAX).unwrap_or(NonZeroUsize::MIN);
+        let taken = Mutex::new(LruCache::new(most));
+        Changes { gate: RwLock::default(), seen: Mutex::default(), taken }
+    }
 }
 
 #[derive(Default)]
@@ -86,6 +99,11 @@ impl Changes {
         let pass = Pass { _gate: self.gate.read(), seen: &self.seen };
         nodes.iter().for_each(|node| pass.note(*node));
         pass
+    }
+
+    /// Whether this node was cleared lately.
+    pub(super) fn has_taken(&self, node: u64) -> bool {
+        self.taken.lock().contains(&node)
     }
 
     fn has_seen(&self, node: u64) -> bool {
@@ -312,8 +330,10 @@ impl Walk<'_> {
             return Ok(Fate::Stays(CHANGED));
         }
         self.ingest.remove_found(&level.fd, (&fd, &stat), (level.node, name), remove_file)?;
-        if was.nlink > 1 && self.linked.len() < LINKED_MAX {
-            let now = sys::fstat(&fd)?;
+        let now = sys::fstat(&fd)?;
+        if now.nlink == 0 {
+            changes.taken.lock().put(now.ino, ());
+        } else if self.linked.len() < LINKED_MAX {
             self.linked.insert(now.ino, (now.ctime, now.nlink));
         }
         drop((lease, gate));

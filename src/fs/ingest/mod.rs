@@ -30,7 +30,7 @@ use crate::fs::errno::{Errno, FsResult};
 use crate::sys::at::DirReader;
 use crate::sys::user::{Rights, as_user};
 use crate::sys::{self, Space, Stat, at, c};
-use clear::Changes;
+use clear::{Changes, Pass};
 use handles::{Handles, OpenDir, OpenFile};
 use nodes::Nodes;
 
@@ -147,7 +147,7 @@ impl Ingest {
     /// Changes attributes of a node: the size, the owner, the mode, the times. An error leaves what
     /// was done before it.
     pub fn setattr(&self, node: u64, handle: Option<u64>, change: &SetAttr) -> FsResult<Stat> {
-        let _pass = self.changes.pass(&[node]);
+        let _pass = self.pass_to(node, handle.is_none())?;
         let fd = self.nodes.get(node)?;
         if let Some(size) = change.size {
             self.truncate(&fd, handle, size)?;
@@ -164,6 +164,18 @@ impl Ingest {
             at::change_times_fd(&fd, change.atime, change.mtime)?;
         }
         Ok(sys::fstat(&fd)?)
+    }
+
+    /// To be held while a node is changed. By its name that is not possible any more if it was
+    /// cleared: the kernel has kept the name for a moment, and what comes now would be in no run.
+    fn pass_to(&self, node: u64, by_name: bool) -> FsResult<Pass<'_>> {
+        let pass = self.changes.pass(&[node]);
+        let is_taken = by_name && self.changes.has_taken(node);
+        if is_taken && sys::fstat(&*self.nodes.get(node)?)?.nlink == 0 {
+            // The kernel looks the name up once more.
+            return Err(Errno(c::ESTALE));
+        }
+        Ok(pass)
     }
 
     /// Sets the size, through the handle if it is good for that: it may have been opened before the
@@ -318,7 +330,7 @@ impl Ingest {
     /// Opens a regular file; the handle.
     pub fn open(&self, node: u64, flags: i32) -> FsResult<u64> {
         let writes = flags & c::O_ACCMODE != c::O_RDONLY || flags & c::O_TRUNC != 0;
-        let _pass = writes.then(|| self.changes.pass(&[node]));
+        let _pass = if writes { Some(self.pass_to(node, true)?) } else { None };
         let pin = self.nodes.pin(node)?;
         let file = open_regular(pin.fd(), flags, c::EINVAL)?;
         Ok(self.files.add(OpenFile::new(file, flags, pin)))
@@ -467,13 +479,13 @@ impl Ingest {
 
     /// Sets an extended attribute, with the flags of setxattr(2).
     pub fn setxattr(&self, node: u64, key: &OsStr, value: &[u8], flags: u32) -> FsResult<()> {
-        let _pass = self.changes.pass(&[node]);
+        let _pass = self.pass_to(node, true)?;
         Ok(at::set_xattr_fd(&*self.nodes.get(node)?, key, value, flags)?)
     }
 
     /// Removes an extended attribute.
     pub fn removexattr(&self, node: u64, key: &OsStr) -> FsResult<()> {
-        let _pass = self.changes.pass(&[node]);
+        let _pass = self.pass_to(node, true)?;
         Ok(at::remove_xattr_fd(&*self.nodes.get(node)?, key)?)
     }
 
