@@ -101,6 +101,11 @@ impl Changes {
         pass
     }
 
+    /// Notes that the last name of a node was cleared.
+    pub(super) fn took(&self, node: u64) {
+        self.taken.lock().put(node, ());
+    }
+
     /// Whether this node was cleared lately.
     pub(super) fn has_taken(&self, node: u64) -> bool {
         self.taken.lock().contains(&node)
@@ -332,7 +337,7 @@ impl Walk<'_> {
         self.ingest.remove_found(&level.fd, (&fd, &stat), (level.node, name), remove_file)?;
         let now = sys::fstat(&fd)?;
         if now.nlink == 0 {
-            changes.taken.lock().put(now.ino, ());
+            changes.took(now.ino);
         } else if self.linked.len() < LINKED_MAX {
             self.linked.insert(now.ino, (now.ctime, now.nlink));
         }

@@ -241,6 +241,24 @@ fn exchange_swaps_names_even_of_a_file_and_a_directory() {
 }
 
 #[test]
+fn what_was_cleared_is_not_changed_by_the_name_it_had() {
+    let t = tree(100);
+    let node = t.make(t.root(), "a", b"stored");
+    t.fs.lookup(t.root(), os("a")).unwrap();
+    t.fs.unlink(t.root(), os("a")).unwrap();
+    let size = SetAttr { size: Some(0), ..SetAttr::default() };
+    // Whoever has removed it himself may go on with it, by /proc/self/fd for instance.
+    t.fs.release(t.fs.open(node, c::O_WRONLY).unwrap()).unwrap();
+    t.fs.changes.took(node);
+    assert_eq!(errno(t.fs.open(node, c::O_WRONLY)), c::ESTALE);
+    assert_eq!(errno(t.fs.setattr(node, None, &size)), c::ESTALE);
+    assert_eq!(errno(t.fs.setxattr(node, os("user.x"), b"x", 0)), c::ESTALE);
+    let handle = t.fs.open(node, c::O_RDONLY).unwrap();
+    assert_eq!(t.read_handle(handle), b"stored");
+    t.fs.release(handle).unwrap();
+}
+
+#[test]
 fn an_unlinked_file_lives_as_long_as_it_is_held() {
     let t = tree(0);
     let root = t.root();
