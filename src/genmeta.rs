@@ -79,6 +79,7 @@ pub fn run(catalog: &Path, progress: &Progress) -> Result<Summary> {
     Progress::add(&progress.entries_total, totals.blocks + runs.len() as u64);
     for volume in volumes.present() {
         progress.set_phase("writing metas");
+        volume.refresh_guide();
         let result = work.metas(volume);
         work.settle(volume, result)?;
     }

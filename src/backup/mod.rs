@@ -414,6 +414,7 @@ fn adopt_all(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<Adopted> {
     let mut adopted = Adopted::default();
     for volume in volumes.present() {
         volume.clear_pending()?;
+        volume.refresh_guide();
         let known = writer.index_len(volume.config.number)?;
         // A run that was killed may have written records that are not synced; the catalog must not
         // know more than the disk.

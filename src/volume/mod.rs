@@ -1,6 +1,7 @@
 #![doc = include_str!("FORMAT.md")]
 
 pub mod block;
+mod guide;
 mod manifest;
 pub mod store;
 mod writer;
@@ -95,7 +96,7 @@ impl Volume {
         for dir in ["chunks", "meta", "manifests", "tmp"] {
             sys::make_private_dir(&path.join(dir)).map_err(failed)?;
         }
-        sys::replace_file(&path.join("RESTORE.txt"), include_bytes!("RESTORE.txt"))?;
+        guide::refresh(path)?;
         sys::replace_file(&path.join(INDEX_NAME), b"")?;
         VolumeManifest::of(config, hash).write(path)
     }
@@ -121,6 +122,14 @@ impl Volume {
         let mut manifest = VolumeManifest::read(&self.config.path)?;
         manifest.status = status;
         manifest.write(&self.config.path)
+    }
+
+    /// Brings what explains the volume to people up to date. Only for who holds the writer's lock.
+    /// A failure is told and no more: it costs no data, and the next writer tries again.
+    pub fn refresh_guide(&self) {
+        if let Err(e) = guide::refresh(&self.config.path) {
+            log::warn!("{e}: how to restore without this program may not be said there");
+        }
     }
 
     /// Removes what a killed writer left half written. Only for who holds the writer's lock.

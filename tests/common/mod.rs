@@ -332,6 +332,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("findmnt", "util-linux"),
     ("setpriv", "util-linux"),
     ("bash", "bash"),
+    ("sh", "dash"),
 ];
 
 /// Ends the test with a clear word when a tool is missing.
