@@ -443,6 +443,13 @@ fn metas_and_manifests_that_are_missing_are_told() {
     let line = args!["-v", &other, "get", "1", "/", &sandbox.path("five")];
     let ran = script(&sandbox, &volume, &line).code(1);
     assert!(ran.errors().contains("two different runs"), "{}", ran.errors());
+
+    // Where a folder's own entry is lost, what is known of its content is not.
+    fs::remove_file(&path).unwrap();
+    let ran = get("3", "six").code(1);
+    assert!(ran.errors().contains("run 1 has"), "{}", ran.errors());
+    assert_eq!(fs::read(sandbox.path("six/b")).unwrap(), b"third");
+    assert!(!sandbox.path("six/text").exists());
 }
 
 #[test]

@@ -90,7 +90,10 @@ def name($k): if (.[$k] | type) == "string" then .[$k] | esc
     else error("no " + $k) end;
 def key($k): name($k) as $n | if $n == "" then "" else " " + $n end;
 def slashes: split(" ") | join("/");
-def shown($path): if ($path | type) == "string" then
+def is_plain: (contains("\\000") or contains("\\001") or contains("\\002") or contains("\\003")
+    or contains("\\0134") or contains("\\0177") or contains("\\0302")) | not;
+def shown($path): if ($path | type) == "string" and is_plain then $path
+    elif ($path | type) == "string" then
         $path | explode | map(if . < 32 or . == 92 or . == 127 then oct
             elif . >= 128 and . < 160 then "\\0302" + oct else [.] | implode end) | join("")
     elif . == "" then ""
@@ -100,8 +103,7 @@ def shown($path): if ($path | type) == "string" then
             | (if $b > 31 and $b < 127 and $b != 92 then [$b] | implode
                else "\\0" + .[0:3] end) + .[3:]) | join("")) end;
 def line: map(tostring) | join("\t");
-def hash: if type == "string" and length == 64
-        and (explode | all(.[]; . > 47 and . < 58 or . > 96 and . < 103)) then .
+def hash: if type == "string" and length == 64 and @uri == . and (contains(".") | not) then .
     else error("no hash") end;
 '
 
@@ -111,7 +113,8 @@ runs_of='
 [inputs | split("\t") | select(length > 2) | .[0] as $volume | .[1] as $file
  | .[2:] | join("\t")
  | try (fromjson | select(.op == "run")
-    | {volume: $volume, run: (.run | count), uuid: (.uuid | strings), algo: (.hash_algo | strings),
+    | {volume: $volume, run: (.run | count), uuid: (.uuid | strings),
+       algo: (.hash_algo | strings | esc),
        source: key("source"), shown: (key("source") as $k | .source as $s | $k | shown($s)),
        time: (.started[0] | date), tags: [.tags[]? | strings],
        comment: (.comment // "" | strings)}
@@ -179,8 +182,10 @@ foreach (inputs, null) as $l ({k: null, stack: []};
 # Entries in the order of their paths, as objects: names checked, links resolved.
 # shellcheck disable=SC2016
 plan='
-def is_safe: split(" ")[1:] | all(.[]; . != "" and . != "." and . != ".."
-    and (contains("\\0000") | not));
+def is_safe: if contains(" .") or contains("  ") or endswith(" ") or contains("\\0000") then
+        split(" ")[1:] | all(.[]; . != "" and . != "." and . != ".."
+            and (contains("\\0000") | not))
+    else true end;
 def times: if .[0] < 0 and .[1] > 0 then "-\(-1 - .[0])." + ("00000000\(1e9 - .[1])")[-9:]
     else "\(.[0])." + ("00000000\(.[1])")[-9:] end;
 def checked: (try (
@@ -196,7 +201,7 @@ def checked: (try (
 foreach inputs as $l ({n: 0, dirs: [], seen: {}};
     ($l | split("\t")) as $f | $f[0] as $key | ($f[1] | fromjson) as $own
     | ($key[($want | length):]) as $rel
-    | .n += 1 | .n as $n
+    | .n += 1 | .n as $before
     | ($own | if .op == "link" then $puts[(.version | tostring)] as $put
         | if $put == null then {bad: "it is a further name of a file whose entry is in no manifest"}
           else $put + {linked: true} end else . end) as $e
@@ -206,29 +211,42 @@ foreach inputs as $l ({n: 0, dirs: [], seen: {}};
     | ($key | split(" ")[:-1] | join(" ")) as $parent
     | (if $e.bad then $e
        elif $rel | is_safe | not then {bad: "its name could lead out of the folder"}
-       elif $rel != "" and (.dirs[-1] // null) != $parent then {bad: "its folder is not in the run"}
+       elif .leaf != null and (.leaf as $it | $key | startswith($it))
+       then {bad: "what should be its folder is none"}
        else $e end) as $e
+    # Folders whose own entries are in a manifest that is lost.
+    | (if $e.bad or $rel == "" or .dirs[-1] == $parent then []
+       else (.dirs[-1] // "" | length) as $known | (.dirs == []) as $all
+           | ($rel | split(" ")[1:-1]) as $names
+           | [range(0; ($names | length) + 1) as $i | $names[:$i] | map(" " + .) | join("")
+              | select($all or ($want + . | length) > $known)
+              | {kind: "dir", mode: 448, size: 0, rdev: 0, target: "", rel: ., key: ($want + .),
+                 uid: $e.uid, gid: $e.gid, mtime: $e.mtime}] end) as $made
+    | .dirs += ($made | map(.key)) | .n += ($made | length)
     | ($e.version | tostring) as $v
     | (if $e.bad or $e.kind == "dir" then $e
        elif ($e.nlink // 1) > 1 or $e.linked or $links[$v] then
            if .seen[$v] then $e + {kind: "hard", is: $e.kind, target: ("@" + .seen[$v])} else $e end
        else $e end) as $e
-    | (if $e.kind == "dir" and ($e.bad | not) then .dirs += [$key] else . end)
+    | (if $e.bad then . elif $e.kind == "dir" then .dirs += [$key] else .leaf = $key + " " end)
     | (if ($e.bad | not) and $e.kind != "dir" and (.seen[$v] | not)
            and (($e.nlink // 1) > 1 or $e.linked or $links[$v])
        then .seen[$v] = ($rel | slashes) else . end)
-    | .out = ($e + {n: $n, rel: ("@" + ($rel | slashes)), key: $key,
-        shown: ($own.path as $path | $key | shown($path)),
-        time: (($e.mtime // [0, 0]) | times)});
-    .out)'
+    | [($made + [$e + {rel: $rel, key: $key, path: $own.path}]) | to_entries[]
+       | (.value + {n: ($before + .key)})
+       | (.path as $path | .key | shown($path)) as $shown
+       | .shown = $shown | .rel |= "@" + slashes | .time = ((.mtime // [0, 0]) | times)] as $out
+    | .out = $out;
+    .out[])'
 
 # A block's frames and the pieces that are wanted of it, to windows of at most 64 frames: which
-# frames to decode, and which bytes of them go where.
+# frames to decode, and which bytes of them go where. A frame is at most $longest bytes.
 # shellcheck disable=SC2016
 windows='
 [foreach .frames[] as $f ({s: 0, p: 0, sl: 0, pl: 0};
     .s += .sl | .p += .pl | .c = $f[0] | .sl = ($f[1] | count) | .pl = ($f[2] | count)
-    | if .c != "raw" and .c != "zstd" then error("unknown codec") else . end)] as $frames
+    | if (.c == "raw" or .c == "zstd") and .pl <= $longest then .
+      else error("no frame") end)] as $frames
 | ($frames | length) as $n
 | (if $n == 0 then 0 else $frames[-1] | .p + .pl end) as $plain
 | [$pieces | split("\n")[] | select(. != "") | split("\t")
@@ -522,7 +540,8 @@ plan_windows() {
             case $meta in
                 *.zst) zstd -dcq -- "$meta" 2>/dev/null ;;
                 *) cat -- "$meta" ;;
-            esac | q -r --rawfile pieces "$tmp/pieces_here" "$lib $windows" \
+            esac | q -r --rawfile pieces "$tmp/pieces_here" --argjson longest 1048576 \
+                "$lib $windows" \
                 >"$tmp/windows" 2>/dev/null && [ -s "$tmp/windows" ] && return 0
             say "the meta of block $block on $(volume_path "$volume") is damaged"
         done
@@ -540,7 +559,8 @@ plan_windows() {
     fi
     say "block $block has no meta: trying to do without"
     printf '{"frames":[%s]}\n' "$frame" |
-        q -r --rawfile pieces "$tmp/pieces_here" "$lib $windows" >"$tmp/windows"
+        q -r --rawfile pieces "$tmp/pieces_here" --argjson longest 9e15 \
+            "$lib $windows" >"$tmp/windows"
 }
 
 # Gets the pieces of one block into their files.
