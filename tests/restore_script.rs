@@ -286,8 +286,8 @@ fn a_forged_manifest_leads_nowhere_else() {
     let put = lines.iter().find(|it| it.contains("\"path\":\"file\"")).unwrap().clone();
     let link = format!(
         "{{\"op\":\"put\",\"path\":\"link\",\"kind\":\"symlink\",\"version\":90,\"mode\":511,\
-         \"uid\":0,\"gid\":0,\"size\":1,\"mtime\":[1,1],\"ctime\":[1,1],\"ino\":1,\"nlink\":1,\"rdev\":0,\
-         \"target\":{outside:?}}}"
+         \"uid\":0,\"gid\":0,\"size\":1,\"mtime\":[1,1],\"ctime\":[1,1],\
+         \"ino\":1,\"nlink\":1,\"rdev\":0,\"target\":{outside:?}}}"
     );
     let end = lines.pop().unwrap();
     let mut forged = vec![link];
