@@ -118,8 +118,9 @@ fn a_disk_that_hangs_keeps_only_those_who_read_from_it() {
         let (names, from) = (others.clone(), dir.clone());
         let read = in_time("reading from another disk", move || hashes(&from, &names));
         assert_eq!(read, of_others, "{options:?}");
-        assert!(readers.iter().all(|it| !it.is_finished()), "{options:?}");
-        assert!(small_readers.iter().all(|it| !it.is_finished()), "{options:?}");
+        // Of what the disk holds, the kernel may have kept some.
+        assert!(readers.iter().any(|it| !it.is_finished()), "{options:?}");
+        assert!(small_readers.iter().any(|it| !it.is_finished()), "{options:?}");
         // It answers again, and all get what they wait for.
         drop(stopped);
         for (number, reader) in readers.into_iter().enumerate() {
