@@ -1,7 +1,7 @@
 //! The logical dump of a catalog: the same for catalogs that know the same, another for any other.
 //!
-//! Invariant: every table and column of the schema is in exactly one of the lists below. Whoever adds
-//! a column decides whether a rebuild from the volumes has to bring it back.
+//! Invariant: every table and column of the schema is in exactly one of the lists below. Whoever
+//! adds a column decides whether a rebuild from the volumes has to bring it back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -266,7 +266,7 @@ fn renumber_extents(conn: &Connection) {
     }
 }
 
-/// Gives directories other numbers in another order, greater than that of the one above all the same.
+/// Gives directories other numbers in another order; each is still greater than the one above.
 fn renumber_dirs(conn: &Connection) {
     let query = "SELECT DISTINCT child, dir FROM entries WHERE child IS NOT NULL";
     let mut statement = conn.prepare(query).unwrap();
@@ -422,6 +422,11 @@ fn a_damaged_catalog_has_no_dump_and_says_why() {
         ("DELETE FROM volumes WHERE number = 2", "a volume of "),
         ("DELETE FROM sources WHERE number = 2", "the source of run 2 is missing"),
         ("DELETE FROM entries WHERE name = x'676f6e65'", "in directories that are not there"),
+        (
+            "UPDATE entries SET child = (SELECT child FROM entries WHERE name = x'64697220ff0a') \
+             WHERE name = x'656d707479'",
+            "'dir \\xff\\n' in it is elsewhere too",
+        ),
         ("UPDATE entries SET kind = 9 WHERE name = x'66696c65'", "an impossible kind"),
         ("UPDATE entries SET mtime_n = -1 WHERE name = x'61'", "out of range"),
         ("UPDATE versions SET extents = x'ff' WHERE extents IS NOT NULL", "catalog: version "),

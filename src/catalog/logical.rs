@@ -1,11 +1,11 @@
 //! The logical dump: what a rebuild from the volumes has to bring back, as JSON lines.
 //!
-//! Two catalogs that know the same have the same dump, byte for byte: the order of the lines follows
-//! from what they say, and numbers that belong to one database (of blocks, directories, sources) are
-//! not in it. What follows from the rest is not said but checked, and rows that nothing leads to
-//! are an error: a dump is whole or it has no last line. Lines go out as rows come in; what is
-//! remembered is a page for each directory on the way down and a bounded number of block names. The
-//! format is in FORMAT.md.
+//! Two catalogs that know the same have the same dump, byte for byte: the order of the lines
+//! follows from what they say, and numbers that belong to one database (of blocks, directories,
+//! sources) are not in it. What follows from the rest is not said but checked, and rows that
+//! nothing leads to are an error: a dump is whole, or it has no last line. Lines go out as rows
+//! come in; remembered are a page for each directory on the way down and a bounded number of block
+//! names. The format is in FORMAT.md.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::Write;
@@ -56,6 +56,14 @@ impl Reader {
         };
         dump.whole()?;
         transaction.finish().map_err(sql)
+    }
+
+    /// Whether a directory also has another place than this.
+    fn is_elsewhere(&self, child: DirId, entry: &EntryRow) -> Result<bool> {
+        let query = "SELECT EXISTS (SELECT 1 FROM entries WHERE child = ?1 \
+                     AND (dir, name) <> (?2, ?3))";
+        let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
+        statement.query_row((child, entry.dir, &entry.name), |row| row.get(0)).map_err(sql)
     }
 
     fn count_of(&self, table: &str) -> Result<u64> {
@@ -145,7 +153,7 @@ impl Dump<'_> {
     /// A line for each row, a key for each column: a blob is a name, and what is null is left out.
     fn rows(&mut self, op: &str, query: &str) -> Result<()> {
         let mut statement = self.reader.conn().prepare(query).map_err(sql)?;
-        let keys: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let keys: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let mut rows = statement.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             self.lines.put(op, |line| put_columns(line, row, &keys, 0))?;
@@ -182,7 +190,7 @@ impl Dump<'_> {
              problems FROM runs LEFT JOIN sources ON number = source ORDER BY run"
         );
         let mut statement = self.reader.conn().prepare(&query).map_err(sql)?;
-        let keys: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let keys: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let mut rows = statement.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             let (run, source): (RunId, Option<Vec<u8>>) =
@@ -218,9 +226,14 @@ impl Dump<'_> {
                 continue;
             };
             seen += 1;
-            if seen > count {
-                // Not without end either way: numbers grow from parent to child.
-                return Err(place(Error::corrupt("it is in two places")));
+            let is_elsewhere = match entry.child {
+                Some(child) => self.reader.is_elsewhere(child, &entry).map_err(place)?,
+                None => false,
+            };
+            // Of a name that is one directory, another, and the first again, rows come twice.
+            if is_elsewhere || seen > count {
+                let name = Quoted(&entry.name);
+                return Err(place(Error::corrupt(format!("'{name}' in it is elsewhere too"))));
             }
             if entry.dir == 0 {
                 source.clone_from(&entry.name);
@@ -393,7 +406,7 @@ impl Block {
                 line.number("stored_len", stored_len);
                 line.number("plain_len", plain_len);
                 put_frames(line, frames)?;
-                put_list(line.key("volumes"), &self.volumes, |out, it| put_plain(out, it));
+                put_list(line.key("volumes"), &self.volumes, put_plain);
                 Ok(())
             });
             put.map_err(context)?;

@@ -6,9 +6,8 @@ use crate::catalog::Reader;
 use crate::cli::{exit, show};
 use crate::error::Result;
 
-/// Two catalogs that know the same give the same lines, wherever and however they were made: so it
-/// is compared what was before a loss and after a rebuild. A dump without its last line, "op":"end",
-/// is not whole.
+/// Two catalogs that know the same give the same lines: so what was known before a loss is compared
+/// with what is known after a rebuild. A dump without its last line, "op":"end", is not whole.
 #[derive(clap::Args)]
 pub struct DumpCatalog {}
 
