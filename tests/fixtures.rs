@@ -226,3 +226,21 @@ fn a_volume_that_was_moved_is_missed_by_name() {
         sandbox.assert_valid();
     }
 }
+
+#[test]
+fn a_fixture_has_one_dump_before_and_after_it_is_brought_up_to_date() {
+    for name in fixtures() {
+        let sandbox = unpack(&name);
+        let version = || -> i64 {
+            let conn = rusqlite::Connection::open(&sandbox.catalog).unwrap();
+            conn.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+        };
+        let old = version();
+        let before = sandbox.ok(["dump-catalog"]).text();
+        assert_eq!(version(), old, "{name}: a reader has changed it");
+        drop(raidtape::catalog::Writer::open(&sandbox.catalog).unwrap());
+        assert!(version() > old, "{name}");
+        assert!(before.contains("\n{\"op\":\"end\","));
+        assert!(sandbox.ok(["dump-catalog"]).text() == before, "{name}");
+    }
+}

@@ -31,6 +31,8 @@ mod control;
 mod crash;
 /// Damaged blocks: what is named, what still reads.
 mod damage;
+/// The logical dump of a catalog.
+mod dump_catalog;
 /// The torture tree, and all metadata there is.
 mod fidelity;
 /// What a backup leaves out, and what it would do.

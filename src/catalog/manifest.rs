@@ -256,7 +256,7 @@ fn put_entry(
     Ok(())
 }
 
-fn put_extents(
+pub(super) fn put_extents(
     out: &mut Vec<u8>,
     extents: &[Extent],
     block_name: &mut dyn FnMut(u64) -> Result<BlockId>,
@@ -279,7 +279,7 @@ fn put_extents(
     Ok(())
 }
 
-fn put_extra(line: &mut Object<'_>, extra: &Extra) {
+pub(super) fn put_extra(line: &mut Object<'_>, extra: &Extra) {
     if let Some(target) = &extra.target {
         line.name("target", target);
     }

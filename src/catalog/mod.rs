@@ -10,6 +10,7 @@ mod find;
 pub mod jobs;
 mod json;
 mod listing;
+mod logical;
 pub mod manifest;
 pub mod meta;
 mod numbers;
@@ -57,6 +58,7 @@ fn sql(error: rusqlite::Error) -> Error {
     let kind = match &error {
         rusqlite::Error::InvalidColumnType(..)
         | rusqlite::Error::FromSqlConversionFailure(..)
+        | rusqlite::Error::Utf8Error(..)
         | rusqlite::Error::IntegralValueOutOfRange(..) => ErrorKind::Corrupt,
         _ => kind,
     };

@@ -47,7 +47,7 @@ impl Numbered {
 }
 
 /// The highest that was ever given. A catalog that keeps none has never given up any.
-fn last(conn: &Connection, what: Numbered) -> Result<i64> {
+pub fn last_given(conn: &Connection, what: Numbered) -> Result<i64> {
     let in_use: i64 = conn.query_row(what.highest(), [], |row| row.get(0)).map_err(sql)?;
     let query = "SELECT v FROM settings WHERE k = ?1";
     let kept = conn.query_row(query, [what.setting()], |row| row.get::<_, String>(0));
@@ -58,7 +58,7 @@ fn last(conn: &Connection, what: Numbered) -> Result<i64> {
 
 /// The number that the next one gets.
 pub fn next(conn: &Connection, what: Numbered) -> Result<i64> {
-    let next = last(conn, what)?.checked_add(1);
+    let next = last_given(conn, what)?.checked_add(1);
     next.ok_or_else(|| Error::corrupt(format!("catalog: setting {} is too large", what.setting())))
 }
 
@@ -68,7 +68,7 @@ pub fn keep(conn: &Connection) -> Result<()> {
     let query = "INSERT INTO settings (k, v) VALUES (?1, ?2) \
                  ON CONFLICT (k) DO UPDATE SET v = excluded.v WHERE v <> excluded.v";
     for what in Numbered::ALL {
-        let last = last(conn, what)?.to_string();
+        let last = last_given(conn, what)?.to_string();
         conn.execute(query, (what.setting(), last)).map_err(sql)?;
     }
     Ok(())

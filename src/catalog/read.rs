@@ -392,13 +392,13 @@ pub(super) fn entry_from(row: &Row<'_>) -> Result<EntryRow> {
     })
 }
 
-type ContentColumns = (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>);
+pub(super) type ContentColumns = (Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>);
 
-fn content_columns(row: &Row<'_>) -> rusqlite::Result<ContentColumns> {
+pub(super) fn content_columns(row: &Row<'_>) -> rusqlite::Result<ContentColumns> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?))
 }
 
-fn content_from((hash, extents, extra): ContentColumns) -> Result<Content> {
+pub(super) fn content_from((hash, extents, extra): ContentColumns) -> Result<Content> {
     Ok(Content {
         hash: hash.map(|it| Digest::from_slice(&it)).transpose()?,
         extents: extents.map_or_else(|| Ok(Vec::new()), |it| extent::decode(&it))?,

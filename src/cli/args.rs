@@ -73,6 +73,8 @@ pub enum Command {
     Stats(query::Stats),
     /// Write a file, or a folder as a tar archive, to standard output
     Dump(query::Dump),
+    /// Write what the catalog knows to standard output, as JSON lines
+    DumpCatalog(query::DumpCatalog),
     /// Check every stored byte and the catalog
     Validate(Validate),
     /// Make anew what is missing or out of date beside the blocks: metas and manifests

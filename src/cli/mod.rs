@@ -69,6 +69,7 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::Find(it) => query::find(&catalog, it),
         Command::Stats(it) => query::stats(&catalog, it),
         Command::Dump(it) => query::dump(&catalog, it),
+        Command::DumpCatalog(_) => query::dump_catalog(&catalog),
         Command::Validate(it) => commands::validate(&catalog, it),
         Command::Genmeta(it) => commands::genmeta(&catalog, it),
         Command::Restore(it) => restore::restore(&catalog, it),

@@ -70,6 +70,11 @@ impl Sandbox {
 
     /// Everything of which is done by somebody who is not root.
     pub fn of_nobody() -> Sandbox {
+        Sandbox::of_nobody_with(&[])
+    }
+
+    /// The same, with options of `init`.
+    pub fn of_nobody_with(init: &[&str]) -> Sandbox {
         let mut sandbox = Sandbox::bare();
         if is_root() {
             sandbox.user = Some(NOBODY);
@@ -80,7 +85,7 @@ impl Sandbox {
             // that another test starts meanwhile would hold the copy open, and it could not run.
             tool("cp", args![RAIDTAPE, &sandbox.path("raidtape")]);
         }
-        sandbox.init(&[]);
+        sandbox.init(init);
         sandbox.add_volume("volume");
         sandbox
     }

@@ -1,12 +1,14 @@
-//! Commands that ask what the runs hold: `diff`, `find`, `stats`, `dump`.
+//! Commands that ask what the runs hold: `diff`, `find`, `stats`, `dump`, `dump-catalog`.
 //!
 //! None of them changes anything. Each has a file with its arguments and what it prints.
 
+mod catalog;
 mod diff;
 mod dump;
 mod find;
 mod stats;
 
+pub use catalog::{DumpCatalog, dump_catalog};
 pub use diff::{Diff, diff};
 pub use dump::{Dump, dump};
 pub use find::{Find, find};
