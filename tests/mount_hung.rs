@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -17,8 +18,25 @@ struct Stopped(u32);
 
 impl Stopped {
     fn new(mount: &Mount) -> Stopped {
-        kill(mount.pid(), Signal::STOP);
-        Stopped(mount.pid())
+        let stopped = Stopped(mount.pid());
+        kill(stopped.0, Signal::STOP);
+        // Each thread stops when it next looks at its signals, and may have answered until then.
+        let start = Instant::now();
+        while !stopped.is_whole() {
+            assert!(start.elapsed() < PATIENCE, "the host of the disk does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stopped
+    }
+
+    /// Whether all its threads are stopped.
+    fn is_whole(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0)).unwrap();
+        tasks.map(|it| it.unwrap().path().join("stat")).all(|stat| {
+            // The state follows the name, which may hold anything but ends with the last ')'.
+            let Ok(text) = fs::read_to_string(stat) else { return true };
+            text.rsplit_once(") ").is_some_and(|it| it.1.starts_with('T'))
+        })
     }
 }
 
@@ -118,7 +136,8 @@ fn a_disk_that_hangs_keeps_only_those_who_read_from_it() {
         let (names, from) = (others.clone(), dir.clone());
         let read = in_time("reading from another disk", move || hashes(&from, &names));
         assert_eq!(read, of_others, "{options:?}");
-        // Some may have what they want already: the kernel keeps, and reads past the host.
+        assert!(readers.iter().all(|it| !it.is_finished()), "{options:?}");
+        assert!(small_readers.iter().all(|it| !it.is_finished()), "{options:?}");
         // It answers again, and all get what they wait for.
         drop(stopped);
         for (number, reader) in readers.into_iter().enumerate() {
