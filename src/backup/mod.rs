@@ -11,6 +11,7 @@
 //! entry's trouble is a [`Problem`] and the run goes on; trouble with the store ends the run, which
 //! then leaves no trace but stored blocks, and those the next run takes over.
 
+mod adopt;
 mod again;
 mod ahead;
 mod commit;
@@ -42,12 +43,13 @@ use crate::entry::Metadata;
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
 use crate::sys::{self, Time, c, quoted};
-use crate::volume::{Status, Stored, Volume, Volumes, Writer as BlockWriter};
+use crate::volume::{Status, Volumes, Writer as BlockWriter};
 
 pub use dry::{Plan, Planned, dry_run};
 pub use filter::{Rule, Rules};
 pub use stream::{Input, Stream};
 
+use adopt::adopt_all;
 use ahead::Ahead;
 use commit::Committer;
 use filter::Filter;
@@ -397,65 +399,6 @@ fn workers_within(limit: Option<u64>, settings: &Settings) -> usize {
     let limit = limit.unwrap_or_else(|| (sys::memory_bytes() / 2).min(MEMORY_BYTES_MAX));
     let fit = limit.saturating_sub(OTHER_BYTES) / Worker::memory_bytes(settings);
     usize::try_from(fit).unwrap_or(usize::MAX).max(1)
-}
-
-/// What an earlier run has left on the volumes.
-#[derive(Default)]
-struct Adopted {
-    bytes: u64,
-    /// The valid length of each present volume's index; `None` for one that cannot be used.
-    index_lens: Vec<Option<u64>>,
-    problems: Vec<Problem>,
-}
-
-/// Takes over what a run that did not end has stored, and clears what it left half written. A
-/// volume whose index is damaged takes no blocks in this run; the others do.
-fn adopt_all(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<Adopted> {
-    let mut adopted = Adopted::default();
-    for volume in volumes.present() {
-        volume.clear_pending()?;
-        volume.refresh_guide();
-        let known = writer.index_len(volume.config.number)?;
-        // A run that was killed may have written records that are not synced; the catalog must not
-        // know more than the disk.
-        let len = match volume.settle_index(known) {
-            Ok(()) => Some(adopt(writer, volume, known, &mut adopted.bytes)?),
-            Err(e) => {
-                let path = volume.config.path.as_os_str().as_bytes();
-                let error = e.context("it takes no blocks in this run");
-                adopted.problems.push(Problem::new(path, &error));
-                None
-            }
-        };
-        adopted.index_lens.push(len);
-    }
-    if adopted.bytes > 0 {
-        log::info!("took over {} bytes from a run that did not end", adopted.bytes);
-    }
-    Ok(adopted)
-}
-
-/// Takes over the blocks whose records follow byte `known` of a volume's index; gives its length.
-fn adopt(writer: &mut CatalogWriter, volume: &Volume, known: u64, bytes: &mut u64) -> Result<u64> {
-    let number = volume.config.number;
-    let mut records = volume.index_from(known)?;
-    let mut next = writer.next_block()?;
-    let mut stored = Vec::new();
-    loop {
-        let record_at = records.offset();
-        let Some(index) = records.next_record()? else { break };
-        if let Some(it) = Stored::adopt(volume, next, index, record_at)? {
-            *bytes += it.index().stored_len();
-            next += 1;
-            stored.push(it);
-        }
-        // Chunk lists are long: hand over a few blocks' worth of memory at a time.
-        if stored.len() >= 8 {
-            writer.adopt(&std::mem::take(&mut stored), number, records.offset())?;
-        }
-    }
-    writer.adopt(&stored, number, records.offset())?;
-    Ok(records.offset())
 }
 
 fn set_sealed(volumes: &Volumes, number: i64) {
