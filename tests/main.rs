@@ -20,6 +20,7 @@ mod backup_restore;
 /// Files that change, vanish or fail while they are read, and changes that look like none.
 mod changing;
 /// Runs after the first: what they store, report and share.
+mod catalog_copy;
 mod changes;
 /// What a run has stored goes from the writable tree, and nothing else does.
 mod clearing;

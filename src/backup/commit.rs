@@ -398,6 +398,7 @@ impl<'a, 'c> Committer<'a, 'c> {
             counts: self.counts,
             problems: self.problems,
             bytes_adopted: 0,
+            warnings: Vec::new(),
         };
         let mut run = self.chunks.run();
         let words = (&*options.tags, &*options.comment);

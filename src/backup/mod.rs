@@ -14,6 +14,7 @@
 mod adopt;
 mod again;
 mod ahead;
+mod catalog_copy;
 mod commit;
 mod dry;
 mod filter;
@@ -82,6 +83,8 @@ pub struct Options {
     pub one_file_system: bool,
     /// Whether to read files that look unchanged.
     pub force_read: bool,
+    /// Whether to do without a copy of the catalog on the volumes.
+    pub no_catalog_copy: bool,
     /// Tags of the run.
     pub tags: Vec<String>,
     /// What somebody has to say about the run; at most [`COMMENT_BYTES_MAX`].
@@ -101,6 +104,8 @@ pub struct Summary {
     pub problems: Vec<Problem>,
     /// Bytes of blocks that an earlier run had stored without coming to its end.
     pub bytes_adopted: u64,
+    /// What could not be done beside it. It takes nothing from the run.
+    pub warnings: Vec<Error>,
 }
 
 /// Problems that a run keeps with their texts; more are only counted.
@@ -269,6 +274,15 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
         Ok(mut summary) => {
             log::info!("run {} is complete", summary.run);
             summary.bytes_adopted = adopted.bytes;
+            // What a run says that has found nothing new is in its manifest.
+            if !options.no_catalog_copy && summary.counts.has_changes() {
+                let warnings = &mut summary.warnings;
+                catalog_copy::write(catalog, &volumes, summary.run, progress, &mut |e| {
+                    log::warn!("{e}");
+                    warnings.push(e);
+                });
+                progress.set_phase("done");
+            }
             Ok(summary)
         }
         Err(e) => {

@@ -4,6 +4,7 @@ mod brief;
 mod changes;
 mod check;
 mod contents;
+pub mod copy;
 mod diff;
 pub mod extent;
 mod find;

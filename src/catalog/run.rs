@@ -46,6 +46,14 @@ pub struct Counts {
     pub problems: u64,
 }
 
+impl Counts {
+    /// Whether the run found anything other than it was.
+    pub fn has_changes(&self) -> bool {
+        let changes = |it: &Tally| it.added + it.modified + it.deleted;
+        changes(&self.entries) + changes(&self.dirs) + self.problems > 0
+    }
+}
+
 /// A finished run.
 #[derive(Clone, Debug)]
 pub struct Run {

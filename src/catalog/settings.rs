@@ -91,14 +91,15 @@ impl Settings {
     }
 }
 
-/// The files that a catalog consists of, whether they are there or not: database, lock, kept jobs.
+/// The files that a catalog consists of, whether they are there or not: database, lock,
+/// a copy under way, kept jobs.
 pub fn own_files(catalog: &Path) -> Vec<PathBuf> {
     let beside = |suffix: &str| {
         let mut name = catalog.file_name().unwrap_or_default().to_os_string();
         name.push(suffix);
         catalog.with_file_name(name)
     };
-    ["", "-wal", "-shm", ".lock", ".jobs", ".jobs-wal", ".jobs-shm"].map(beside).to_vec()
+    ["", "-wal", "-shm", ".lock", ".copy", ".jobs", ".jobs-wal", ".jobs-shm"].map(beside).to_vec()
 }
 
 /// The directory that holds what users put into the mount's `/ingest`: beside the catalog.

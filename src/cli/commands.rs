@@ -72,6 +72,8 @@ pub fn backup(catalog: &Path, args: &args::Backup, verbose: bool) -> Result<u8> 
         map.extend(show::counts_json(counts));
         map.insert("bytes_adopted".into(), summary.bytes_adopted.into());
         map.insert("problem_list".into(), show::problems_json(&summary.problems));
+        let warnings: Vec<String> = summary.warnings.iter().map(ToString::to_string).collect();
+        map.insert("warnings".into(), warnings.into());
         show::say(format_args!("{}", Value::Object(map)));
     } else {
         show::say(format_args!("run {} of {}", summary.run, Quoted(&summary.source)));
@@ -93,6 +95,7 @@ pub fn backup(catalog: &Path, args: &args::Backup, verbose: bool) -> Result<u8> 
         if counts.problems > 0 {
             show::say(format_args!("  {} problems, named above", counts.problems));
         }
+        show::print_warnings(&summary.warnings);
     }
     Ok(exit::of_problems(&summary.problems, counts.problems))
 }

@@ -158,6 +158,13 @@ pub fn print_problems(problems: &[Problem], count: u64) {
     }
 }
 
+/// Says on standard error what could not be done beside the work.
+pub fn print_warnings(warnings: &[Error]) {
+    for warning in warnings {
+        eprintln!("raidtape: warning: {warning}");
+    }
+}
+
 /// A run as JSON.
 pub fn run_json(run: &Run) -> Value {
     let mut map = Map::new();

@@ -66,6 +66,9 @@ pub struct BackupArgs {
     /// Say what would be added, modified and deleted, and write nothing; with -v every path
     #[arg(long)]
     dry_run: bool,
+    /// Make no copy of the catalog on the volumes after the run
+    #[arg(long)]
+    no_catalog_copy: bool,
     /// Tag the run; may be given several times
     #[arg(long = "tag", value_name = "T")]
     tags: Vec<String>,
@@ -188,6 +191,7 @@ impl BackupArgs {
             single_threaded: self.single_threaded,
             rules,
             one_file_system: self.one_file_system,
+            no_catalog_copy: self.no_catalog_copy,
             force_read: self.force_read,
             tags: self.tags.clone(),
             comment: self.comment.clone(),

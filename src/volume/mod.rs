@@ -182,6 +182,16 @@ impl Volume {
         self.config.path.join(name)
     }
 
+    /// Makes a folder for documents, if it is missing.
+    pub fn make_folder(&self, name: &str) -> Result<()> {
+        let path = self.config.path.join(name);
+        let failed = |e| Error::io(format!("creating {}", quoted(&path)), e);
+        match sys::make_private_dir(&path).map_err(failed)? {
+            true => sys::sync_dir(&self.config.path),
+            false => Ok(()),
+        }
+    }
+
     /// Removes a document, if it is there.
     pub fn remove_document(&self, name: &str) -> Result<()> {
         let path = self.document_path(name);

@@ -1,0 +1,184 @@
+//! Copies of the catalog for other places: written whole, and opened only if they are good.
+//!
+//! A copy is a consistent state of the database, of after a run. On a volume it is compressed, with
+//! zstd's checksum over all of it. Nothing is believed of a copy before that, the database's own
+//! check and the rows that say what it is have been looked at.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, OpenFlags};
+
+use super::read::Reader;
+use super::run::RunId;
+use super::sql;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{self, quoted};
+
+/// Folder of a volume that has copies.
+pub const DIR: &str = "catalog";
+/// Level of zstd: a database shrinks hardly further by more work.
+const ZSTD_LEVEL: i32 = 1;
+/// Pages that are copied at a time.
+const STEP_PAGES: std::ffi::c_int = 4096;
+/// How long the copy waits if somebody holds the database.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Bytes moved at a time.
+const PIECE_BYTES: usize = 1 << 17;
+
+/// Name of the copy of after a run, relative to a volume.
+pub fn document_name(run: RunId) -> String {
+    format!("{DIR}/run-{run:08}.sqlite.zst")
+}
+
+/// The run that a file of the folder [`DIR`] is a copy of after, by its name.
+pub fn run_of(name: &str) -> Option<RunId> {
+    let digits = name.strip_prefix("run-")?.strip_suffix(".sqlite.zst")?;
+    let run = digits.parse().ok()?;
+    (document_name(run).strip_prefix(DIR)?.strip_prefix('/')? == name).then_some(run)
+}
+
+/// The copies in a volume's folder, newest first; none if it has no such folder.
+pub fn list(volume: &Path) -> Result<Vec<RunId>> {
+    let dir = volume.join(DIR);
+    let failed = |e| Error::io(format!("listing {}", quoted(&dir)), e);
+    let entries = match std::fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut runs = Vec::new();
+    for entry in entries {
+        runs.extend(entry.map_err(failed)?.file_name().to_str().and_then(run_of));
+    }
+    runs.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(runs)
+}
+
+/// A copy on its way to volumes, as a file beside the catalog. Gone when this is dropped; what a
+/// crash leaves is overwritten by the next one.
+pub struct Copy {
+    path: PathBuf,
+}
+
+impl Copy {
+    /// Copies the catalog at `catalog` as it is now. Only for who holds the writer's lock. `check`
+    /// is asked now and then; what it fails with ends the work.
+    pub fn new(catalog: &Path, check: &dyn Fn() -> Result<()>) -> Result<Copy> {
+        let copy = Copy { path: path_beside(catalog) };
+        let failed = |e| Error::io(format!("writing {}", quoted(&copy.path)), e);
+        sys::private_file()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&copy.path)
+            .map_err(failed)?;
+        let reader = Reader::open(catalog)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut dest = Connection::open_with_flags(&copy.path, flags).map_err(sql)?;
+        // It need not survive a crash.
+        for (pragma, value) in [("journal_mode", "OFF"), ("synchronous", "OFF")] {
+            dest.pragma_update(None, pragma, value).map_err(sql)?;
+        }
+        let backup = Backup::new(reader.conn(), &mut dest).map_err(sql)?;
+        loop {
+            check()?;
+            match backup.step(STEP_PAGES).map_err(sql)? {
+                StepResult::Done => break,
+                StepResult::More => {}
+                _ => std::thread::sleep(PAUSE),
+            }
+        }
+        drop(backup);
+        dest.close().map_err(|(_, e)| sql(e))?;
+        Ok(copy)
+    }
+
+    /// Writes it compressed.
+    pub fn write_to(&self, out: &mut dyn Write, check: &dyn Fn() -> Result<()>) -> Result<()> {
+        let failed = |e| Error::io(format!("copying {}", quoted(&self.path)), e);
+        let mut file = File::open(&self.path).map_err(failed)?;
+        let mut out = zstd::Encoder::new(out, ZSTD_LEVEL).map_err(failed)?;
+        out.include_checksum(true).map_err(failed)?;
+        let mut piece = vec![0; PIECE_BYTES];
+        loop {
+            check()?;
+            let len = file.read(&mut piece).map_err(failed)?;
+            let Some(bytes) = piece.get(..len).filter(|it| !it.is_empty()) else { break };
+            out.write_all(bytes).map_err(failed)?;
+        }
+        out.finish().map_err(failed)?.flush().map_err(failed)
+    }
+}
+
+impl Drop for Copy {
+    fn drop(&mut self) {
+        // The next one overwrites what stays.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn path_beside(catalog: &Path) -> PathBuf {
+    let mut name = catalog.file_name().unwrap_or_default().to_os_string();
+    name.push(".copy");
+    catalog.with_file_name(name)
+}
+
+/// Unpacks the copy at `from` into the file `to`, which must not exist, and opens it, if it is
+/// whole and a catalog that this program knows. On failure `to` may be left, of no use.
+pub fn unpack(from: &Path, to: &Path, check: &dyn Fn() -> Result<()>) -> Result<Reader> {
+    let damaged = |e| {
+        let message = format!("the copy {} is damaged", quoted(from));
+        Error::with_source(ErrorKind::Corrupt, message, e)
+    };
+    let failed = |e| Error::io(format!("writing {}", quoted(to)), e);
+    let file = File::open(from).map_err(|e| Error::io(quoted(from).to_string(), e))?;
+    let mut text = zstd::Decoder::new(file).map_err(damaged)?;
+    let mut out = sys::private_file().write(true).create_new(true).open(to).map_err(failed)?;
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        check()?;
+        // A disk that is full ends what a forged copy may hold.
+        let len = text.read(&mut piece).map_err(damaged)?;
+        let Some(bytes) = piece.get(..len).filter(|it| !it.is_empty()) else { break };
+        out.write_all(bytes).map_err(failed)?;
+    }
+    drop(out);
+    let reader = Reader::open(to).map_err(|e| e.context(quoted(from)))?;
+    let mut faults = Vec::new();
+    reader.check(&mut |fault| {
+        if faults.len() < FAULTS_MAX {
+            faults.push(fault);
+        }
+    })?;
+    match faults.is_empty() {
+        true => Ok(reader),
+        false => {
+            let message = format!("the copy {} is damaged: {}", quoted(from), faults.join("; "));
+            Err(Error::corrupt(message))
+        }
+    }
+}
+
+/// Faults of a copy that are told.
+const FAULTS_MAX: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_runs() {
+        for run in [1, 99_999_999, 123_456_789] {
+            let name = document_name(run);
+            assert_eq!(run_of(name.strip_prefix("catalog/").unwrap()), Some(run));
+        }
+        for other in ["run-1.sqlite.zst", "run-00000001.sqlite.zst.new", "run-+0000001.sqlite.zst"]
+        {
+            assert_eq!(run_of(other), None, "{other}");
+        }
+    }
+}
