@@ -8,25 +8,28 @@
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, Transaction};
 
-use super::{schema, sql};
+use super::beside::{self, Beside};
+use super::sql;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, Time, quoted};
 
 /// Number of a job, from 1 in each catalog, and never used twice.
 pub type JobId = u64;
 
-/// Marks a SQLite file as kept jobs of ours: "RTJB".
-const APPLICATION_ID: i32 = 0x5254_4a42;
-/// The schema version that this program writes.
-const VERSION: i32 = 1;
+/// What the file is: marked "RTJB".
+const JOBS: Beside = Beside {
+    suffix: ".jobs",
+    application_id: 0x5254_4a42,
+    version: 1,
+    script: include_str!("jobs.sql"),
+    cache_kib: 256,
+};
 /// Ended jobs that are kept.
 pub const KEPT_MAX: u64 = 1000;
 /// Most bytes of a column that is read; none is written that is as long.
 const COLUMN_BYTES_MAX: usize = 256 << 10;
-/// Memory for pages, in KiB.
-const CACHE_KIB: i64 = 256;
 
 /// What is asked for.
 pub struct Asked<'a> {
@@ -85,10 +88,8 @@ impl JobStore {
     /// Opens what is beside the catalog at `catalog`, or makes it. Where that is not possible, jobs
     /// are kept as long as this lives.
     pub fn open(catalog: &Path) -> Result<JobStore> {
-        let mut name = catalog.file_name().unwrap_or_default().to_os_string();
-        name.push(".jobs");
-        let path = catalog.with_file_name(name);
-        let conn = match open(&path, None) {
+        let path = JOBS.path(catalog);
+        let conn = match JOBS.open(&path, &begin_with(None)) {
             Err(e) if e.kind() == ErrorKind::Corrupt => set_aside_and_open(&path, &e),
             other => other,
         };
@@ -96,7 +97,7 @@ impl JobStore {
             Ok(conn) => conn,
             Err(e) => {
                 log::warn!("jobs are not kept over an unmount: {}: {e}", quoted(&path));
-                prepare(Connection::open_in_memory().map_err(sql)?, Some(from_clock()))?
+                JOBS.in_memory(&begin_with(Some(from_clock())))?
             }
         };
         let pid = std::process::id();
@@ -115,7 +116,7 @@ impl JobStore {
                     Ok(conn) => conn,
                     Err(e) => {
                         log::warn!("jobs are not kept any more: {}: {e}", quoted(&self.path));
-                        prepare(Connection::open_in_memory().map_err(sql)?, Some(from_clock()))?
+                        JOBS.in_memory(&begin_with(Some(from_clock())))?
                     }
                 };
                 work(&mut conn)
@@ -253,66 +254,29 @@ fn from_clock() -> JobId {
     Time::now().secs.unsigned_abs()
 }
 
-/// Opens the file at `path`; one that is made begins with the number `first`.
-fn open(path: &Path, first: Option<JobId>) -> Result<Connection> {
-    let failed = |e| Error::io(format!("making {}", quoted(path)), e);
-    match sys::private_file().write(true).create_new(true).open(path) {
-        // Made here, so that nobody else can read it; SQLite gives its log files the same mode.
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed(e)),
-        _ => {}
-    }
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
-        | OpenFlags::SQLITE_OPEN_NO_MUTEX
-        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-    prepare(Connection::open_with_flags(path, flags).map_err(sql)?, first)
-}
-
-fn prepare(mut conn: Connection, first: Option<JobId>) -> Result<Connection> {
-    let id = conn.pragma_query_value(None, "application_id", |row| row.get::<_, i32>(0));
-    let version = schema::version(&conn)?;
-    schema::configure(&conn, CACHE_KIB)?;
-    match (id.map_err(sql)?, version) {
-        (APPLICATION_ID, VERSION) => return Ok(conn),
-        (APPLICATION_ID, version) if version > VERSION => {
-            let message = format!("it has version {version}, this program knows {VERSION}");
-            return Err(Error::new(ErrorKind::Version, message));
+/// What a database gets when it is made, for its numbers to begin with `first`.
+fn begin_with(first: Option<JobId>) -> impl Fn(&Transaction<'_>) -> Result<()> {
+    move |tx| {
+        if let Some(first) = first {
+            // The number of a row that was there once is never given again.
+            let query = "INSERT INTO jobs (id, verb, line, uid, asked_s, process) \
+                         VALUES (?1, '', x'', 0, 0, '')";
+            tx.execute(query, [first]).map_err(sql)?;
+            tx.execute("DELETE FROM jobs", []).map_err(sql)?;
         }
-        (APPLICATION_ID | 0, 0) => {}
-        _ => return Err(Error::corrupt("it is something else")),
+        Ok(())
     }
-    let tx = conn.transaction().map_err(sql)?;
-    tx.execute_batch(include_str!("jobs.sql")).map_err(sql)?;
-    if let Some(first) = first {
-        // The number of a row that was there once is never given again.
-        let query = "INSERT INTO jobs (id, verb, line, uid, asked_s, process) \
-                     VALUES (?1, '', x'', 0, 0, '')";
-        tx.execute(query, [first]).map_err(sql)?;
-        tx.execute("DELETE FROM jobs", []).map_err(sql)?;
-    }
-    tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
-    tx.pragma_update(None, "user_version", VERSION).map_err(sql)?;
-    tx.commit().map_err(sql)?;
-    Ok(conn)
 }
 
 fn set_aside_and_open(path: &Path, why: &Error) -> Result<Connection> {
     let now = from_clock();
-    let with = |suffix: &str| {
-        let mut name = path.as_os_str().to_os_string();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
-    let aside = with(&format!(".damaged-{now}"));
+    let aside = beside::set_aside(path)?;
     log::warn!(
         "kept jobs {}: {why}: set aside as {}, jobs are counted from {now} on",
         quoted(path),
         quoted(&aside)
     );
-    sys::rename_durable(path, &aside)?;
-    for suffix in ["-wal", "-shm"] {
-        let _ = std::fs::remove_file(with(suffix));
-    }
-    open(path, Some(now))
+    JOBS.open(path, &begin_with(Some(now)))
 }
 
 #[cfg(test)]
@@ -399,7 +363,7 @@ mod tests {
         let (catalog, path) = (dir.path().join("c"), dir.path().join("c.jobs"));
         drop(JobStore::open(&catalog).unwrap());
         let conn = Connection::open(&path).unwrap();
-        conn.pragma_update(None, "user_version", VERSION + 1).unwrap();
+        conn.pragma_update(None, "user_version", JOBS.version + 1).unwrap();
         drop(conn);
         let store = JobStore::open(&catalog).unwrap();
         assert!(store.ask(&[asked(b"/a")]).unwrap()[0] > 1_700_000_000);

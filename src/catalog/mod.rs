@@ -1,5 +1,6 @@
 #![doc = include_str!("FORMAT.md")]
 
+mod beside;
 mod brief;
 mod changes;
 mod check;
@@ -8,6 +9,7 @@ pub mod copy;
 mod diff;
 pub mod extent;
 mod find;
+pub mod health;
 pub mod jobs;
 mod json;
 mod listing;

@@ -91,15 +91,30 @@ impl Settings {
     }
 }
 
-/// The files that a catalog consists of, whether they are there or not: database, lock,
-/// a copy under way, kept jobs.
+/// What the names of a catalog's files have after its own: database, lock, a copy under way, kept
+/// jobs, health.
+const OWN_SUFFIXES: [&str; 11] = [
+    "",
+    "-wal",
+    "-shm",
+    ".lock",
+    ".copy",
+    ".jobs",
+    ".jobs-wal",
+    ".jobs-shm",
+    ".health",
+    ".health-wal",
+    ".health-shm",
+];
+
+/// The files that a catalog consists of, whether they are there or not.
 pub fn own_files(catalog: &Path) -> Vec<PathBuf> {
     let beside = |suffix: &str| {
         let mut name = catalog.file_name().unwrap_or_default().to_os_string();
         name.push(suffix);
         catalog.with_file_name(name)
     };
-    ["", "-wal", "-shm", ".lock", ".copy", ".jobs", ".jobs-wal", ".jobs-shm"].map(beside).to_vec()
+    OWN_SUFFIXES.map(beside).to_vec()
 }
 
 /// The directory that holds what users put into the mount's `/ingest`: beside the catalog.
