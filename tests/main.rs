@@ -19,8 +19,9 @@ mod common;
 mod backup_restore;
 /// Files that change, vanish or fail while they are read, and changes that look like none.
 mod changing;
-/// Runs after the first: what they store, report and share.
+/// Copies of the catalog on the volumes.
 mod catalog_copy;
+/// Runs after the first: what they store, report and share.
 mod changes;
 /// What a run has stored goes from the writable tree, and nothing else does.
 mod clearing;
@@ -30,6 +31,8 @@ mod cli;
 mod control;
 /// Processes that die: in the middle of a backup, or while they serve a mount.
 mod crash;
+/// What fuzzing has kept.
+mod corpus;
 /// Damaged blocks: what is named, what still reads.
 mod damage;
 /// The logical dump of a catalog.

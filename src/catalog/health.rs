@@ -429,7 +429,7 @@ mod tests {
         // Nobody, not even root, makes a file in a directory that is not there.
         let health = Health::open(&dir.path().join("gone/c"));
         health.note_good(&[(A, id(1))], at(5));
-        health.note_bad(A, &id(2), &"ä".repeat(REASON_BYTES_MAX), at(5));
+        health.note_bad(A, &id(2), &"\u{e4}".repeat(REASON_BYTES_MAX), at(5));
         assert_eq!(health.verified_at(A, &id(1)), Some(at(5)));
         assert_eq!(health.bad(None, 9)[0].reason.len(), REASON_BYTES_MAX);
     }

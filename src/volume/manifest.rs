@@ -64,7 +64,8 @@ impl VolumeManifest {
         Self::parse(&text).map_err(|e| e.context(quoted(&path)))
     }
 
-    fn parse(text: &str) -> Result<VolumeManifest> {
+    /// Reads the text of a manifest.
+    pub fn parse(text: &str) -> Result<VolumeManifest> {
         let pairs: Vec<(&str, &str)> = text.lines().filter_map(|it| it.split_once('=')).collect();
         let get = |key: &str| {
             let pair = pairs.iter().find(|it| it.0 == key);
@@ -89,7 +90,8 @@ impl VolumeManifest {
         })
     }
 
-    fn to_text(&self) -> String {
+    /// The text of the manifest.
+    pub fn to_text(&self) -> String {
         let mut text = format!(
             "format={FORMAT}\nvolume_id={}\nstatus={}\nreserve_percent={}\nhash_algo={}\n",
             self.uuid,

@@ -1,0 +1,132 @@
+//! What reads bytes that anybody may have written, as functions that take any bytes.
+//!
+//! A target must not panic, hang or take memory without bound, whatever it is given; what it reads
+//! without an error it reads to its end. libFuzzer runs them (`scripts/fuzz`), and the tests run
+//! them over the kept corpus.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+
+use raidtape::catalog::{Reader, extent};
+use raidtape::chunk::frame::{Codec, Frame, get_frames};
+use raidtape::entry::Extra;
+use raidtape::job::grammar::{self, Site, VERBS};
+use raidtape::volume::{VolumeManifest, block};
+use raidtape::wire::Reader as WireReader;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Reads any bytes.
+pub type Target = fn(&[u8]);
+
+/// Every target by name.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("catalog", catalog),
+    ("content", content),
+    ("control-line", control_line),
+    ("frame", frame),
+    ("volume-index", volume_index),
+    ("volume-manifest", volume_manifest),
+];
+
+/// Plain bytes that a frame may claim here; the real limit is tested elsewhere, and a claim of it
+/// in every input would measure `memset`.
+const PLAIN_BYTES_MAX: u32 = 1 << 16;
+
+/// A frame table, and a frame whose check is right.
+fn frame(data: &[u8]) {
+    let _ = get_frames(&mut WireReader::new(data, "frame table"));
+    let Some((head, stored)) = data.split_first_chunk::<4>() else { return };
+    let [kind, a, b, start] = *head;
+    let plain_len = (u32::from_le_bytes([a, b, kind >> 4, 0]) % PLAIN_BYTES_MAX).max(1);
+    let stored_len = u32::try_from(stored.len()).unwrap();
+    let codec = if kind & 1 == 0 { Codec::Zstd } else { Codec::Raw };
+    let plain_len = if codec == Codec::Raw { stored_len } else { plain_len };
+    let frame = Frame { codec, stored_len, plain_len, check: xxh3_64(stored) };
+    let mut plain = Vec::new();
+    let is_whole = frame.decode(stored, &mut plain).is_ok();
+    let len = plain_len as usize * usize::from(start) / 255;
+    let mut part = vec![0; len];
+    if frame.decode_start(stored, &mut part).is_ok() && is_whole {
+        assert!(plain.starts_with(&part));
+    }
+}
+
+/// An index of records: one that is cut anywhere, and one whose check is right.
+fn volume_index(data: &[u8]) {
+    let read = |bytes: &[u8]| {
+        let mut reader = block::RecordReader::new(bytes, 0);
+        while let Ok(Some(_)) = reader.next_record() {}
+        assert!(reader.offset() <= bytes.len() as u64);
+    };
+    read(data);
+    let mut record = u32::try_from(data.len()).unwrap().to_le_bytes().to_vec();
+    record.extend(xxh3_64(data).to_le_bytes());
+    record.extend(data);
+    read(&record);
+}
+
+/// A volume's manifest.
+fn volume_manifest(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(manifest) = VolumeManifest::parse(text) {
+        assert_eq!(VolumeManifest::parse(&manifest.to_text()).unwrap(), manifest);
+    }
+}
+
+/// A line of a control file; its first byte is the verb.
+fn control_line(data: &[u8]) {
+    let Some((verb, line)) = data.split_first() else { return };
+    let verb = VERBS[usize::from(*verb) % VERBS.len()];
+    let site = Site { ingest_dir: PathBuf::from("/ingest"), mountpoint: PathBuf::from("/mnt") };
+    let _ = grammar::parse(verb, line, &site);
+}
+
+/// What a version has besides metadata.
+fn content(data: &[u8]) {
+    let _ = extent::decode(data);
+    if let Ok(extra) = Extra::decode(data) {
+        assert_eq!(Extra::decode(&extra.encode()).unwrap(), extra);
+    }
+}
+
+/// A catalog of which bytes have been changed: pairs of a place (3 bytes) and what is there then.
+fn catalog(data: &[u8]) {
+    thread_local! {
+        static PLACE: RefCell<(tempfile::TempDir, Vec<u8>)> = RefCell::new(template());
+    }
+    PLACE.with_borrow(|(dir, template)| {
+        let mut bytes = template.clone();
+        for change in data.chunks_exact(4) {
+            let at = u32::from_le_bytes([change[0], change[1], change[2], 0]) as usize;
+            let at = at % bytes.len();
+            bytes[at] = change[3];
+        }
+        let path = dir.path().join("catalog");
+        std::fs::write(&path, &bytes).unwrap();
+        let _ = read_all(&path);
+        for name in ["catalog-wal", "catalog-shm"] {
+            let _ = std::fs::remove_file(dir.path().join(name));
+        }
+    });
+}
+
+fn template() -> (tempfile::TempDir, Vec<u8>) {
+    let bytes = zstd::decode_all(&include_bytes!("../catalog.zst")[..]).unwrap();
+    (tempfile::Builder::new().prefix("raidtape-fuzz-").tempdir_in("/dev/shm").unwrap(), bytes)
+}
+
+fn read_all(path: &Path) -> raidtape::error::Result<()> {
+    let reader = Reader::open(path)?;
+    let _ = reader.settings();
+    let _ = reader.volumes();
+    let _ = reader.check(&mut |_| ());
+    let _ = reader.write_logical_dump(&mut std::io::sink());
+    for number in reader.block_numbers(0, 100)? {
+        let _ = reader.block(number);
+    }
+    for run in reader.runs()? {
+        let _ = reader.problems(run.id);
+        let _ = reader.changes(&run, &mut |_| Ok(()));
+    }
+    Ok(())
+}
