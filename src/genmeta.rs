@@ -4,14 +4,14 @@
 //! What is as it should be is read and left alone, so a second time writes nothing. Each document
 //! is replaced as a whole. Holds the writer's lock: nothing may change while it is described.
 
+mod manifests;
+
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use serde_json::Value;
-
-use crate::catalog::{Reader, Run, Spool, Writer, manifest, meta};
+use crate::catalog::{Reader, Writer, meta};
 use crate::chunk::HashAlgo;
 use crate::error::{Error, Problem, Result};
 use crate::progress::Progress;
@@ -20,10 +20,6 @@ use crate::volume::{BlockIndex, Volume, Volumes};
 
 /// Blocks taken from the catalog at a time.
 const PAGE_BLOCKS: u64 = 1024;
-/// Longest first line of a manifest that is read: a comment and tags are in it.
-const HEADER_BYTES_MAX: u64 = 4 << 20;
-/// Longest last line.
-const FOOTER_BYTES_MAX: usize = 200;
 /// Problems that are kept with their texts; more are counted.
 const PROBLEMS_MAX: usize = 1000;
 
@@ -61,7 +57,7 @@ impl Summary {
 /// Completes the metas and manifests of every volume that is there.
 pub fn run(catalog: &Path, progress: &Progress) -> Result<Summary> {
     progress.set_phase("preparing");
-    let writer = Writer::open(catalog)?;
+    let mut writer = Writer::open(catalog)?;
     let volumes = Volumes::open(writer.volumes()?);
     let mut work = Work {
         reader: Reader::open(catalog)?,
@@ -80,13 +76,12 @@ pub fn run(catalog: &Path, progress: &Progress) -> Result<Summary> {
     for volume in volumes.present() {
         progress.set_phase("writing metas");
         volume.refresh_guide();
-        let result = work.metas(volume);
+        let facts = writer.facts_of(volume.config.number)?;
+        let result = volume.refresh_manifest(facts).and_then(|()| work.metas(volume));
         work.settle(volume, result)?;
     }
     progress.set_phase("writing manifests");
-    for run in &runs {
-        work.manifests(run, &volumes)?;
-    }
+    manifests::complete(&mut work, &mut writer, &runs, &volumes)?;
     progress.set_phase("done");
     Ok(work.summary)
 }
@@ -178,48 +173,6 @@ impl Work<'_> {
             Ok(()) => Ok(matches!(same.text.read(&mut [0]), Ok(0))),
         }
     }
-
-    fn manifests(&mut self, run: &Run, volumes: &Volumes) -> Result<()> {
-        self.progress.check()?;
-        let name = manifest::document_name(run.id);
-        let (mut whole, mut due) = (None, Vec::new());
-        for volume in volumes.present() {
-            self.summary.manifests += 1;
-            let path = volume.document_path(&name);
-            match is_whole(&path, run, self.progress) {
-                true => whole = Some(path),
-                false => due.push(volume),
-            }
-        }
-        for volume in due {
-            let mut documents = volume.documents();
-            let progress = self.progress;
-            let result = documents
-                .add(&name, |out| {
-                    let mut out = Stopping { out, progress };
-                    let Some(path) = &whole else {
-                        let (mut spool, check) = (Spool::new(self.dir)?, || progress.check());
-                        let (reader, hash) = (&self.reader, self.hash);
-                        return reader.write_manifest(run, hash, &mut spool, &mut out, &check);
-                    };
-                    copy(path, &mut out)
-                })
-                .and_then(|()| documents.finish());
-            if result.is_ok() {
-                self.summary.manifests_written += 1;
-            }
-            self.settle(volume, result)?;
-        }
-        Progress::add(&self.progress.entries, 1);
-        Ok(())
-    }
-}
-
-fn copy(path: &Path, out: &mut dyn Write) -> Result<()> {
-    let mut file = File::open(path).map_err(|e| Error::io(quoted(path).to_string(), e))?;
-    let result = io::copy(&mut file, out);
-    result.map_err(|e| Error::io(format!("copying {}", quoted(path)), e))?;
-    Ok(())
 }
 
 /// Takes what is written until the work is to stop.
@@ -265,44 +218,6 @@ impl<R: Read> Write for Same<R> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// Whether a file is the manifest of a run, from its first line to its last. Not if the work is to
-/// stop meanwhile.
-fn is_whole(path: &Path, run: &Run, progress: &Progress) -> bool {
-    let look = || -> Option<bool> {
-        let mut text = BufReader::new(zstd::Decoder::new(File::open(path).ok()?).ok()?);
-        let mut first = Vec::new();
-        text.by_ref().take(HEADER_BYTES_MAX).read_until(b'\n', &mut first).ok()?;
-        let first: Value = serde_json::from_slice(&first).ok()?;
-        let is_of_run = first.get("uuid")?.as_str()? == run.uuid
-            && first.get("run")?.as_i64()? == run.id
-            && first.get("op")?.as_str()? == "run";
-        let (mut lines, mut last, mut is_ended) = (0u64, Vec::new(), true);
-        loop {
-            progress.check().ok()?;
-            let buffer = text.fill_buf().ok()?;
-            if buffer.is_empty() {
-                break;
-            }
-            for part in buffer.split_inclusive(|it| *it == b'\n') {
-                if is_ended {
-                    last.clear();
-                }
-                is_ended = part.ends_with(b"\n");
-                lines += u64::from(is_ended);
-                // A line that is longer than a last one is none, however it goes on.
-                let room = FOOTER_BYTES_MAX.saturating_sub(last.len()).min(part.len());
-                last.extend_from_slice(part.get(..room)?);
-            }
-            let len = buffer.len();
-            text.consume(len);
-        }
-        let last: Value = serde_json::from_slice(&last).ok()?;
-        let changes = last.get("changes")?.as_u64()?;
-        Some(is_of_run && last.get("op")?.as_str()? == "end" && changes.checked_add(1)? == lines)
-    };
-    look().unwrap_or(false)
 }
 
 #[cfg(test)]

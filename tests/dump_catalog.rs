@@ -54,7 +54,7 @@ const LINKS: &[(&str, &[&str])] = &[
 const FREE: &[(&str, &[&str])] =
     &[("volumes", &["created_s", "index_len"]), ("block_copies", &["record_at"])];
 /// The settings of which the same holds.
-const FREE_SETTINGS: &[&str] = &["catalog_id", "last_dir", "last_block"];
+const FREE_SETTINGS: &[&str] = &["catalog_id", "last_dir", "last_block", "last_manifest"];
 
 /// Rows of a table that are changed at most.
 const ROWS_MAX: usize = 12;

@@ -119,13 +119,14 @@ fn a_manifest_that_is_not_wanted_any_more_is_given_up() {
     let write = |most: u64| {
         let (asked, mut out) = (AtomicU64::new(0), Vec::new());
         let mut spool = Spool::new(&sandbox.path("")).unwrap();
-        let result = reader.write_manifest(&run, hash, &mut spool, &mut out, &|| match asked
-            .fetch_add(1, Ordering::Relaxed)
-            < most
-        {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Interrupted, "enough")),
-        });
+        let result =
+            reader.write_manifest((&run, None), hash, &mut spool, &mut out, &|| match asked
+                .fetch_add(1, Ordering::Relaxed)
+                < most
+            {
+                true => Ok(()),
+                false => Err(Error::new(ErrorKind::Interrupted, "enough")),
+            });
         (result.map_err(|e| e.kind()), out.len(), asked.into_inner())
     };
     let (result, len, asked) = write(u64::MAX);
@@ -142,6 +143,13 @@ fn documents(volume: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         }
     }
     found
+}
+
+/// The hash of a manifest's text before its last line.
+fn digest_of(bytes: &[u8]) -> String {
+    let text = String::from_utf8(zstd::decode_all(bytes).unwrap()).unwrap();
+    let (before, _) = text.trim_end().rsplit_once('\n').unwrap();
+    HashAlgo::Blake3.hash(format!("{before}\n").as_bytes()).to_string()
 }
 
 /// The lines of a manifest, decoded.
@@ -227,7 +235,18 @@ fn what_is_lost_beside_the_blocks_is_made_anew() {
     let read = |all: &BTreeMap<PathBuf, Vec<u8>>| [1, 2, 3].map(|run| lines(&all[&manifest(run)]));
     let (old, new) = (read(&before), read(&after));
     for run in 0..3 {
-        assert_eq!(old[run][0], new[run][0], "the same header");
+        // The manifest before it is another one now.
+        let mut header = old[run][0].clone();
+        header["previous"] = new[run][0]["previous"].clone();
+        assert_eq!(header, new[run][0], "the same header");
+        let said = new[run].last().unwrap();
+        assert_eq!(said["finished"], old[run].last().unwrap()["finished"]);
+        assert_eq!(said["bytes_stored"], old[run].last().unwrap()["bytes_stored"]);
+        let digest = digest_of(&after[&manifest(run as u64 + 1)]);
+        assert_eq!(said["digest"], digest);
+        if let Some(next) = new.get(run + 1) {
+            assert_eq!(next[0]["previous"]["digest"], digest, "run {}", run + 2);
+        }
         assert_eq!(replay(&old[..=run]), replay(&new[..=run]), "run {}", run + 1);
     }
     let owners = |all: &[Vec<Value>; 3]| {
@@ -246,4 +265,59 @@ fn what_is_lost_beside_the_blocks_is_made_anew() {
         assert_eq!(fs::read(later.join(&name)).unwrap(), after[&volume.join(&name)]);
     }
     sandbox.assert_valid();
+}
+
+#[test]
+fn manifests_are_one_chain_whatever_happens_to_a_part_of_it() {
+    let sandbox = Sandbox::new();
+    let (first, second) = (sandbox.path("volume"), sandbox.add_volume("second"));
+    for number in 1..=4 {
+        fs::write(sandbox.source.join("file"), format!("{number}")).unwrap();
+        sandbox.backup();
+    }
+    let manifest =
+        |volume: &Path, run: u64| volume.join(format!("manifests/run-{run:08}.jsonl.zst"));
+    let written = || sandbox.ok(["genmeta", "--json"]).json()["manifests_written"].clone();
+    let chain = |volume: &Path| {
+        let (mut before, mut all) = (Value::Null, Vec::new());
+        for run in 1..=4 {
+            let bytes = fs::read(manifest(volume, run)).unwrap();
+            let lines = lines(&bytes);
+            assert_eq!(lines[0]["previous"], before, "run {run}");
+            let digest = digest_of(&bytes);
+            before = serde_json::json!({ "run": run, "uuid": lines[0]["uuid"], "digest": digest });
+            all.push(digest);
+        }
+        all
+    };
+    let all = chain(&first);
+    assert_eq!((chain(&second), written()), (all.clone(), 0.into()));
+    // One that is lost on one volume comes from the other.
+    fs::write(manifest(&first, 2), "nonsense").unwrap();
+    assert_eq!((written(), chain(&first)), (1.into(), all.clone()));
+    // One that is whole, but not the one that the chain leads to.
+    let forged = |volume: &Path| {
+        let text = zstd::decode_all(&*fs::read(manifest(volume, 2)).unwrap()).unwrap();
+        let text = String::from_utf8(text).unwrap().replacen("\"mode\":", "\"mode\":1", 1);
+        let (before, last) = text.trim_end().rsplit_once('\n').unwrap();
+        let mut last: Value = serde_json::from_str(last).unwrap();
+        last["digest"] = HashAlgo::Blake3.hash(format!("{before}\n").as_bytes()).to_string().into();
+        let text = format!("{before}\n{last}\n");
+        fs::write(manifest(volume, 2), zstd::encode_all(text.as_bytes(), 1).unwrap()).unwrap();
+    };
+    forged(&second);
+    assert_eq!((written(), chain(&second)), (1.into(), all.clone()));
+    // With the right one on no volume, those after it are other ones too, once.
+    fs::remove_file(manifest(&first, 3)).unwrap();
+    fs::remove_file(manifest(&second, 3)).unwrap();
+    assert_eq!(written(), 4);
+    let other = chain(&first);
+    assert_eq!((chain(&second), written()), (other.clone(), 0.into()));
+    assert!(other[..2] == all[..2] && other[2] != all[2] && other[3] != all[3]);
+    // And the next run goes on from them.
+    fs::write(sandbox.source.join("file"), "5").unwrap();
+    sandbox.backup();
+    let fifth = lines(&fs::read(manifest(&first, 5)).unwrap());
+    assert_eq!(fifth[0]["previous"]["digest"], other[3]);
+    assert_eq!((&fifth[0]["basis"]["run"], written()), (&4.into(), 0.into()));
 }

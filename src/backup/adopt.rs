@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use crate::catalog::Writer as CatalogWriter;
 use crate::error::{Problem, Result};
-use crate::volume::{Stored, Volume, Volumes};
+use crate::volume::{Record, Stored, Volume, Volumes};
 
 /// What an earlier run has left on the volumes.
 #[derive(Default)]
@@ -22,14 +22,20 @@ pub struct Adopted {
 /// volume whose index is damaged takes no blocks in this run; the others do.
 pub fn adopt_all(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<Adopted> {
     let mut adopted = Adopted::default();
+    // Asked once: what one volume has left may be numbered between what another one has.
+    let first_free = writer.next_block()?;
     for volume in volumes.present() {
         volume.clear_pending()?;
         volume.refresh_guide();
+        if let Err(e) = volume.refresh_manifest(writer.facts_of(volume.config.number)?) {
+            // It costs a rebuild some words, and no run: the next writer tries again.
+            log::warn!("{e}: the volume's own manifest is not up to date");
+        }
         let known = writer.index_len(volume.config.number)?;
         // A run that was killed may have written records that are not synced; the catalog must not
         // know more than the disk.
         let len = match volume.settle_index(known) {
-            Ok(()) => Some(adopt(writer, volume, known, &mut adopted.bytes)?),
+            Ok(()) => Some(adopt(writer, volume, known, first_free, &mut adopted.bytes)?),
             Err(e) => {
                 let path = volume.config.path.as_os_str().as_bytes();
                 let error = e.context("it takes no blocks in this run");
@@ -46,24 +52,42 @@ pub fn adopt_all(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<Adopte
 }
 
 /// Takes over the blocks whose records follow byte `known` of a volume's index; gives its length.
-fn adopt(writer: &mut CatalogWriter, volume: &Volume, known: u64, bytes: &mut u64) -> Result<u64> {
-    let number = volume.config.number;
+///
+/// A block keeps the number that its record says, unless that is below `first_free` or belongs to
+/// another block by now: so the index goes on saying which of two places of a chunk is the newer.
+fn adopt(
+    writer: &mut CatalogWriter,
+    volume: &Volume,
+    known: u64,
+    first_free: u64,
+    bytes: &mut u64,
+) -> Result<u64> {
+    let volume_number = volume.config.number;
     let mut records = volume.index_from(known)?;
-    let mut next = writer.next_block()?;
-    let mut stored = Vec::new();
+    let mut stored: Vec<Stored> = Vec::new();
     loop {
         let record_at = records.offset();
-        let Some(index) = records.next_record()? else { break };
-        if let Some(it) = Stored::adopt(volume, next, index, record_at)? {
+        let Some(Record { number, index }) = records.next_record()? else { break };
+        let is_free = |number: &u64| -> Result<bool> {
+            let is_waiting = stored.iter().any(|it| it.block() == *number);
+            Ok(*number >= first_free && !is_waiting && !writer.has_block(*number)?)
+        };
+        let number = match number {
+            Some(number) if is_free(&number)? => number,
+            _ => {
+                let waiting = stored.iter().map(|it| it.block() + 1).max();
+                writer.next_block()?.max(waiting.unwrap_or_default())
+            }
+        };
+        if let Some(it) = Stored::adopt(volume, number, index, record_at)? {
             *bytes += it.index().stored_len();
-            next += 1;
             stored.push(it);
         }
         // Chunk lists are long: hand over a few blocks' worth of memory at a time.
         if stored.len() >= 8 {
-            writer.adopt(&std::mem::take(&mut stored), number, records.offset())?;
+            writer.adopt(&std::mem::take(&mut stored), volume_number, records.offset())?;
         }
     }
-    writer.adopt(&stored, number, records.offset())?;
+    writer.adopt(&stored, volume_number, records.offset())?;
     Ok(records.offset())
 }

@@ -13,11 +13,12 @@ use super::{
     Change, EntryPlace, Options, PROBLEMS_MAX, Summary, Unchanged, WAITING_BLOCKS_MAX,
     WAITING_BYTES_MAX, WAITING_CHUNKS_MAX,
 };
-use crate::catalog::manifest::{self, Header};
-use crate::catalog::meta;
+use crate::catalog::chain::RunEnd;
 use crate::catalog::{
     Content, Counts, DirId, EntryRow, NewEntry, RunWriter, Settings, Spool, Tally, VersionId,
 };
+use crate::catalog::{manifest, meta};
+use crate::chunk::{Digest, HashAlgo};
 use crate::entry::{Kind, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
@@ -351,7 +352,7 @@ impl<'a, 'c> Committer<'a, 'c> {
     }
 
     /// Ends the run: everything durable in its order, and the run visible last.
-    pub fn finish(mut self, options: &Options, source: &[u8], started: Time) -> Result<Summary> {
+    pub fn finish(mut self, options: &Options, source: &[u8]) -> Result<Summary> {
         // Every version has been settled by now; a name that still waits is told, not dropped.
         let waiting = std::mem::take(&mut self.waiting);
         for place in waiting.into_values().flat_map(|it| it.names) {
@@ -372,17 +373,6 @@ impl<'a, 'c> Committer<'a, 'c> {
         }
         self.progress.set_phase("writing metas");
         let failures = write_metas(&run, self.volumes, self.settings, self.first_version)?;
-        let uuid = run.uuid().to_owned();
-        let header = Header {
-            run: run.run(),
-            uuid: &uuid,
-            source,
-            started,
-            hash: self.settings.hash,
-            tags: &options.tags,
-            comment: &options.comment,
-        };
-        write_manifests(&run, self.volumes, &mut self.spool, &header)?;
         drop(run);
         // Metas are a further copy of what the catalog, the manifest and the volume index say. A
         // disk that does not take them does not undo a run whose data is stored, but it is told.
@@ -390,19 +380,27 @@ impl<'a, 'c> Committer<'a, 'c> {
             let error = error.context("its metas were not written");
             self.note(Problem::new(volume.as_os_str().as_bytes(), &error));
         }
-        self.progress.set_phase("committing");
         self.counts.bytes_read = Progress::get(&self.progress.bytes_read);
+        // From here on nothing is counted any more: the manifest says what the catalog will say.
+        let words = (&*options.tags, &*options.comment);
+        let end = RunEnd { words, counts: &self.counts, finished: Time::now() };
+        let mut run = self.chunks.run();
+        run.spool_problems(&mut self.spool, &self.problems)?;
+        let digest =
+            write_manifests(&run, self.volumes, &mut self.spool, self.settings.hash, &end)?;
+        self.progress.set_phase("committing");
+        if let Some(digest) = digest {
+            run.keep_manifest(&digest)?;
+        }
+        let number = run.commit(&self.counts, words, &self.problems, end.finished)?;
         let summary = Summary {
-            run: header.run,
+            run: number,
             source: source.to_vec(),
             counts: self.counts,
             problems: self.problems,
             bytes_adopted: 0,
             warnings: Vec::new(),
         };
-        let mut run = self.chunks.run();
-        let words = (&*options.tags, &*options.comment);
-        run.commit(&summary.counts, words, &summary.problems, Time::now())?;
         self.progress.set_phase("done");
         Ok(summary)
     }
@@ -471,22 +469,27 @@ fn write_metas_of<'d>(
 }
 
 /// Writes the run's manifest to every volume that is there: each alone is enough to know the run.
+/// Gives its digest; `None` if there is no volume at all.
 fn write_manifests(
     run: &RunWriter<'_>,
     volumes: &Volumes,
     spool: &mut Spool,
-    header: &Header<'_>,
-) -> Result<()> {
-    let name = manifest::document_name(header.run);
-    let mut written = 0;
+    hash: HashAlgo,
+    end: &RunEnd<'_>,
+) -> Result<Option<Digest>> {
+    let name = manifest::document_name(run.run());
+    let mut written = None;
     let mut last_error = None;
     for volume in volumes.present() {
-        let mut documents = volume.documents();
+        let (mut documents, mut digest) = (volume.documents(), None);
         let result = documents
-            .add(&name, |out| run.write_manifest(spool, header, out))
+            .add(&name, |out| {
+                digest = Some(run.write_manifest(spool, hash, end, out)?);
+                Ok(())
+            })
             .and_then(|()| documents.finish());
         match result {
-            Ok(()) => written += 1,
+            Ok(()) => written = digest,
             Err(e) => {
                 log::warn!("no manifest on volume {}: {e}", quoted(&volume.config.path));
                 last_error = Some(e);
@@ -494,7 +497,7 @@ fn write_manifests(
         }
     }
     match last_error {
-        Some(e) if written == 0 => Err(e),
-        _ => Ok(()),
+        Some(e) if written.is_none() => Err(e),
+        _ => Ok(written),
     }
 }

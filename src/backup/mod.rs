@@ -379,7 +379,7 @@ fn run_into(
         }
     }
     again::read_again(source, &mut committer, &parts)?;
-    committer.finish(options, name, started)
+    committer.finish(options, name)
 }
 
 /// Where the entries of a run come from.

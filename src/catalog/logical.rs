@@ -164,7 +164,8 @@ impl Dump<'_> {
     fn settings(&mut self) -> Result<()> {
         // Not the name of this one database, and not the numbers that are not said below.
         let query = "SELECT k AS key, v AS value FROM settings WHERE k NOT IN ('catalog_id', \
-                     'last_run', 'last_version', 'last_dir', 'last_block') ORDER BY k";
+                     'last_run', 'last_version', 'last_dir', 'last_block', 'last_manifest') \
+                     ORDER BY k";
         self.rows("setting", query)?;
         // As they count: a catalog that keeps none has those in use.
         for (key, what) in [("last_run", Numbered::Run), ("last_version", Numbered::Version)] {

@@ -6,21 +6,22 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::extent;
 use super::json::Object;
-use super::run::{RunId, VersionId};
+use super::run::{Counts, RunId, VersionId};
 use super::{Content, Extent};
 use crate::chunk::{Digest, HashAlgo};
 use crate::entry::{Extra, Kind, Metadata, flag_letters};
 use crate::error::{Error, Result};
 use crate::sys::{Time, quoted};
-use crate::volume::BlockId;
+use crate::volume::{BlockId, VolumeConfig};
 use crate::wire::{self, Reader};
 
 /// Version of the manifest format.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Level for manifests and metas. Half of one is hashes in hex, which only entropy coding makes
 /// smaller: the lowest level does that best (2.01 MB of 12.0 for 30,000 files, level 6 gives 2.14).
 pub(super) const ZSTD_LEVEL: i32 = 1;
@@ -42,6 +43,7 @@ const OP_LINK: u64 = 3;
 const OP_EMPTY: u64 = 4;
 const OP_USER: u64 = 5;
 const OP_GROUP: u64 = 6;
+const OP_PROBLEM: u64 = 7;
 
 impl Spool {
     /// An empty spool, whose file lies in `dir` and is gone when the process ends.
@@ -115,6 +117,16 @@ impl Spool {
         self.write()
     }
 
+    /// Notes what could not be read; comes after all that was.
+    pub fn problem(&mut self, path: &[u8], kind: &str, message: &str) -> Result<()> {
+        self.record.clear();
+        wire::put_u64(&mut self.record, OP_PROBLEM);
+        wire::put_bytes(&mut self.record, path);
+        wire::put_bytes(&mut self.record, kind.as_bytes());
+        wire::put_bytes(&mut self.record, message.as_bytes());
+        self.write()
+    }
+
     fn write(&mut self) -> Result<()> {
         let failed = |e| Error::io("writing the temporary file of the run", e);
         let len = u32::try_from(self.record.len()).unwrap_or(u32::MAX);
@@ -122,38 +134,60 @@ impl Spool {
         self.file.write_all(&self.record).map_err(failed)
     }
 
-    /// Writes the manifest: header, a line for each change, footer.
+    /// Writes the manifest: header, a line for each change, footer. Gives its digest.
     pub fn write_manifest(
         &mut self,
         header: &Header<'_>,
+        end: &End<'_>,
         block_name: &mut dyn FnMut(u64) -> Result<BlockId>,
         out: &mut dyn Write,
-    ) -> Result<()> {
+    ) -> Result<Digest> {
         let failed = |e| Error::io("writing a manifest", e);
         self.file.flush().map_err(failed)?;
         let mut file = self.file.get_ref();
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
         let mut spool = BufReader::with_capacity(1 << 16, file);
         let mut out = zstd::Encoder::new(out, ZSTD_LEVEL).map_err(failed)?;
-        let mut line = Vec::new();
+        let (mut line, mut hasher) = (Vec::new(), DIGEST.hasher());
         header.put(&mut line)?;
         let (mut count, mut record) = (0u64, Vec::new());
-        while !spool.fill_buf().map_err(failed)?.is_empty() {
+        loop {
+            line.push(b'\n');
+            hasher.update(&line);
+            out.write_all(&line).map_err(failed)?;
+            line.clear();
+            if spool.fill_buf().map_err(failed)?.is_empty() {
+                break;
+            }
             let mut len = [0; 4];
             spool.read_exact(&mut len).map_err(failed)?;
             record.clear();
             let len = u64::from(u32::from_le_bytes(len));
             spool.by_ref().take(len).read_to_end(&mut record).map_err(failed)?;
-            line.push(b'\n');
-            out.write_all(&line).map_err(failed)?;
-            line.clear();
             put_change(&mut line, &record, block_name)?;
             count += 1;
         }
-        writeln!(line, "\n{{\"op\":\"end\",\"changes\":{count}}}").map_err(failed)?;
+        let digest = hasher.finish();
+        end.put(&mut line, count, &digest);
+        line.push(b'\n');
         out.write_all(&line).map_err(failed)?;
-        out.finish().map_err(failed)?.flush().map_err(failed)
+        out.finish().map_err(failed)?.flush().map_err(failed)?;
+        Ok(digest)
     }
+}
+
+/// The hash by which one manifest names another, whatever names the blocks.
+pub(super) const DIGEST: HashAlgo = HashAlgo::Blake3;
+
+/// An earlier run, as a manifest names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Previous {
+    /// Its number.
+    pub run: RunId,
+    /// Its name.
+    pub uuid: String,
+    /// Digest of its manifest; `None` where that is of format 1, or not known.
+    pub digest: Option<Digest>,
 }
 
 /// What a manifest's first line says.
@@ -172,6 +206,21 @@ pub struct Header<'a> {
     pub tags: &'a [String],
     /// Its comment.
     pub comment: &'a str,
+    /// Where the source lay.
+    pub path: &'a [u8],
+    /// Name of the machine.
+    pub host: &'a [u8],
+    /// The program that made the run, with its version.
+    pub program: &'a str,
+    /// The catalog's settings.
+    pub settings: Vec<(String, String)>,
+    /// The catalog's volumes.
+    pub volumes: Vec<VolumeConfig>,
+    /// The newest earlier run of all.
+    pub previous: Option<Previous>,
+    /// Number and name of the newest earlier run of the same source: what the changes are changes
+    /// of.
+    pub basis: Option<(RunId, String)>,
 }
 
 impl Header<'_> {
@@ -187,10 +236,94 @@ impl Header<'_> {
         serde_json::to_writer(line.key("tags"), self.tags)
             .map_err(|e| Error::io("writing a manifest", e.into()))?;
         line.text("comment", self.comment);
+        line.name("path", self.path);
+        line.name("host", self.host);
+        line.text("program", self.program);
+        let mut settings = Object::begin(line.key("settings"));
+        self.settings.iter().for_each(|(key, value)| settings.text(key, value));
+        settings.end();
+        let out = line.key("volumes");
+        out.push(b'[');
+        for (n, volume) in self.volumes.iter().enumerate() {
+            if n > 0 {
+                out.push(b',');
+            }
+            put_volume(out, volume);
+        }
+        out.push(b']');
+        match &self.previous {
+            None => line.number("previous", "null"),
+            Some(it) => put_run(line.key("previous"), it.run, &it.uuid, Some(&it.digest)),
+        }
+        match &self.basis {
+            None => line.number("basis", "null"),
+            Some((run, uuid)) => put_run(line.key("basis"), *run, uuid, None),
+        }
         line.end();
         Ok(())
     }
 }
+
+fn put_volume(out: &mut Vec<u8>, volume: &VolumeConfig) {
+    let mut object = Object::begin(out);
+    object.number("number", volume.number);
+    object.text("uuid", &volume.uuid);
+    object.name("path", volume.path.as_os_str().as_bytes());
+    object.plain("status", volume.status.as_str());
+    object.number("reserve_percent", volume.reserve_percent);
+    object.end();
+}
+
+fn put_run(out: &mut Vec<u8>, run: RunId, uuid: &str, digest: Option<&Option<Digest>>) {
+    let mut object = Object::begin(out);
+    object.number("run", run);
+    object.text("uuid", uuid);
+    match digest {
+        None => {}
+        Some(None) => object.number("digest", "null"),
+        Some(Some(digest)) => object.plain("digest", digest),
+    }
+    object.end();
+}
+
+/// What a manifest's last line says besides what it says of the manifest.
+pub struct End<'a> {
+    /// When the run ended.
+    pub finished: Time,
+    /// What it counted.
+    pub counts: &'a Counts,
+}
+
+impl End<'_> {
+    fn put(&self, out: &mut Vec<u8>, changes: u64, digest: &Digest) {
+        let mut line = Object::begin(out);
+        line.plain("op", "end");
+        line.time("finished", self.finished);
+        for (key, value) in COUNTS.iter().zip(self.counts.columns()) {
+            line.number(key, value);
+        }
+        line.number("changes", changes);
+        line.plain("digest", digest);
+        line.end();
+    }
+}
+
+/// What runs count, as the columns of `runs` and the keys of a manifest's last line are called.
+pub(super) const COUNTS: [&str; 13] = [
+    "added",
+    "modified",
+    "deleted",
+    "unchanged",
+    "dirs_added",
+    "dirs_modified",
+    "dirs_deleted",
+    "dirs_unchanged",
+    "files",
+    "bytes",
+    "bytes_read",
+    "bytes_stored",
+    "problems",
+];
 
 /// Appends the line of one change.
 fn put_change(
@@ -208,6 +341,7 @@ fn put_change(
             OP_EMPTY => "empty",
             OP_LINK => "link",
             OP_USER | OP_GROUP => "owner",
+            OP_PROBLEM => "problem",
             _ => "put",
         },
     );
@@ -220,6 +354,11 @@ fn put_change(
             line.number("id", reader.u64()?);
         }
         OP_LINK => line.number("version", reader.i64()?),
+        OP_PROBLEM => {
+            for key in ["kind", "message"] {
+                line.text(key, &String::from_utf8_lossy(reader.bytes()?));
+            }
+        }
         _ => put_entry(&mut line, &mut reader, block_name)?,
     }
     line.end();
@@ -389,18 +528,36 @@ mod tests {
         (meta, content)
     }
 
-    fn lines_of(spool: &mut Spool) -> Vec<Value> {
-        let header = Header {
-            run: 1,
+    fn header() -> Header<'static> {
+        Header {
+            run: 4,
             uuid: "u",
-            source: b"s",
-            started: Time::default(),
+            source: b"/home",
+            started: Time { secs: 1, nanos: 2 },
             hash: HashAlgo::Blake3,
             tags: &[],
-            comment: "",
-        };
+            comment: "before the move",
+            path: b"/home",
+            host: b"h\xff",
+            program: "raidtape 1",
+            settings: vec![("chunking".to_owned(), "fixed".to_owned())],
+            volumes: vec![VolumeConfig {
+                number: 3,
+                uuid: "v".to_owned(),
+                path: "/disk".into(),
+                status: crate::volume::Status::Sealed,
+                reserve_percent: 5,
+            }],
+            previous: None,
+            basis: Some((2, "b".to_owned())),
+        }
+    }
+
+    fn lines_of(spool: &mut Spool) -> Vec<Value> {
+        let header = header();
+        let end = End { finished: Time::default(), counts: &Counts::default() };
         let mut out = Vec::new();
-        spool.write_manifest(&header, &mut |it| Ok(name_of_block(it)), &mut out).unwrap();
+        spool.write_manifest(&header, &end, &mut |it| Ok(name_of_block(it)), &mut out).unwrap();
         let text = String::from_utf8(zstd::decode_all(&out[..]).unwrap()).unwrap();
         text.lines().map(|it| serde_json::from_str(it).unwrap()).collect()
     }
@@ -420,9 +577,13 @@ mod tests {
             spool.delete(&path)?;
             spool.empty(&path)?;
             spool.owner("group", meta.gid, &path)?;
+            spool.problem(&path, "io", "a \"message\"\n")?;
             let lines = lines_of(&mut spool);
             let words: Vec<&str> = lines.iter().filter_map(|it| it["op"].as_str()).collect();
-            prop_assert_eq!(words, ["run", "put", "link", "delete", "empty", "owner", "end"]);
+            let expected = ["run", "put", "link", "delete", "empty", "owner", "problem", "end"];
+            prop_assert_eq!(words, expected);
+            prop_assert_eq!(name_of(&lines[6], "path"), &path[..]);
+            prop_assert_eq!(lines[6]["message"].as_str(), Some("a \"message\"\n"));
             for line in &lines[1..5] {
                 prop_assert_eq!(name_of(line, "path"), &path[..]);
             }
@@ -474,17 +635,14 @@ mod tests {
         spool.put(b"dir/\xff", 77, &meta, &content).unwrap();
         spool.delete(b"old\nname").unwrap();
         spool.owner("group", 100, b"us\xffers").unwrap();
-        let header = Header {
-            run: 4,
-            uuid: "u",
-            source: b"/home",
-            started: Time { secs: 1, nanos: 2 },
-            hash: HashAlgo::Blake3,
-            tags: &["nightly".to_owned()],
-            comment: "before the move",
-        };
+        let previous = Previous { run: 3, uuid: "p".to_owned(), digest: None };
+        let tags = ["nightly".to_owned()];
+        let header = Header { tags: &tags, previous: Some(previous), ..header() };
+        let counts = Counts { bytes_stored: 11, problems: 12, ..Counts::default() };
+        let end = End { finished: Time { secs: 3, nanos: 4 }, counts: &counts };
         let mut out = Vec::new();
-        spool.write_manifest(&header, &mut |_| Ok(Digest([9; 32])), &mut out).unwrap();
+        let mut name = |_| Ok(Digest([9; 32]));
+        let digest = spool.write_manifest(&header, &end, &mut name, &mut out).unwrap();
         let text = String::from_utf8(zstd::decode_all(&out[..]).unwrap()).unwrap();
         let lines: Vec<Value> = text.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
         assert_eq!(lines[0]["run"], 4);
@@ -498,6 +656,18 @@ mod tests {
         let name = BASE64.encode(b"us\xffers");
         let owner = json!({ "op": "owner", "name_b64": name, "kind": "group", "id": 100 });
         assert_eq!(lines[3], owner);
-        assert_eq!(lines[4]["changes"], 3);
+        assert_eq!(lines[0]["host_b64"], BASE64.encode(b"h\xff"));
+        assert_eq!(lines[0]["settings"], json!({ "chunking": "fixed" }));
+        let volume = json!([{ "number": 3, "uuid": "v", "path": "/disk", "status": "sealed",
+            "reserve_percent": 5 }]);
+        assert_eq!(lines[0]["volumes"], volume);
+        assert_eq!(lines[0]["previous"], json!({ "run": 3, "uuid": "p", "digest": null }));
+        assert_eq!(lines[0]["basis"], json!({ "run": 2, "uuid": "b" }));
+        let last = &lines[4];
+        assert_eq!((&last["changes"], &last["finished"]), (&json!(3), &json!([3, 4])));
+        assert_eq!((&last["bytes_stored"], &last["problems"]), (&json!(11), &json!(12)));
+        assert_eq!(last["digest"], digest.to_string());
+        let (before, _) = text.trim_end().rsplit_once('\n').unwrap();
+        assert_eq!(HashAlgo::Blake3.hash(format!("{before}\n").as_bytes()), digest);
     }
 }

@@ -53,16 +53,6 @@ pub struct Due {
 pub struct DirNames(BTreeMap<DirId, (Vec<u8>, Vec<u8>)>);
 
 impl RunWriter<'_> {
-    /// The manifest of this run, as it stands in the spool.
-    pub fn write_manifest(
-        &self,
-        spool: &mut manifest::Spool,
-        header: &manifest::Header<'_>,
-        out: &mut dyn Write,
-    ) -> Result<()> {
-        write_manifest(self.conn(), spool, header, out)
-    }
-
     /// The blocks whose metas this run makes out of date: those that its new versions use. Fails if
     /// one of them is not stored.
     pub fn metas_due(&self, first_version: VersionId) -> Result<Vec<Due>> {
@@ -116,9 +106,9 @@ impl RunWriter<'_> {
 pub(super) fn write_manifest(
     conn: &Connection,
     spool: &mut manifest::Spool,
-    header: &manifest::Header<'_>,
+    (header, end): (&manifest::Header<'_>, &manifest::End<'_>),
     out: &mut dyn Write,
-) -> Result<()> {
+) -> Result<Digest> {
     let mut names: BTreeMap<u64, BlockId> = BTreeMap::new();
     let mut block_name = |number: u64| -> Result<BlockId> {
         if let Some(name) = names.get(&number) {
@@ -134,7 +124,7 @@ pub(super) fn write_manifest(
         names.insert(number, name);
         Ok(name)
     };
-    spool.write_manifest(header, &mut block_name, out)
+    spool.write_manifest(header, end, &mut block_name, out)
 }
 
 /// Writes the meta of a block, compressed.

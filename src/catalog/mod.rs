@@ -2,6 +2,7 @@
 
 mod beside;
 mod brief;
+pub mod chain;
 mod changes;
 mod check;
 mod contents;
@@ -10,6 +11,7 @@ mod diff;
 pub mod extent;
 mod find;
 pub mod health;
+pub mod history;
 pub mod jobs;
 mod json;
 mod listing;

@@ -9,11 +9,12 @@ use std::io::Write;
 use rusqlite::OptionalExtension;
 
 use super::changes::{Change, ChangeKind};
+use super::manifest::Previous;
 use super::meta::{self, DirNames, Due};
 use super::read::Reader;
 use super::run::{DirId, Run, RunId};
-use super::{Spool, manifest, sql};
-use crate::chunk::HashAlgo;
+use super::{Spool, sql};
+use crate::chunk::{Digest, HashAlgo};
 use crate::entry::Kind;
 use crate::error::Result;
 use crate::volume::BlockIndex;
@@ -55,16 +56,16 @@ impl Reader {
         meta::write_meta(self.conn(), index, hash, names, out)
     }
 
-    /// Writes the manifest of a finished run. `spool` is empty; `check` is asked with every change,
-    /// and what it fails with ends the work.
+    /// Writes the manifest of a finished run, which follows `previous`; gives its digest. `spool`
+    /// is empty; `check` is asked with every change, and what it fails with ends the work.
     pub fn write_manifest(
         &self,
-        run: &Run,
+        (run, previous): (&Run, Option<Previous>),
         hash: HashAlgo,
         spool: &mut Spool,
         out: &mut dyn Write,
         check: &dyn Fn() -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<Digest> {
         self.changes(run, &mut |change| {
             check()?;
             self.spool_change(run.id, &change, spool)
@@ -77,16 +78,10 @@ impl Reader {
             let name: Vec<u8> = row.get(2).map_err(sql)?;
             spool.owner(&kind, row.get(1).map_err(sql)?, &name)?;
         }
-        let header = manifest::Header {
-            run: run.id,
-            uuid: &run.uuid,
-            source: &run.source,
-            started: run.started,
-            hash,
-            tags: &run.tags,
-            comment: &run.comment,
-        };
-        meta::write_manifest(self.conn(), spool, &header, out)
+        for (path, kind, message) in self.problems(run.id)? {
+            spool.problem(&path, &kind, &message)?;
+        }
+        self.write_spooled(run, hash, previous, spool, out)
     }
 
     fn spool_change(&self, run: RunId, change: &Change, spool: &mut Spool) -> Result<()> {

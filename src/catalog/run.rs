@@ -52,6 +52,26 @@ impl Counts {
         let changes = |it: &Tally| it.added + it.modified + it.deleted;
         changes(&self.entries) + changes(&self.dirs) + self.problems > 0
     }
+
+    /// In the order of the columns of `runs`.
+    pub(super) fn columns(&self) -> [u64; 13] {
+        let (entries, dirs) = (&self.entries, &self.dirs);
+        [
+            entries.added,
+            entries.modified,
+            entries.deleted,
+            entries.unchanged,
+            dirs.added,
+            dirs.modified,
+            dirs.deleted,
+            dirs.unchanged,
+            self.files,
+            self.bytes,
+            self.bytes_read,
+            self.bytes_stored,
+            self.problems,
+        ]
+    }
 }
 
 /// A finished run.

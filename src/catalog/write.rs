@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::brief::{AttributeKind, note_attribute};
+use super::chain::{PROGRAM, setting_rows};
 use super::numbers::{self, Numbered};
 use super::read::{EntryRow, volumes};
 use super::run::{Counts, DirId, RunId, VersionId};
@@ -23,7 +24,7 @@ use crate::chunk::{ChunkId, Digest};
 use crate::entry::{Extra, Kind, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::sys::{self, Time, quoted};
-use crate::volume::{BlockId, Place, Status, Stored, Volume, VolumeConfig};
+use crate::volume::{BlockId, Facts, Place, Status, Stored, Volume, VolumeConfig};
 
 /// The right to write a catalog and its volumes. Held by one process at a time; the kernel takes it
 /// back when the process ends, however it ends.
@@ -98,6 +99,10 @@ impl Writer {
         Ok(Writer { conn: schema::open_to_write(path)?, _lock: lock })
     }
 
+    pub(super) fn conn(&self) -> &Connection {
+        &self.conn
+    }
+
     /// The catalog's settings.
     pub fn settings(&self) -> Result<Settings> {
         Settings::read(&self.conn)
@@ -125,7 +130,9 @@ impl Writer {
             status: Status::Active,
             reserve_percent,
         };
-        Volume::create(path, &config, settings.hash)?;
+        let created = Time::now().secs;
+        let facts = Facts { number: next, created, settings: setting_rows(&self.conn)? };
+        Volume::create(path, &config, settings.hash, facts)?;
         let query = "INSERT INTO volumes (number, uuid, path, status, reserve_percent, created_s) \
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
         let row = (
@@ -134,7 +141,7 @@ impl Writer {
             path.as_os_str().as_bytes(),
             config.status.as_str(),
             config.reserve_percent,
-            Time::now().secs,
+            created,
         );
         self.conn.execute(query, row).map_err(sql)?;
         Ok(config)
@@ -174,6 +181,12 @@ impl Writer {
     /// The number that the next block gets.
     pub fn next_block(&self) -> Result<u64> {
         numbers::next(&self.conn, Numbered::Block).map(i64::cast_unsigned)
+    }
+
+    /// Whether a block has this number.
+    pub fn has_block(&self, number: u64) -> Result<bool> {
+        let query = "SELECT EXISTS (SELECT 1 FROM blocks WHERE number = ?1)";
+        self.conn.query_row(query, [number], |row| row.get(0)).map_err(sql)
     }
 
     /// Begins a run of source `name`, which lies at `path`.
@@ -257,6 +270,21 @@ impl RunWriter<'_> {
     pub fn new_dir(&mut self) -> DirId {
         self.next_dir += 1;
         self.next_dir - 1
+    }
+
+    /// Name of its source.
+    pub(super) fn name(&self) -> &[u8] {
+        &self.name
+    }
+
+    /// Where the source lies.
+    pub(super) fn path(&self) -> &[u8] {
+        self.path.as_os_str().as_bytes()
+    }
+
+    /// When it began.
+    pub(super) fn started(&self) -> Time {
+        self.started
     }
 
     /// Whether any stored block has chunks.
@@ -489,7 +517,7 @@ impl RunWriter<'_> {
             counts.bytes_stored,
             counts.problems,
             sys::host_name(),
-            concat!("raidtape ", env!("CARGO_PKG_VERSION")),
+            PROGRAM,
             comment,
         ];
         self.conn.execute(query, row).map_err(sql)?;
@@ -531,11 +559,13 @@ fn put_block(conn: &Connection, stored: &Stored) -> Result<()> {
     let row = (stored.block(), stored.volume(), stored.record_at());
     conn.prepare_cached(query).map_err(sql)?.execute(row).map_err(sql)?;
     // The newest place counts: a chunk is stored again only where the block that had it is damaged.
-    let query = "INSERT OR REPLACE INTO chunks (id, block, at, len) VALUES (?1, ?2, ?3, ?4)";
+    let query = "INSERT INTO chunks (id, block, at, len) VALUES (?1, ?2, ?3, ?4) \
+                 ON CONFLICT (id) DO UPDATE SET block = excluded.block, at = excluded.at, \
+                 len = excluded.len WHERE excluded.block >= block";
     let mut statement = conn.prepare_cached(query).map_err(sql)?;
     // In the table's own order: pages are filled one after another, not here and there.
     let mut chunks: Vec<_> = index.placed_chunks().collect();
-    chunks.sort_unstable_by_key(|(_, chunk)| chunk.id);
+    chunks.sort_unstable_by_key(|(at, chunk)| (chunk.id, *at));
     for (at, chunk) in chunks {
         statement.execute((&chunk.id.0[..], stored.block(), at, chunk.len)).map_err(sql)?;
     }

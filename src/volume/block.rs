@@ -61,15 +61,28 @@ impl BlockIndex {
     }
 }
 
-/// Version of the index record; the first byte of each.
-const RECORD_VERSION: u8 = 1;
+/// Version of the index record; the first byte of each. Version 1 had no number.
+const RECORD_VERSION: u8 = 2;
 /// Largest record that a reader accepts, in bytes.
 const RECORD_BYTES_MAX: u32 = 256 << 20;
+/// Greatest number of a block that a reader accepts: others have to follow it.
+pub const BLOCK_NUMBER_MAX: u64 = 1 << 48;
+
+/// What a record of the volume index says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The number that the block got in its catalog; records of version 1 do not say it.
+    pub number: Option<u64>,
+    /// What is inside the block.
+    pub index: BlockIndex,
+}
 
 /// One record of the volume index: length of the body and its XXH3 (4 and 8 bytes, little-endian),
-/// then the body: version, block id, frame table, number of chunks, and id and length of each.
-pub fn encode_record(block: &BlockIndex) -> Vec<u8> {
+/// then the body: version, number of the block, its id, frame table, number of chunks, and id and
+/// length of each.
+pub fn encode_record(number: u64, block: &BlockIndex) -> Vec<u8> {
     let mut body = vec![RECORD_VERSION];
+    wire::put_u64(&mut body, number);
     body.extend_from_slice(&block.id.0);
     frame::put_frames(&mut body, &block.frames);
     wire::put_u64(&mut body, block.chunks.len() as u64);
@@ -85,12 +98,19 @@ pub fn encode_record(block: &BlockIndex) -> Vec<u8> {
 }
 
 /// Reads a record's body.
-fn decode_body(body: &[u8]) -> Result<BlockIndex> {
+fn decode_body(body: &[u8]) -> Result<Record> {
     let mut reader = Reader::new(body, "volume index record");
-    let [version] = reader.array::<1>()?;
-    if version != RECORD_VERSION {
-        let message = format!("volume index record of version {version}: this program knows 1");
-        return Err(Error::new(ErrorKind::Version, message));
+    let number = match reader.array()? {
+        [1] => None,
+        [RECORD_VERSION] => Some(reader.u64()?),
+        [other] => {
+            let message =
+                format!("volume index record of version {other}: this program knows 1 and 2");
+            return Err(Error::new(ErrorKind::Version, message));
+        }
+    };
+    if number.is_some_and(|it| it == 0 || it > BLOCK_NUMBER_MAX) {
+        return Err(Error::corrupt("volume index record: impossible number of a block"));
     }
     let id = Digest(reader.array()?);
     let frames = frame::get_frames(&mut reader)?;
@@ -102,7 +122,7 @@ fn decode_body(body: &[u8]) -> Result<BlockIndex> {
     reader.finish()?;
     let block = BlockIndex { id, frames, chunks };
     block.check()?;
-    Ok(block)
+    Ok(Record { number, index: block })
 }
 
 /// Reads index records one after another.
@@ -124,7 +144,7 @@ impl<R: Read> RecordReader<R> {
 
     /// The next record; `None` at the end, and also where a record is cut short or does not match
     /// its check, which is what a crash while appending leaves.
-    pub fn next_record(&mut self) -> Result<Option<BlockIndex>> {
+    pub fn next_record(&mut self) -> Result<Option<Record>> {
         let mut head = [0; 12];
         if !self.read_whole(&mut head)? {
             return Ok(None);
@@ -193,11 +213,11 @@ mod tests {
     proptest! {
         #[test]
         fn any_record_comes_back(blocks in prop::collection::vec(any_block(), 0..4)) {
-            let log: Vec<u8> = blocks.iter().flat_map(encode_record).collect();
+            let log = log_of(&blocks);
             let mut reader = RecordReader::new(&log[..], 7);
-            for block in &blocks {
-                let got = reader.next_record()?;
-                prop_assert_eq!(got.as_ref(), Some(block));
+            for (number, block) in (1..).zip(&blocks) {
+                let got = reader.next_record()?.unwrap();
+                prop_assert_eq!((got.number, &got.index), (Some(number), block));
             }
             prop_assert!(reader.next_record()?.is_none());
             prop_assert_eq!(reader.offset(), 7 + log.len() as u64);
@@ -218,13 +238,18 @@ mod tests {
         ) {
             let _ = decode_body(&bytes);
             // Nearly right is worse than nonsense.
-            let mut body = encode_record(&block).split_off(12);
+            let mut body = encode_record(70, &block).split_off(12);
             let at = at.index(body.len());
             body[at] = body[at].wrapping_add(1);
             let _ = decode_body(&body);
             body.truncate(at);
             prop_assert!(decode_body(&body).is_err());
         }
+    }
+
+    /// Records of these blocks, which have the numbers from 1 on.
+    fn log_of(blocks: &[BlockIndex]) -> Vec<u8> {
+        (1..).zip(blocks).flat_map(|(number, it)| encode_record(number, it)).collect()
     }
 
     fn block(seed: u8) -> BlockIndex {
@@ -246,11 +271,11 @@ mod tests {
     #[test]
     fn records_come_back_and_a_torn_tail_ends_the_reading() {
         let blocks = [block(1), block(2), block(3)];
-        let log: Vec<u8> = blocks.iter().flat_map(encode_record).collect();
+        let log = log_of(&blocks);
         let ends: Vec<usize> = blocks
             .iter()
             .scan(0, |end, it| {
-                *end += encode_record(it).len();
+                *end += encode_record(1, it).len();
                 Some(*end)
             })
             .collect();
@@ -258,7 +283,7 @@ mod tests {
             let mut reader = RecordReader::new(&log[..cut], 0);
             let mut got = Vec::new();
             while let Some(it) = reader.next_record().unwrap() {
-                got.push(it);
+                got.push(it.index);
             }
             let whole = ends.iter().filter(|end| **end <= cut).count();
             assert_eq!(got, blocks[..whole]);
@@ -270,12 +295,34 @@ mod tests {
     #[test]
     fn a_changed_byte_is_never_read_as_a_record() {
         let good = block(1);
-        let record = encode_record(&good);
+        let record = encode_record(9, &good);
+        let good = Record { number: Some(9), index: good };
         for at in 0..record.len() {
             let mut bad = record.clone();
             bad[at] ^= 0x10;
             let got = RecordReader::new(&bad[..], 0).next_record();
             assert!(!matches!(got, Ok(Some(it)) if it != good));
         }
+    }
+
+    /// A record's length and check before its body.
+    fn framed(body: &[u8]) -> Vec<u8> {
+        let len = u32::try_from(body.len()).unwrap().to_le_bytes();
+        [&len[..], &xxh3_64(body).to_le_bytes(), body].concat()
+    }
+
+    #[test]
+    fn records_of_before_have_no_number_and_impossible_numbers_are_refused() {
+        let good = block(1);
+        let body = encode_record(5, &good).split_off(12);
+        let read = |body: &[u8]| RecordReader::new(&framed(body)[..], 0).next_record();
+        let old = read(&[&[1], &body[2..]].concat()).unwrap().unwrap();
+        assert_eq!(old, Record { number: None, index: good.clone() });
+        for number in [0, BLOCK_NUMBER_MAX + 1, u64::MAX] {
+            let body = encode_record(number, &good).split_off(12);
+            assert_eq!(read(&body).unwrap_err().kind(), ErrorKind::Corrupt);
+        }
+        let later = read(&[&[3], &body[1..]].concat());
+        assert_eq!(later.unwrap_err().kind(), ErrorKind::Version);
     }
 }

@@ -1,7 +1,8 @@
 //! The volume manifest: a small text file that says which volume a directory is.
 //!
 //! Format 1: lines `key=value`; `format`, `volume_id`, `status`, `reserve_percent` and `hash_algo`
-//! are required, other keys are kept as they are. Replaced as a whole, never edited in place.
+//! are required, other keys are kept as they are. What the catalog says of the volume and of itself
+//! is for who has lost it. Replaced as a whole, never edited in place.
 
 use std::path::{Path, PathBuf};
 
@@ -26,9 +27,25 @@ pub struct VolumeManifest {
     pub reserve_percent: u8,
     /// The hash that names its blocks and chunks.
     pub hash: HashAlgo,
+    /// What its catalog says; nothing where an earlier program wrote it.
+    pub facts: Option<Facts>,
     /// Keys that this program does not know, kept as they are.
     pub other: Vec<(String, String)>,
 }
+
+/// What a catalog says of a volume, and of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The volume's number.
+    pub number: i64,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// The settings that a rebuilt catalog has to have too, sorted by their keys.
+    pub settings: Vec<(String, String)>,
+}
+
+/// The key of a setting begins so.
+const SETTING: &str = "setting.";
 
 /// Where the manifest of the volume at `volume` lies.
 pub fn path_in(volume: &Path) -> PathBuf {
@@ -43,8 +60,14 @@ impl VolumeManifest {
             status: config.status,
             reserve_percent: config.reserve_percent,
             hash,
+            facts: None,
             other: Vec::new(),
         }
+    }
+
+    /// The value of a key that this program does not know.
+    pub fn other(&self, key: &str) -> Option<&str> {
+        self.other.iter().find(|it| it.0 == key).map(|it| &*it.1)
     }
 
     /// Reads the manifest of the volume at `volume`; none there means that the volume is offline.
@@ -79,13 +102,35 @@ impl VolumeManifest {
             }
         }
         let reserve = get("reserve_percent")?.parse().ok().filter(|it| *it <= 100);
-        let known = ["format", "volume_id", "status", "reserve_percent", "hash_algo"];
-        let other = pairs.iter().filter(|it| !known.contains(&it.0));
+        let known =
+            ["format", "volume_id", "status", "reserve_percent", "hash_algo", "number", "created"];
+        let is_other = |key: &str| !known.contains(&key) && !key.starts_with(SETTING);
+        let other = pairs.iter().filter(|it| is_other(it.0));
+        let number = |key: &str, min: i64| {
+            let text = get(key)?;
+            let number = text.parse().ok().filter(|it| (min..1 << 48).contains(it));
+            number.ok_or_else(|| Error::corrupt(format!("bad {key}")))
+        };
+        let facts = match get("number") {
+            Err(_) => None,
+            Ok(_) => {
+                let mut settings: Vec<(String, String)> = pairs
+                    .iter()
+                    .filter_map(|it| {
+                        Some((it.0.strip_prefix(SETTING)?.to_owned(), it.1.to_owned()))
+                    })
+                    .collect();
+                settings.sort();
+                let created = number("created", i64::MIN)?;
+                Some(Facts { number: number("number", 1)?, created, settings })
+            }
+        };
         Ok(VolumeManifest {
             uuid: get("volume_id")?.to_owned(),
             status: get("status")?.parse()?,
             reserve_percent: reserve.ok_or_else(|| Error::corrupt("bad reserve_percent"))?,
             hash: get("hash_algo")?.parse()?,
+            facts,
             other: other.map(|it| (it.0.to_owned(), it.1.to_owned())).collect(),
         })
     }
@@ -99,6 +144,12 @@ impl VolumeManifest {
             self.reserve_percent,
             self.hash.as_str()
         );
+        if let Some(Facts { number, created, settings }) = &self.facts {
+            text.push_str(&format!("number={number}\ncreated={created}\n"));
+            for (key, value) in settings {
+                text.push_str(&format!("{SETTING}{key}={value}\n"));
+            }
+        }
         for (key, value) in &self.other {
             text.push_str(&format!("{key}={value}\n"));
         }
@@ -124,10 +175,16 @@ mod tests {
             sha: bool,
             reserve_percent in 0u8..=100,
             other in prop::collection::vec(("[a-c]{6,9}", "[ -~]{0,20}"), 0..4),
+            numbers in prop::option::of((1i64..9000, -9000i64..9000)),
+            settings in prop::collection::btree_map("[a-c]{6,9}", "[ -~]{0,20}", 0..4),
         ) {
+            let facts = numbers.map(|(number, created)| {
+                let settings = settings.into_iter().collect();
+                Facts { number, created, settings }
+            });
             let status = if sealed { Status::Sealed } else { Status::Active };
             let hash = if sha { HashAlgo::Sha256 } else { HashAlgo::Blake3 };
-            let manifest = VolumeManifest { uuid, status, reserve_percent, hash, other };
+            let manifest = VolumeManifest { uuid, status, reserve_percent, hash, facts, other };
             prop_assert_eq!(VolumeManifest::parse(&manifest.to_text())?, manifest);
         }
 
@@ -156,6 +213,7 @@ mod tests {
             status: Status::Sealed,
             reserve_percent: 7,
             hash: HashAlgo::Sha256,
+            facts: None,
             other: vec![("colour".to_owned(), "blue=ish".to_owned())],
         };
         assert_eq!(VolumeManifest::parse(&manifest.to_text()).unwrap(), manifest);

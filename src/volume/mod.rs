@@ -6,8 +6,8 @@ mod manifest;
 pub mod store;
 mod writer;
 
-pub use block::{BlockId, BlockIndex};
-pub use manifest::VolumeManifest;
+pub use block::{BlockId, BlockIndex, Record};
+pub use manifest::{Facts, VolumeManifest};
 pub use writer::{Batch, OpenBlock, Place, Stored, Writer};
 
 use std::fs::File;
@@ -86,7 +86,7 @@ const INDEX_NAME: &str = ".rt_volume_index";
 
 impl Volume {
     /// Makes a volume of directory `path` (created when missing), which must not be one yet.
-    pub fn create(path: &Path, config: &VolumeConfig, hash: HashAlgo) -> Result<()> {
+    pub fn create(path: &Path, config: &VolumeConfig, hash: HashAlgo, facts: Facts) -> Result<()> {
         let failed = |e| Error::io(format!("creating volume {}", quoted(path)), e);
         sys::make_private_dirs(path).map_err(failed)?;
         if manifest::path_in(path).exists() {
@@ -98,7 +98,7 @@ impl Volume {
         }
         guide::refresh(path)?;
         sys::replace_file(&path.join(INDEX_NAME), b"")?;
-        VolumeManifest::of(config, hash).write(path)
+        VolumeManifest { facts: Some(facts), ..VolumeManifest::of(config, hash) }.write(path)
     }
 
     /// Opens the volume, checking that what lies at its path is really it.
@@ -130,6 +130,21 @@ impl Volume {
         if let Err(e) = guide::refresh(&self.config.path) {
             log::warn!("{e}: how to restore without this program may not be said there");
         }
+    }
+
+    /// Brings up to date what the volume says of itself: what its catalog says. Only for who holds
+    /// the writer's lock.
+    pub fn refresh_manifest(&self, facts: Facts) -> Result<()> {
+        let path = &self.config.path;
+        let old = VolumeManifest::read(path)?;
+        let mut new = old.clone();
+        // It is here: that it was missed is the catalog's business.
+        if self.config.status != Status::Missing {
+            new.status = self.config.status;
+        }
+        new.reserve_percent = self.config.reserve_percent;
+        new.facts = Some(facts);
+        if new == old { Ok(()) } else { new.write(path) }
     }
 
     /// Removes what a killed writer left half written. Only for who holds the writer's lock.
@@ -166,7 +181,7 @@ impl Volume {
     /// The index record that begins at byte `record_at`.
     pub fn index_record(&self, record_at: u64) -> Result<BlockIndex> {
         let record = self.index_from(record_at)?.next_record()?;
-        record.ok_or_else(|| {
+        record.map(|it| it.index).ok_or_else(|| {
             let at = quoted(&self.config.path);
             Error::corrupt(format!("volume index of {at} has no record at byte {record_at}"))
         })

@@ -1,5 +1,5 @@
 #!/bin/sh
-# restore.sh version 1: gets files back from RaidTape volumes without RaidTape.
+# restore.sh version 2: gets files back from RaidTape volumes without RaidTape.
 #
 #     sh restore.sh list                     all runs
 #     sh restore.sh ls RUN [PATH]            what is in a folder (-r: and below it)
@@ -145,7 +145,7 @@ def record($seq): if .op | . == "put" or . == "link" or . == "delete" or . == "e
           elif (.op | . == "delete" or . == "empty") and ($want | startswith($k + " ")) then
               $k + "\t" + $seq + "\t" + ({op} | tojson)
           else null end
-    elif .op == "run" or .op == "owner" then null
+    elif .op == "run" or .op == "owner" or .op == "problem" then null
     else error("unknown line") end;
 foreach (inputs, {"op": "eof"}) as $l ({n: 0, bad: 0, end: false};
     .out = null

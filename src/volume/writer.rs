@@ -305,7 +305,7 @@ impl<'a> Writer<'a> {
         let mut records = Vec::new();
         for it in blocks {
             let record_at = *index_len + records.len() as u64;
-            records.extend(block::encode_record(&it.index));
+            records.extend(block::encode_record(it.number, &it.index));
             pending.push((it.pending, it.index.id));
             let volume = volume.config.number;
             stored.push(Stored { block: it.number, index: it.index, volume, record_at });
