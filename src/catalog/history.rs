@@ -321,8 +321,8 @@ impl Tail {
 impl Counts {
     /// From the columns of `runs`.
     fn from_columns(columns: [u64; 13]) -> Counts {
-        let [added, modified, deleted, unchanged, a, m, d, u, files, bytes, read, stored, problems] =
-            columns;
+        let [added, modified, deleted, unchanged, a, m, d, u, rest @ ..] = columns;
+        let [files, bytes, read, stored, problems] = rest;
         Counts {
             entries: Tally { added, modified, deleted, unchanged },
             dirs: Tally { added: a, modified: m, deleted: d, unchanged: u },
