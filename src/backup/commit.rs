@@ -368,12 +368,7 @@ impl<'a, 'c> Committer<'a, 'c> {
             self.note(Problem::new("copies", &error));
         }
         let together = if wanted > 1 { self.volumes.on_one_device() } else { Vec::new() };
-        Copies {
-            wanted,
-            blocks_lacking: lacking.blocks,
-            bytes_lacking: lacking.bytes,
-            together,
-        }
+        Copies { wanted, blocks_lacking: lacking.blocks, bytes_lacking: lacking.bytes, together }
     }
 
     /// Ends the run: everything durable in its order, and the run visible last.

@@ -15,9 +15,7 @@ use crate::chunk::frame::put_frames;
 use crate::chunk::{ChunkId, ChunkRef};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::quoted;
-use crate::volume::{
-    BlockId, BlockIndex, CopyAt, Status, VolumeConfig, VolumeManifest, Volumes,
-};
+use crate::volume::{BlockId, BlockIndex, CopyAt, Status, VolumeConfig, VolumeManifest, Volumes};
 
 /// Notes a copy, or that its record is elsewhere now.
 pub(super) fn put(conn: &Connection, block: u64, at: CopyAt) -> Result<()> {
@@ -72,7 +70,11 @@ impl Writer {
     }
 
     /// Notes copies that are durable, and how far the indexes of their volumes go.
-    pub fn put_copies(&mut self, copies: &[(u64, CopyAt)], index_lens: &[(i64, u64)]) -> Result<()> {
+    pub fn put_copies(
+        &mut self,
+        copies: &[(u64, CopyAt)],
+        index_lens: &[(i64, u64)],
+    ) -> Result<()> {
         self.transact(|conn| {
             copies.iter().try_for_each(|(block, at)| put(conn, *block, *at))?;
             index_lens.iter().try_for_each(|(volume, len)| put_index_len(conn, *volume, *len))
@@ -120,9 +122,8 @@ impl Reader {
     pub fn copies_of(&self, block: u64) -> Result<Vec<CopyAt>> {
         let query = "SELECT volume, record_at FROM block_copies WHERE block = ?1 ORDER BY volume";
         let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
-        let rows = statement.query_map([block], |row| {
-            Ok(CopyAt { volume: row.get(0)?, record_at: row.get(1)? })
-        });
+        let rows = statement
+            .query_map([block], |row| Ok(CopyAt { volume: row.get(0)?, record_at: row.get(1)? }));
         rows.map_err(sql)?.collect::<rusqlite::Result<_>>().map_err(sql)
     }
 

@@ -100,9 +100,9 @@ impl Settings {
             // A catalog of before has none: one copy was all there was.
             copies: match find("copies")? {
                 None => 1,
-                Some(text) => text.parse().map_err(|_| {
-                    Error::corrupt(format!("catalog: setting copies is {text:?}"))
-                })?,
+                Some(text) => text
+                    .parse()
+                    .map_err(|_| Error::corrupt(format!("catalog: setting copies is {text:?}")))?,
             },
         };
         settings.check().map_err(bad)?;

@@ -43,9 +43,9 @@ pub fn coverage(catalog: &Path, args: &args::Coverage) -> Result<u8> {
     }
     let mut out = show::Out::new();
     if args.json {
-        let by_copies = coverage.by_copies.iter().map(|(copies, it)| {
-            json!({ "copies": copies, "blocks": it.blocks, "bytes": it.bytes })
-        });
+        let by_copies = coverage.by_copies.iter().map(
+            |(copies, it)| json!({ "copies": copies, "blocks": it.blocks, "bytes": it.bytes }),
+        );
         let by_volume = configs.iter().map(|config| {
             let it = coverage.by_volume.get(&config.number).copied().unwrap_or_default();
             let mut map = Map::new();
@@ -68,9 +68,9 @@ pub fn coverage(catalog: &Path, args: &args::Coverage) -> Result<u8> {
         out.finish()?;
         return Ok(exit::DONE);
     }
-    let of = run.as_ref().map_or("everything".to_owned(), |it| {
-        format!("run {} of {}", it.id, Quoted(&it.source))
-    });
+    let of = run
+        .as_ref()
+        .map_or("everything".to_owned(), |it| format!("run {} of {}", it.id, Quoted(&it.source)));
     out.line(&format!("coverage of {of}: {wanted} copies wanted"))?;
     out.line(&format!("{:>8} {:>8} {:>10}", "copies", "blocks", "stored"))?;
     for (copies, it) in &coverage.by_copies {

@@ -50,7 +50,9 @@ pub fn of_problems(problems: &[Problem], count: u64) -> u8 {
 pub fn of_replicated(done: &Replicated) -> u8 {
     match done.worst() {
         None => DONE,
-        Some(kind @ (ErrorKind::Corrupt | ErrorKind::Offline | ErrorKind::NoSpace)) => of_kind(kind),
+        Some(kind @ (ErrorKind::Corrupt | ErrorKind::Offline | ErrorKind::NoSpace)) => {
+            of_kind(kind)
+        }
         Some(_) => PROBLEMS,
     }
 }

@@ -318,12 +318,7 @@ pub fn report(out: &mut Out, report: &Report) -> Result<()> {
         out.line(fault)?;
     }
     for block in &report.bad_blocks {
-        out.line(&format!(
-            "block {} on {}: {}",
-            block.id,
-            quoted(&block.volume),
-            block.reason
-        ))?;
+        out.line(&format!("block {} on {}: {}", block.id, quoted(&block.volume), block.reason))?;
         for file in &block.files {
             let (source, path) = (Quoted(&file.source), Quoted(&file.path));
             out.line(&format!("    {} of {source}: {path}", runs(&file.runs)))?;

@@ -174,4 +174,3 @@ pub fn volumes(catalog: &Path, args: &args::Volumes) -> Result<u8> {
     out.finish()?;
     Ok(exit::DONE)
 }
-

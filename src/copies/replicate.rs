@@ -83,11 +83,7 @@ pub fn replicate(catalog: &Path, progress: &Progress) -> Result<Replicated> {
     Ok(done)
 }
 
-fn replicate_in(
-    store: &mut Store,
-    volumes: &Volumes,
-    progress: &Progress,
-) -> Result<Replicated> {
+fn replicate_in(store: &mut Store, volumes: &Volumes, progress: &Progress) -> Result<Replicated> {
     let wanted = store.settings.copies;
     let mut done = Replicated { wanted, together: volumes.on_one_device(), ..Default::default() };
     std::mem::take(&mut store.problems).into_iter().for_each(|it| done.problems.add(it));

@@ -138,9 +138,8 @@ fn others(
 
 /// Whether the other volumes can take what this one has.
 fn check_room(store: &Store, volumes: &Volumes, config: &VolumeConfig) -> Result<()> {
-    let is_target = |it: &&Volume| {
-        it.config.number != config.number && it.config.status == Status::Active
-    };
+    let is_target =
+        |it: &&Volume| it.config.number != config.number && it.config.status == Status::Active;
     let mut needed = Needed::default();
     let mut after = 0;
     loop {
@@ -294,7 +293,8 @@ impl Work<'_> {
             }
         }
         let error = first.unwrap_or_else(|| Error::corrupt("no copy"));
-        let what = "the copy that would stay is damaged, nothing was retired: run validate --repair";
+        let what =
+            "the copy that would stay is damaged, nothing was retired: run validate --repair";
         Err(error.context(what))
     }
 }

@@ -61,9 +61,7 @@ fn run_once(catalog: &Path, site: &Site, prepare: Option<&Prepare>, job: &Job) -
             let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
             Ok(Outcome::Validated(validate::run(&snapshots, progress)?))
         }
-        Request::Replicate => {
-            Ok(Outcome::Replicated(copies::replicate(catalog, progress)?))
-        }
+        Request::Replicate => Ok(Outcome::Replicated(copies::replicate(catalog, progress)?)),
         Request::Genmeta => Ok(Outcome::Described(genmeta::run(catalog, progress)?)),
     }
 }

@@ -249,8 +249,7 @@ impl Writer<'_> {
         each: Each<'_>,
     ) -> Vec<Tried> {
         let mut tried = Vec::new();
-        let (Some(from), Some(to)) =
-            (self.volumes.get(source), self.volumes.present().get(target))
+        let (Some(from), Some(to)) = (self.volumes.get(source), self.volumes.present().get(target))
         else {
             return tried;
         };
@@ -362,8 +361,15 @@ impl Writer<'_> {
                 continue;
             }
             let Some(planned) = planned.get(at) else { continue };
-            if !self.has_room(at, planned + len)? {
-                if !self.has_room(at, len)? {
+            let room = match volume.room() {
+                Ok(room) => room,
+                Err(e) => {
+                    self.give_up(at, e)?;
+                    continue;
+                }
+            };
+            if room <= *planned + len {
+                if room <= len {
                     self.mark_full(at)?;
                 }
                 continue;

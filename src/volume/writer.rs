@@ -330,8 +330,7 @@ impl<'a> Writer<'a> {
             self.mark_full(at)?;
         }
         let stored = indexes.into_iter().zip(places?);
-        let stored =
-            stored.map(|((block, index), at)| Stored { block, index, copies: vec![at] });
+        let stored = stored.map(|((block, index), at)| Stored { block, index, copies: vec![at] });
         Ok(stored.collect())
     }
 
