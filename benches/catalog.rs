@@ -61,6 +61,7 @@ fn make_catalog(catalog: &Path, volume: &Path) {
         compression: Compression::Zstd(3),
         block_bytes: 128 << 20,
         reserve_percent: 0,
+        copies: 1,
     };
     let mut writer = Writer::create(catalog, &settings).unwrap();
     writer.add_volume(volume, 0).unwrap();

@@ -47,6 +47,7 @@ impl Store {
             compression: Compression::Zstd(3),
             block_bytes: 32 << 20,
             reserve_percent: 0,
+            copies: 1,
         };
         let mut writer = Writer::create(&catalog, &settings).unwrap();
         writer.add_volume(&dir.path().join("volume"), 0).unwrap();

@@ -27,6 +27,7 @@ pub mod restore;
 pub mod dump;
 pub mod validate;
 pub mod genmeta;
+pub mod copies;
 pub mod job;
 pub mod fs;
 pub mod cli;

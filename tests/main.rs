@@ -25,6 +25,8 @@ mod catalog_copy;
 mod changes;
 /// What a run has stored goes from the writable tree, and nothing else does.
 mod clearing;
+/// Several copies of each block.
+mod copies;
 /// The command line: exit codes, JSON, refusals, hostile targets.
 mod cli;
 /// Control files: lines of every shape, refusals, who may.

@@ -27,6 +27,7 @@ fn the_root_has_what_it_should() {
         set(&[
             "backup",
             "genmeta",
+            "replicate",
             "jobs",
             "restore",
             "restore-folder",

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::index::ChunkIndex;
 use super::{
-    Change, EntryPlace, Options, PROBLEMS_MAX, Summary, Unchanged, WAITING_BLOCKS_MAX,
+    Change, Copies, EntryPlace, Options, PROBLEMS_MAX, Summary, Unchanged, WAITING_BLOCKS_MAX,
     WAITING_BYTES_MAX, WAITING_CHUNKS_MAX,
 };
 use crate::catalog::chain::RunEnd;
@@ -351,6 +351,27 @@ impl<'a, 'c> Committer<'a, 'c> {
         self.chunks.store(stored)
     }
 
+    /// Names volumes that failed while copies were written, and says how many copies there are not.
+    fn note_lacking(&mut self) -> Copies {
+        let lacking = self.blocks.take_lacking();
+        for (volume, error) in lacking.failed {
+            let error = error.context("it took no more copies");
+            self.note(Problem::new(volume.as_os_str().as_bytes(), &error));
+        }
+        let wanted = self.settings.copies;
+        if lacking.blocks > 0 {
+            let (blocks, bytes) = (lacking.blocks, lacking.bytes);
+            let message = format!(
+                "{blocks} blocks ({bytes} bytes) of this run are on fewer than {wanted} volumes: \
+                 add a volume with room, then run raidtape replicate"
+            );
+            let error = Error::new(ErrorKind::NoSpace, message);
+            self.note(Problem::new("copies", &error));
+        }
+        let together = if wanted > 1 { self.volumes.on_one_device() } else { Vec::new() };
+        Copies { wanted, blocks_lacking: lacking.blocks, bytes_lacking: lacking.bytes, together }
+    }
+
     /// Ends the run: everything durable in its order, and the run visible last.
     pub fn finish(mut self, options: &Options, source: &[u8]) -> Result<Summary> {
         // Every version has been settled by now; a name that still waits is told, not dropped.
@@ -380,6 +401,7 @@ impl<'a, 'c> Committer<'a, 'c> {
             let error = error.context("its metas were not written");
             self.note(Problem::new(volume.as_os_str().as_bytes(), &error));
         }
+        let copies = self.note_lacking();
         self.counts.bytes_read = Progress::get(&self.progress.bytes_read);
         // From here on nothing is counted any more: the manifest says what the catalog will say.
         let words = (&*options.tags, &*options.comment);
@@ -400,6 +422,7 @@ impl<'a, 'c> Committer<'a, 'c> {
             problems: self.problems,
             bytes_adopted: 0,
             warnings: Vec::new(),
+            copies,
         };
         self.progress.set_phase("done");
         Ok(summary)

@@ -50,7 +50,7 @@ pub use dry::{Plan, Planned, dry_run};
 pub use filter::{Rule, Rules};
 pub use stream::{Input, Stream};
 
-use adopt::adopt_all;
+pub(crate) use adopt::adopt_all;
 use ahead::Ahead;
 use commit::Committer;
 use filter::Filter;
@@ -106,6 +106,21 @@ pub struct Summary {
     pub bytes_adopted: u64,
     /// What could not be done beside it. It takes nothing from the run.
     pub warnings: Vec<Error>,
+    /// What lacks of the copies that were wanted.
+    pub copies: Copies,
+}
+
+/// How it stands with the copies of what a run has stored.
+#[derive(Clone, Debug, Default)]
+pub struct Copies {
+    /// On how many volumes each block was to be.
+    pub wanted: u8,
+    /// Blocks that are on fewer, because no other volume had room.
+    pub blocks_lacking: u64,
+    /// Their bytes.
+    pub bytes_lacking: u64,
+    /// Volumes on one file system: its loss would be the loss of several copies.
+    pub together: Vec<Vec<PathBuf>>,
 }
 
 /// Problems that a run keeps with their texts; more are only counted.
@@ -237,7 +252,7 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
         None => overlap::check(&source, catalog, &configs, options, &filter)?,
         Some(_) => HashSet::new(),
     };
-    let volumes = Volumes::open(configs);
+    let volumes = writer.open_volumes()?;
     for (config, reason) in volumes.missing() {
         if reason.kind() == ErrorKind::Version {
             // Whoever wrote it knows more than this program: nothing is written beside it.
@@ -262,7 +277,8 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
         settings.block_bytes,
         writer.next_block()?,
         adopted.index_lens,
-    );
+    )
+    .with_copies(settings.copies);
     let problems = adopted.problems;
     let (source, name) = (&*source, &*name);
     let target = Target { catalog, source, name, basis, own, filter: &filter, started, problems };

@@ -324,6 +324,7 @@ mod tests {
             compression: "none".parse().unwrap(),
             block_bytes: 128 << 20,
             reserve_percent: 0,
+            copies: 1,
         };
         drop(Writer::create(&path, &settings).unwrap());
         let reader = Reader::open(&path).unwrap();

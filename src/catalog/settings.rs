@@ -26,7 +26,12 @@ pub struct Settings {
     pub block_bytes: u64,
     /// Reserve of volumes that do not say otherwise, in percent.
     pub reserve_percent: u8,
+    /// Volumes that each block is to be on.
+    pub copies: u8,
 }
+
+/// Most copies of a block that can be asked for.
+pub const COPIES_MAX: u8 = 16;
 
 impl Settings {
     /// Checks that the parts fit together.
@@ -46,6 +51,9 @@ impl Settings {
         if self.reserve_percent > 99 {
             return Err(Error::usage("the reserve must be 0 to 99 percent"));
         }
+        if !(1..=COPIES_MAX).contains(&self.copies) {
+            return Err(Error::usage(format!("there can be 1 to {COPIES_MAX} copies")));
+        }
         Ok(())
     }
 
@@ -60,18 +68,22 @@ impl Settings {
         put("compression", self.compression.to_word())?;
         put("block_bytes", self.block_bytes.to_string())?;
         put("reserve_percent", self.reserve_percent.to_string())?;
+        if self.copies != 1 {
+            put("copies", self.copies.to_string())?;
+        }
         put("catalog_id", uuid::Uuid::new_v4().to_string())?;
         Ok(())
     }
 
     /// Reads the settings of a catalog.
     pub fn read(conn: &Connection) -> Result<Settings> {
-        let get = |k: &str| -> Result<String> {
-            let found = conn
-                .query_row("SELECT v FROM settings WHERE k = ?1", [k], |row| row.get(0))
+        let find = |k: &str| -> Result<Option<String>> {
+            conn.query_row("SELECT v FROM settings WHERE k = ?1", [k], |row| row.get(0))
                 .optional()
-                .map_err(sql)?;
-            found.ok_or_else(|| Error::corrupt(format!("catalog: setting {k} is missing")))
+                .map_err(sql)
+        };
+        let get = |k: &str| -> Result<String> {
+            find(k)?.ok_or_else(|| Error::corrupt(format!("catalog: setting {k} is missing")))
         };
         let number = |k: &str| -> Result<u64> {
             let text = get(k)?;
@@ -85,6 +97,13 @@ impl Settings {
             block_bytes: number("block_bytes")?,
             reserve_percent: u8::try_from(number("reserve_percent")?)
                 .map_err(|_| Error::corrupt("catalog: reserve out of range"))?,
+            // A catalog of before has none: one copy was all there was.
+            copies: match find("copies")? {
+                None => 1,
+                Some(text) => text
+                    .parse()
+                    .map_err(|_| Error::corrupt(format!("catalog: setting copies is {text:?}")))?,
+            },
         };
         settings.check().map_err(bad)?;
         Ok(settings)

@@ -76,6 +76,7 @@ fn settings() -> Settings {
         compression: Compression::Zstd(3),
         block_bytes: 128 << 20,
         reserve_percent: 10,
+        copies: 1,
     }
 }
 
@@ -183,6 +184,7 @@ fn settings_come_back() {
             compression: if level == 0 { Compression::None } else { Compression::Zstd(level) },
             block_bytes: 1 << bits,
             reserve_percent: reserve,
+            copies: 1,
         };
         drop(Writer::create(&path, &settings)?);
         prop_assert_eq!(Reader::open(&path)?.settings()?, settings);

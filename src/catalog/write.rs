@@ -18,7 +18,7 @@ use super::chain::{PROGRAM, setting_rows};
 use super::numbers::{self, Numbered};
 use super::read::{EntryRow, volumes};
 use super::run::{Counts, DirId, RunId, VersionId};
-use super::{Content, Extent, OPEN, Settings, extent, schema, sql};
+use super::{Content, Extent, OPEN, Settings, copies, extent, schema, sql};
 use crate::chunk::frame::put_frames;
 use crate::chunk::{ChunkId, Digest};
 use crate::entry::{Extra, Kind, Metadata};
@@ -75,7 +75,7 @@ fn lock_path(catalog: &Path) -> PathBuf {
 
 /// Writes a catalog. Holds the writer's lock.
 pub struct Writer {
-    conn: Connection,
+    pub(super) conn: Connection,
     _lock: WriteLock,
 }
 
@@ -165,7 +165,7 @@ impl Writer {
     pub fn adopt(&mut self, stored: &[Stored], volume: i64, index_len: u64) -> Result<()> {
         self.conn.execute_batch("BEGIN IMMEDIATE").map_err(sql)?;
         let work = || -> Result<()> {
-            stored.iter().try_for_each(|it| put_block(&self.conn, it))?;
+            stored.iter().try_for_each(|it| adopt_block(&self.conn, it))?;
             put_index_len(&self.conn, volume, index_len)
         };
         match work() {
@@ -555,9 +555,7 @@ fn put_block(conn: &Connection, stored: &Stored) -> Result<()> {
                  VALUES (?1, ?2, ?3, ?4, ?5)";
     let row = (stored.block(), &index.id.0[..], index.stored_len(), index.plain_len(), frames);
     conn.prepare_cached(query).map_err(sql)?.execute(row).map_err(sql)?;
-    let query = "INSERT INTO block_copies (block, volume, record_at) VALUES (?1, ?2, ?3)";
-    let row = (stored.block(), stored.volume(), stored.record_at());
-    conn.prepare_cached(query).map_err(sql)?.execute(row).map_err(sql)?;
+    stored.copies().iter().try_for_each(|it| copies::put(conn, stored.block(), *it))?;
     // The newest place counts: a chunk is stored again only where the block that had it is damaged.
     let query = "INSERT INTO chunks (id, block, at, len) VALUES (?1, ?2, ?3, ?4) \
                  ON CONFLICT (id) DO UPDATE SET block = excluded.block, at = excluded.at, \
@@ -572,7 +570,15 @@ fn put_block(conn: &Connection, stored: &Stored) -> Result<()> {
     Ok(())
 }
 
-fn put_index_len(conn: &Connection, volume: i64, index_len: u64) -> Result<()> {
+/// Adds a block that was left behind; if the catalog has it, only the copy is new.
+fn adopt_block(conn: &Connection, stored: &Stored) -> Result<()> {
+    match copies::known_as(conn, stored.index())? {
+        Some(block) => stored.copies().iter().try_for_each(|it| copies::put(conn, block, *it)),
+        None => put_block(conn, stored),
+    }
+}
+
+pub(super) fn put_index_len(conn: &Connection, volume: i64, index_len: u64) -> Result<()> {
     let query = "UPDATE volumes SET index_len = ?2 WHERE number = ?1";
     conn.execute(query, (volume, index_len)).map_err(sql)?;
     Ok(())

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::query;
+use crate::catalog::COPIES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs;
 use crate::job::BackupArgs;
@@ -61,6 +62,8 @@ pub enum Command {
     Init(Init),
     /// Make a volume of a directory and add it to the catalog
     AddVolume(AddVolume),
+    /// Settle on how many volumes each block is to be
+    SetCopies(SetCopies),
     /// Back up a directory, or a stream
     Backup(Backup),
     /// Show what a run added, modified and deleted
@@ -79,6 +82,10 @@ pub enum Command {
     Validate(Validate),
     /// Make anew what is missing or out of date beside the blocks: metas and manifests
     Genmeta(Genmeta),
+    /// Copy blocks to further volumes, until each is on as many as init or set-copies has asked for
+    Replicate(Replicate),
+    /// Show how many copies there are, and which volumes may fail
+    Coverage(Coverage),
     /// Restore one file
     Restore(Restore),
     /// Restore a folder
@@ -87,7 +94,7 @@ pub enum Command {
     RevertToRun(RevertToRun),
     /// List all runs
     Runs(Runs),
-    /// List all volumes
+    /// List all volumes; take one up where it is now, or retire one
     Volumes(Volumes),
     /// List a directory of a run
     Ls(Ls),
@@ -121,6 +128,37 @@ pub struct Init {
     /// Compression: zstd, zstd:N or none
     #[arg(long, default_value = "zstd")]
     pub compression: String,
+    /// Volumes that each block is written to
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = copies())]
+    pub copies: u8,
+}
+
+/// A number of copies.
+fn copies() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(1..=i64::from(COPIES_MAX))
+}
+
+#[derive(clap::Args)]
+pub struct SetCopies {
+    /// How many
+    #[arg(value_parser = copies())]
+    pub copies: u8,
+}
+
+#[derive(clap::Args)]
+pub struct Replicate {
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Coverage {
+    /// Of one run: its number, or latest [default: everything]
+    pub run: Option<query::RunArg>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(clap::Args)]
@@ -200,6 +238,13 @@ pub struct Runs {
 
 #[derive(clap::Args)]
 pub struct Volumes {
+    /// A volume of this catalog is at PATH now: note that, and take up what the catalog does not
+    /// know of it
+    #[arg(long, value_name = "PATH")]
+    pub readopt: Option<PathBuf>,
+    /// Copy what only this volume has to others, then forget it; nothing on it is deleted
+    #[arg(long, value_name = "ID|PATH", conflicts_with = "readopt")]
+    pub retire: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -14,7 +14,6 @@ use crate::error::{Error, Quoted, Result};
 use crate::progress::Progress;
 use crate::snapshot::{Snapshots, resolve};
 use crate::sys::{self, quoted};
-use crate::volume::{Status, Volume};
 
 /// Memory for decompressed data of one-shot commands.
 pub const CACHE_BYTES: u64 = 32 << 20;
@@ -32,6 +31,7 @@ pub fn init(catalog: &Path, args: &args::Init) -> Result<u8> {
         compression: args.compression.parse()?,
         block_bytes: args.block_size,
         reserve_percent: args.reserve,
+        copies: args.copies,
     };
     if let Some(dir) = catalog.parent() {
         sys::make_private_dirs(dir).map_err(|e| Error::io(quoted(dir).to_string(), e))?;
@@ -71,6 +71,7 @@ pub fn backup(catalog: &Path, args: &args::Backup, verbose: bool) -> Result<u8> 
         show::put_name(&mut map, "source", &summary.source);
         map.extend(show::counts_json(counts));
         map.insert("bytes_adopted".into(), summary.bytes_adopted.into());
+        map.insert("copies".into(), show::copies_json(&summary.copies));
         map.insert("problem_list".into(), show::problems_json(&summary.problems));
         let warnings: Vec<String> = summary.warnings.iter().map(ToString::to_string).collect();
         map.insert("warnings".into(), warnings.into());
@@ -92,6 +93,7 @@ pub fn backup(catalog: &Path, args: &args::Backup, verbose: bool) -> Result<u8> 
                 "  took over {adopted} that a run which did not end had stored"
             ));
         }
+        show::say_copies(&summary.copies);
         if counts.problems > 0 {
             show::say(format_args!("  {} problems, named above", counts.problems));
         }
@@ -237,52 +239,6 @@ pub fn runs(catalog: &Path, args: &args::Runs) -> Result<u8> {
             show::bytes(run.counts.bytes_stored),
             Quoted(&run.source)
         ))?;
-    }
-    out.finish()?;
-    Ok(exit::DONE)
-}
-
-pub fn volumes(catalog: &Path, args: &args::Volumes) -> Result<u8> {
-    let reader = Reader::open(catalog)?;
-    let mut out = show::Out::new();
-    let mut list = Vec::new();
-    if !args.json {
-        out.line(&format!(
-            "{:<8} {:>8} {:>10} {:>10} {:>8}  {}",
-            "status", "blocks", "stored", "free", "reserve", "path"
-        ))?;
-    }
-    for config in reader.volumes()? {
-        let totals = reader.stored_bytes_of(config.number)?;
-        let opened = Volume::open(config.clone());
-        let status = if opened.is_ok() { config.status } else { Status::Missing };
-        let space = opened.and_then(|it| it.store.space()).ok();
-        if args.json {
-            let mut map = Map::new();
-            map.insert("volume".into(), config.number.into());
-            map.insert("uuid".into(), config.uuid.clone().into());
-            show::put_name(&mut map, "path", config.path.as_os_str().as_bytes());
-            map.insert("status".into(), status.as_str().into());
-            map.insert("reserve_percent".into(), config.reserve_percent.into());
-            map.insert("blocks".into(), totals.blocks.into());
-            map.insert("stored_bytes".into(), totals.stored_bytes.into());
-            map.insert("free_bytes".into(), json!(space.map(|it| it.free_bytes)));
-            map.insert("total_bytes".into(), json!(space.map(|it| it.total_bytes)));
-            list.push(Value::Object(map));
-            continue;
-        }
-        out.line(&format!(
-            "{:<8} {:>8} {:>10} {:>10} {:>7}%  {}",
-            status.as_str(),
-            totals.blocks,
-            show::bytes(totals.stored_bytes),
-            space.map_or_else(|| "-".to_owned(), |it| show::bytes(it.free_bytes)),
-            config.reserve_percent,
-            quoted(&config.path)
-        ))?;
-    }
-    if args.json {
-        out.json(&Value::Array(list))?;
     }
     out.finish()?;
     Ok(exit::DONE)

@@ -2,6 +2,7 @@
 //!
 //! The only place that decides it; the errno table in `fs` is its twin, and README prints it.
 
+use crate::copies::Replicated;
 use crate::error::{ErrorKind, Problem};
 use crate::job::Outcome;
 
@@ -45,6 +46,17 @@ pub fn of_problems(problems: &[Problem], count: u64) -> u8 {
     }
 }
 
+/// The exit code of a replication.
+pub fn of_replicated(done: &Replicated) -> u8 {
+    match done.worst() {
+        None => DONE,
+        Some(kind @ (ErrorKind::Corrupt | ErrorKind::Offline | ErrorKind::NoSpace)) => {
+            of_kind(kind)
+        }
+        Some(_) => PROBLEMS,
+    }
+}
+
 /// The exit code that the job's command would have had.
 pub fn exit_code_of_job(outcome: &Outcome) -> u8 {
     match outcome {
@@ -52,6 +64,7 @@ pub fn exit_code_of_job(outcome: &Outcome) -> u8 {
         Outcome::Restored(_, summary) => of_problems(&summary.problems, summary.problem_count),
         Outcome::Validated(report) => report.worst().map_or(DONE, of_kind),
         Outcome::Described(summary) => of_problems(&summary.problems, summary.problem_count),
+        Outcome::Replicated(done) => of_replicated(done),
         Outcome::Failed(error) => of_kind(error.kind()),
     }
 }

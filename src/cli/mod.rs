@@ -6,6 +6,7 @@
 mod args;
 mod bar;
 mod commands;
+mod coverage;
 mod exit;
 mod mount;
 mod notify;
@@ -14,6 +15,7 @@ mod place;
 mod query;
 mod restore;
 mod show;
+mod volumes;
 
 use std::path::Path;
 
@@ -62,6 +64,7 @@ fn run(args: &Args) -> crate::error::Result<u8> {
     let catalog = args.catalog()?;
     match &args.command {
         Command::Init(it) => commands::init(&catalog, it),
+        Command::SetCopies(it) => volumes::set_copies(&catalog, it),
         Command::AddVolume(it) => commands::add_volume(&catalog, it),
         Command::Backup(it) => commands::backup(&catalog, it, args.verbose > 0),
         Command::ListChanges(it) => commands::list_changes(&catalog, it),
@@ -76,7 +79,9 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::RestoreFolder(it) => restore::restore_folder(&catalog, it),
         Command::RevertToRun(it) => restore::revert_to_run(&catalog, it),
         Command::Runs(it) => commands::runs(&catalog, it),
-        Command::Volumes(it) => commands::volumes(&catalog, it),
+        Command::Volumes(it) => volumes::volumes(&catalog, it),
+        Command::Replicate(it) => volumes::replicate(&catalog, it),
+        Command::Coverage(it) => coverage::coverage(&catalog, it),
         Command::Ls(it) => commands::ls(&catalog, it),
         Command::Mount(it) => mount::mount(&catalog, it),
         Command::Umount(it) => mount::umount(it),

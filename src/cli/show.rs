@@ -4,17 +4,18 @@
 //! is not UTF-8 gets the key `KEY_b64`.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytesize::ByteSize;
 use serde_json::{Map, Value, json};
 
-use crate::backup::Planned;
+use crate::backup::{Copies, Planned};
 use crate::catalog::{Change, ChangeKind, Counts, DamagedFile, EntryRow, Run, Tally};
 use crate::entry::Kind;
 use crate::error::{Error, Problem, Quoted, Result};
-use crate::sys::Time;
+use crate::sys::{Time, quoted};
 use crate::validate::{BadBlock, Report};
 
 /// Standard output, buffered. A reader that goes away ends the output, not the command.
@@ -266,18 +267,58 @@ pub fn planned_json(planned: &Planned<'_>) -> Value {
     Value::Object(map)
 }
 
+/// What lacks of the copies that a run should have made, and what they have in common.
+pub fn say_copies(copies: &Copies) {
+    if copies.blocks_lacking > 0 {
+        let (blocks, size) = (copies.blocks_lacking, bytes(copies.bytes_lacking));
+        say(format_args!(
+            "  {blocks} blocks, {size}, are on fewer than {} volumes: raidtape coverage says more",
+            copies.wanted
+        ));
+    }
+    if copies.wanted > 1 {
+        say_together(&copies.together);
+    }
+}
+
+/// Warns of volumes that fail together.
+pub fn say_together(together: &[Vec<PathBuf>]) {
+    for paths in together {
+        let paths: Vec<String> = paths.iter().map(|it| quoted(it).to_string()).collect();
+        say(format_args!(
+            "  warning: on one file system, whose loss is the loss of all: {}",
+            paths.join(", ")
+        ));
+    }
+}
+
+/// The same as JSON.
+pub fn copies_json(copies: &Copies) -> Value {
+    json!({
+        "wanted": copies.wanted,
+        "blocks_lacking": copies.blocks_lacking,
+        "bytes_lacking": copies.bytes_lacking,
+        "together": together_json(&copies.together),
+    })
+}
+
+/// Groups of paths as JSON: lists of objects with a path.
+pub fn together_json(together: &[Vec<PathBuf>]) -> Value {
+    let path = |it: &PathBuf| {
+        let mut map = Map::new();
+        put_name(&mut map, "path", std::os::unix::ffi::OsStrExt::as_bytes(it.as_os_str()));
+        Value::Object(map)
+    };
+    together.iter().map(|group| group.iter().map(path).collect::<Value>()).collect()
+}
+
 /// A validation report as lines.
 pub fn report(out: &mut Out, report: &Report) -> Result<()> {
     for fault in &report.catalog_faults {
         out.line(fault)?;
     }
     for block in &report.bad_blocks {
-        out.line(&format!(
-            "block {} on {}: {}",
-            block.id,
-            crate::sys::quoted(&block.volume),
-            block.reason
-        ))?;
+        out.line(&format!("block {} on {}: {}", block.id, quoted(&block.volume), block.reason))?;
         for file in &block.files {
             let (source, path) = (Quoted(&file.source), Quoted(&file.path));
             out.line(&format!("    {} of {source}: {path}", runs(&file.runs)))?;
@@ -295,7 +336,7 @@ pub fn report(out: &mut Out, report: &Report) -> Result<()> {
 }
 
 /// `run 3`, `runs 1-4, 7`.
-fn runs(runs: &[i64]) -> String {
+pub fn runs(runs: &[i64]) -> String {
     let mut ranges: Vec<(i64, i64)> = Vec::new();
     for run in runs {
         match ranges.last_mut() {

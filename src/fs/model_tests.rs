@@ -69,6 +69,7 @@ impl Direct {
             compression,
             block_bytes: 1 << 20,
             reserve_percent: 0,
+            copies: 1,
         };
         std::fs::create_dir(&source).unwrap();
         std::fs::create_dir(at("volume")).unwrap();

@@ -181,7 +181,7 @@ mod tests {
                 Node::Ingest(cut(n, 60).cast_unsigned()),
                 Node::Job(job),
                 Node::JobFile(job, file, 0).alias(alias),
-                Node::Verb(VERBS[usize::from(m.to_le_bytes()[1]) % 6], m.to_le_bytes()[2].into()),
+                Node::Verb(VERBS[usize::from(m.to_le_bytes()[1]) % VERBS.len()], m.to_le_bytes()[2].into()),
             ] {
                 prop_assert_eq!(node.ino().and_then(Node::from_ino), Some(node));
             }

@@ -252,12 +252,15 @@ pub enum Verb {
     Validate,
     /// `genmeta`.
     Genmeta,
+    /// `replicate`.
+    Replicate,
 }
 
 /// Every verb, in the order of the alphabet.
-pub const VERBS: [Verb; 6] = [
+pub const VERBS: [Verb; 7] = [
     Verb::Backup,
     Verb::Genmeta,
+    Verb::Replicate,
     Verb::Restore,
     Verb::RestoreFolder,
     Verb::RevertToRun,
@@ -274,6 +277,7 @@ impl Verb {
             Verb::RevertToRun => "revert-to-run",
             Verb::Validate => "validate",
             Verb::Genmeta => "genmeta",
+            Verb::Replicate => "replicate",
         }
     }
 
@@ -284,7 +288,7 @@ impl Verb {
             Verb::Restore => "FILE DEST [options]",
             Verb::RestoreFolder => "FOLDER DEST [options]",
             Verb::RevertToRun => "RUN DEST [options]",
-            Verb::Validate | Verb::Genmeta => "an empty line",
+            Verb::Validate | Verb::Genmeta | Verb::Replicate => "an empty line",
         }
     }
 }
@@ -302,6 +306,8 @@ pub enum Request {
     Validate,
     /// Complete metas and manifests.
     Genmeta,
+    /// Make the copies that lack.
+    Replicate,
 }
 
 /// What the words of a line mean in the process that does the work.
@@ -339,10 +345,11 @@ pub fn parse(verb: Verb, line: &[u8], site: &Site) -> Result<Request> {
             let restoring = restore::parse(verb, words, &site.mountpoint)?;
             Ok(Request::Restore(Box::new(restoring)))
         }
-        Verb::Validate | Verb::Genmeta => {
+        Verb::Validate | Verb::Genmeta | Verb::Replicate => {
             EmptyLine::try_parse_from(words).map_err(refused)?;
             match verb {
                 Verb::Validate => Ok(Request::Validate),
+                Verb::Replicate => Ok(Request::Replicate),
                 _ => Ok(Request::Genmeta),
             }
         }

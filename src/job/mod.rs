@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::backup;
 use crate::catalog::{Counts, RunId};
+use crate::copies;
 use crate::error::{Error, ErrorKind, Quoted};
 use crate::genmeta;
 use crate::progress::{Progress, Said};
@@ -55,6 +56,8 @@ pub enum Outcome {
     Validated(validate::Report),
     /// Metas and manifests were completed.
     Described(genmeta::Summary),
+    /// Blocks were copied to further volumes.
+    Replicated(copies::Replicated),
     /// It failed, or was cancelled.
     Failed(Error),
 }
@@ -296,7 +299,7 @@ impl Job {
             }
             Outcome::Restored(run, _) => status.run = Some(*run),
             Outcome::Validated(report) => last.extend(work::damage_lines(report)),
-            Outcome::Described(_) | Outcome::Failed(_) => {}
+            Outcome::Described(_) | Outcome::Replicated(_) | Outcome::Failed(_) => {}
         }
         let state = match outcome {
             Outcome::Failed(error) if error.kind() == ErrorKind::Interrupted => State::Cancelled,

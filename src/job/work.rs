@@ -9,7 +9,7 @@ use crate::catalog::WriteLock;
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::snapshot::Snapshots;
 use crate::sys::quoted;
-use crate::{backup, genmeta, validate};
+use crate::{backup, copies, genmeta, validate};
 
 /// Memory for decompressed data of a job, beside the mount's own.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -61,6 +61,7 @@ fn run_once(catalog: &Path, site: &Site, prepare: Option<&Prepare>, job: &Job) -
             let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
             Ok(Outcome::Validated(validate::run(&snapshots, progress)?))
         }
+        Request::Replicate => Ok(Outcome::Replicated(copies::replicate(catalog, progress)?)),
         Request::Genmeta => Ok(Outcome::Described(genmeta::run(catalog, progress)?)),
     }
 }
@@ -111,6 +112,7 @@ pub(super) fn summary_line(outcome: &Outcome) -> Option<String> {
             it.catalog_faults.len()
         ),
         Outcome::Described(it) => it.line(),
+        Outcome::Replicated(it) => it.line(),
     })
 }
 

@@ -1,14 +1,16 @@
 #![doc = include_str!("FORMAT.md")]
 
 pub mod block;
+mod copies;
 mod guide;
 mod manifest;
 pub mod store;
 mod writer;
 
 pub use block::{BlockId, BlockIndex, Record};
+pub use copies::{CopyFault, CopyJob, Lacking, copy_block, verify_block};
 pub use manifest::{Facts, VolumeManifest};
-pub use writer::{Batch, OpenBlock, Place, Stored, Writer};
+pub use writer::{Batch, CopyAt, OpenBlock, Place, Stored, Writer};
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -185,6 +187,19 @@ impl Volume {
             let at = quoted(&self.config.path);
             Error::corrupt(format!("volume index of {at} has no record at byte {record_at}"))
         })
+    }
+
+    /// Bytes that it takes until its reserve is reached.
+    pub fn room(&self) -> Result<u64> {
+        let space = self.store.space()?;
+        let reserve = space.total_bytes / 100 * u64::from(self.config.reserve_percent);
+        let kept = reserve.saturating_add(writer::ROOM_BYTES);
+        Ok(space.free_bytes.saturating_sub(kept))
+    }
+
+    /// The device of its file system; `None` if nobody can tell.
+    pub fn device(&self) -> Option<u64> {
+        sys::stat(&self.config.path).ok().map(|it| it.dev)
     }
 
     /// Starts writing documents (metas, manifests).
@@ -377,8 +392,14 @@ impl Volumes {
                 Err(e) => failed = Some(e.context(quoted(&volume.config.path))),
             }
         }
+        Err(failed.or(offline).unwrap_or_else(|| self.why_none(&[], id)))
+    }
+
+    /// The error for a block of which no volume of `numbers` is there.
+    pub fn why_none(&self, numbers: &[i64], id: &BlockId) -> Error {
+        let offline = numbers.iter().find_map(|it| self.why_missing(*it, id));
         let unknown = || Error::corrupt(format!("block {id} is on no known volume"));
-        Err(failed.or(offline).unwrap_or_else(unknown))
+        offline.unwrap_or_else(unknown)
     }
 
     /// The first volume of `numbers` that is there.
@@ -386,10 +407,23 @@ impl Volumes {
         numbers.iter().find_map(|number| self.get(*number))
     }
 
+    /// The paths of volumes that share a file system, which fails as a whole; each group has two at
+    /// least.
+    pub fn on_one_device(&self) -> Vec<Vec<PathBuf>> {
+        let mut devices: std::collections::BTreeMap<u64, Vec<PathBuf>> = Default::default();
+        for volume in &self.present {
+            if let Some(device) = volume.device() {
+                devices.entry(device).or_default().push(volume.config.path.clone());
+            }
+        }
+        devices.into_values().filter(|it| it.len() > 1).collect()
+    }
+
     fn why_missing(&self, number: i64, id: &BlockId) -> Option<Error> {
         let (config, reason) = self.missing.iter().find(|it| it.0.number == number)?;
         let message = format!(
-            "block {id} is on volume {} at {}, which is not there ({reason}): mount it",
+            "block {id} is on volume {} at {}, which is not there ({reason}): mount it, or say \
+             where it is now with volumes --readopt PATH",
             config.uuid,
             quoted(&config.path)
         );

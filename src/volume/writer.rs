@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 
 use super::block::{self, BlockIndex};
+use super::copies::Lacking;
 use super::store::PendingBlock;
 use super::{Status, Volume, Volumes};
 use crate::chunk::frame::Frame;
@@ -19,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// What is left free beyond the reserve, in bytes: a block also needs its directories, its index
 /// record and its meta, and without those it would not count.
-const ROOM_BYTES: u64 = 4 << 20;
+pub(super) const ROOM_BYTES: u64 = 4 << 20;
 
 /// A block is closed when it has this many chunks: tiny files would otherwise fill one with so many
 /// that its table grew with the tree.
@@ -66,12 +67,21 @@ pub struct Place {
     pub offset: u64,
 }
 
-/// A block that is durable: bytes, name and index record. Only [`Writer::barrier`] makes one.
+/// Where a copy of a block is: the volume, and where its record begins in that volume's index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyAt {
+    /// The number of the volume.
+    pub volume: i64,
+    /// Where the record begins, in bytes.
+    pub record_at: u64,
+}
+
+/// A block that is durable: bytes, name and index record, of every copy it names. Only
+/// [`Writer::barrier`] makes one.
 pub struct Stored {
-    block: u64,
-    index: BlockIndex,
-    volume: i64,
-    record_at: u64,
+    pub(super) block: u64,
+    pub(super) index: BlockIndex,
+    pub(super) copies: Vec<CopyAt>,
 }
 
 impl Stored {
@@ -85,14 +95,9 @@ impl Stored {
         &self.index
     }
 
-    /// The number of the volume it lies on.
-    pub fn volume(&self) -> i64 {
-        self.volume
-    }
-
-    /// Where its record begins in the volume's index, in bytes.
-    pub fn record_at(&self) -> u64 {
-        self.record_at
+    /// Where its copies are; never none.
+    pub fn copies(&self) -> &[CopyAt] {
+        &self.copies
     }
 
     /// A block that an index record and a file of the right length prove to be stored: what a run
@@ -105,8 +110,8 @@ impl Stored {
     ) -> Result<Option<Stored>> {
         let len = volume.store.len_of(&index.id)?;
         let is_whole = len == Some(index.stored_len());
-        let volume = volume.config.number;
-        Ok(is_whole.then_some(Stored { block, index, volume, record_at }))
+        let copies = vec![CopyAt { volume: volume.config.number, record_at }];
+        Ok(is_whole.then_some(Stored { block, index, copies }))
     }
 }
 
@@ -131,17 +136,20 @@ struct Closed {
 
 /// Writes blocks to the volumes of a catalog. One at a time: see the writer's lock.
 pub struct Writer<'a> {
-    volumes: &'a Volumes,
-    hash: HashAlgo,
+    pub(super) volumes: &'a Volumes,
+    pub(super) hash: HashAlgo,
     block_bytes: u64,
+    /// Volumes that each block is to be on.
+    pub(super) copies: usize,
     next_number: AtomicU64,
     shared: Mutex<Option<OpenBlock>>,
     closed: Mutex<Vec<Closed>>,
     closed_bytes: AtomicU64,
     closed_chunks: AtomicU64,
     /// For each present volume: whether it takes blocks, and the valid length of its index.
-    full: Mutex<Vec<bool>>,
-    index_len: Mutex<Vec<Option<u64>>>,
+    pub(super) full: Mutex<Vec<bool>>,
+    pub(super) index_len: Mutex<Vec<Option<u64>>>,
+    pub(super) lacking: Mutex<Lacking>,
 }
 
 impl<'a> Writer<'a> {
@@ -163,6 +171,7 @@ impl<'a> Writer<'a> {
             volumes,
             hash,
             block_bytes,
+            copies: 1,
             next_number: AtomicU64::new(next_number),
             shared: Mutex::new(None),
             closed: Mutex::new(Vec::new()),
@@ -170,7 +179,15 @@ impl<'a> Writer<'a> {
             closed_chunks: AtomicU64::new(0),
             full: Mutex::new(full),
             index_len: Mutex::new(index_len),
+            lacking: Mutex::default(),
         }
+    }
+
+    /// The same, but each block goes on this many volumes, or on as many as there are with room.
+    #[must_use]
+    pub fn with_copies(mut self, copies: u8) -> Writer<'a> {
+        self.copies = usize::from(copies).max(1);
+        self
     }
 
     /// Appends to the block that all threads share; gives the place of the batch's first byte.
@@ -286,44 +303,58 @@ impl<'a> Writer<'a> {
                 list.push(it);
             }
         }
-        for (volume, blocks) in self.volumes.present().iter().zip(by_volume) {
+        for (at, (volume, blocks)) in self.volumes.present().iter().zip(by_volume).enumerate() {
             if !blocks.is_empty() {
-                all.append(&mut self.publish(volume, blocks)?);
+                all.append(&mut self.publish(at, volume, blocks)?);
             }
+        }
+        if self.copies > 1 {
+            self.copy_stored(&mut all)?;
         }
         Ok(all)
     }
 
-    fn publish(&self, volume: &Volume, blocks: Vec<Closed>) -> Result<Vec<Stored>> {
-        let at = self.volumes.present().iter().position(|it| std::ptr::eq(it, volume));
-        let mut lens = self.index_len.lock();
-        let Some(Some(index_len)) = at.and_then(|at| lens.get_mut(at)) else {
-            return Err(Error::usage("a volume that this writer does not know"));
-        };
-        let mut pending = Vec::with_capacity(blocks.len());
-        let mut stored = Vec::with_capacity(blocks.len());
-        let mut records = Vec::new();
+    fn publish(&self, at: usize, volume: &Volume, blocks: Vec<Closed>) -> Result<Vec<Stored>> {
+        let (mut pending, mut indexes) = (Vec::new(), Vec::new());
         for it in blocks {
-            let record_at = *index_len + records.len() as u64;
-            records.extend(block::encode_record(it.number, &it.index));
             pending.push((it.pending, it.index.id));
-            let volume = volume.config.number;
-            stored.push(Stored { block: it.number, index: it.index, volume, record_at });
+            indexes.push((it.number, it.index));
         }
         let published = volume.store.publish(pending);
-        let appended = published.and_then(|()| volume.append_index(*index_len, &records));
-        match (appended, at) {
-            (Ok(len), _) => {
-                *index_len = len;
-                Ok(stored)
-            }
-            (Err(e), Some(at)) if e.kind() == ErrorKind::NoSpace => {
-                // The next run goes on with another volume.
-                self.mark_full(at)?;
-                Err(e)
-            }
-            (Err(e), _) => Err(e),
+        let records: Vec<_> = indexes.iter().map(|it| (it.0, &it.1)).collect();
+        let places = published.and_then(|()| self.append_records(at, &records));
+        if let Err(e) = &places
+            && e.kind() == ErrorKind::NoSpace
+        {
+            // The next run goes on with another volume.
+            self.mark_full(at)?;
         }
+        let stored = indexes.into_iter().zip(places?);
+        let stored = stored.map(|((block, index), at)| Stored { block, index, copies: vec![at] });
+        Ok(stored.collect())
+    }
+
+    /// Appends the records of blocks, by number, to the index of the volume that is number `at` of
+    /// those present; gives where they are. The blocks are durable already.
+    pub(super) fn append_records(
+        &self,
+        at: usize,
+        blocks: &[(u64, &BlockIndex)],
+    ) -> Result<Vec<CopyAt>> {
+        let mut lens = self.index_len.lock();
+        let (Some(volume), Some(Some(index_len))) =
+            (self.volumes.present().get(at), lens.get_mut(at))
+        else {
+            return Err(Error::usage("a volume that this writer does not know"));
+        };
+        let (mut records, mut places) = (Vec::new(), Vec::new());
+        for (number, index) in blocks {
+            let record_at = *index_len + records.len() as u64;
+            places.push(CopyAt { volume: volume.config.number, record_at });
+            records.extend(block::encode_record(*number, index));
+        }
+        *index_len = volume.append_index(*index_len, &records)?;
+        Ok(places)
     }
 
     /// The valid length of each present volume's index, in the order of [`Volumes::present`].
@@ -383,7 +414,7 @@ impl<'a> Writer<'a> {
     fn no_room_message(&self) -> String {
         let active = self.volumes.present().iter().filter(|it| it.config.status == Status::Active);
         let mut missing = self.volumes.missing().iter();
-        match (active.count(), missing.find(|it| it.0.status == Status::Active)) {
+        match (active.count(), missing.find(|it| it.0.status != Status::Sealed)) {
             (0, Some((_, reason))) => {
                 format!(
                     "no active volume is there: {reason}; mount it, or make a new one with \
@@ -401,15 +432,12 @@ impl<'a> Writer<'a> {
     }
 
     /// Whether `len` more bytes leave the volume's reserve untouched.
-    fn has_room(&self, at: usize, len: u64) -> Result<bool> {
+    pub(super) fn has_room(&self, at: usize, len: u64) -> Result<bool> {
         let Some(volume) = self.volumes.present().get(at) else { return Ok(false) };
-        let space = volume.store.space()?;
-        let percent = u64::from(volume.config.reserve_percent);
-        let reserve = space.total_bytes / 100 * percent;
-        Ok(space.free_bytes > reserve.saturating_add(len).saturating_add(ROOM_BYTES))
+        Ok(volume.room()? > len)
     }
 
-    fn mark_full(&self, at: usize) -> Result<()> {
+    pub(super) fn mark_full(&self, at: usize) -> Result<()> {
         let mut full = self.full.lock();
         let Some(flag) = full.get_mut(at) else { return Ok(()) };
         if !std::mem::replace(flag, true)

@@ -1,0 +1,265 @@
+//! How many copies there are of what, and what the loss of a volume would mean.
+//!
+//! Rows go by and are counted; a run's blocks are remembered as one bit each, and what has to be
+//! sorted is sorted by the database, which uses the disk for it.
+
+use std::collections::BTreeMap;
+
+use super::extent::{self, Extent};
+use super::read::Reader;
+use super::run::{DirId, Run, RunId};
+use super::sql;
+use crate::catalog::DamagedFile;
+use crate::entry::join;
+use crate::error::{Error, Result};
+
+/// Files that are named of those that would be lost.
+const NAMES_MAX: usize = 5;
+/// A block's number beyond this is none: no store has so many.
+const BLOCKS_MAX: u64 = 1 << 36;
+
+/// Blocks and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// How many blocks.
+    pub blocks: u64,
+    /// Their stored bytes.
+    pub bytes: u64,
+}
+
+impl Amount {
+    fn add(&mut self, bytes: u64) {
+        self.blocks += 1;
+        self.bytes += bytes;
+    }
+}
+
+/// How many copies there are.
+#[derive(Debug, Default)]
+pub struct Coverage {
+    /// By the number of copies on volumes that are there.
+    pub by_copies: BTreeMap<u64, Amount>,
+    /// By volume.
+    pub by_volume: BTreeMap<i64, Amount>,
+    /// Blocks that have fewer rows than copies are wanted, and the copies they lack.
+    pub lacking: Amount,
+}
+
+/// What would be lost with some volumes.
+#[derive(Debug, Default)]
+pub struct Loss {
+    /// Blocks that are on no other volume within reach.
+    pub amount: Amount,
+    /// Files that need them, by path.
+    pub files: u64,
+    /// Runs that have such files.
+    pub runs: u64,
+    /// The first of the files.
+    pub first: Vec<DamagedFile>,
+}
+
+impl Loss {
+    /// Whether nothing would be lost.
+    pub fn is_none(&self) -> bool {
+        self.amount.blocks == 0
+    }
+}
+
+/// Numbers as bits.
+#[derive(Default)]
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn set(&mut self, number: u64) -> Result<()> {
+        if number > BLOCKS_MAX {
+            return Err(Error::corrupt(format!("catalog: there is no block {number}")));
+        }
+        let word = usize::try_from(number / 64).unwrap_or(usize::MAX);
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        if let Some(it) = self.0.get_mut(word) {
+            *it |= 1 << (number % 64);
+        }
+        Ok(())
+    }
+
+    fn has(&self, number: u64) -> bool {
+        let word = usize::try_from(number / 64).unwrap_or(usize::MAX);
+        self.0.get(word).is_some_and(|it| it >> (number % 64) & 1 == 1)
+    }
+}
+
+/// The runs of a source in order, and how many files begin and end to be lost with each.
+struct Marks {
+    runs: Vec<RunId>,
+    changes: Vec<i64>,
+}
+
+/// The blocks that a run needs.
+pub struct RunBlocks(Bits);
+
+impl Reader {
+    /// The blocks that the files of a run lie in.
+    pub fn blocks_of_run(&self, run: &Run) -> Result<RunBlocks> {
+        let query = "WITH RECURSIVE dirs (dir) AS ( \
+                 SELECT child FROM entries WHERE dir = 0 AND name = ?2 \
+                     AND first_run <= ?1 AND last_run >= ?1 \
+                 UNION ALL SELECT e.child FROM dirs d CROSS JOIN entries e ON e.dir = d.dir \
+                     WHERE e.child IS NOT NULL AND e.first_run <= ?1 AND e.last_run >= ?1) \
+             SELECT v.extents FROM dirs d CROSS JOIN entries e ON e.dir = d.dir \
+                 CROSS JOIN versions v ON v.version = e.version \
+                 WHERE e.first_run <= ?1 AND e.last_run >= ?1 AND v.extents IS NOT NULL";
+        let mut statement = self.conn().prepare(query).map_err(sql)?;
+        let mut rows = statement.query((run.id, &run.source)).map_err(sql)?;
+        let mut blocks = Bits::default();
+        while let Some(row) = rows.next().map_err(sql)? {
+            let extents: Vec<u8> = row.get(0).map_err(sql)?;
+            for extent in extent::decode(&extents)? {
+                if let Extent::Data { block, .. } = extent {
+                    blocks.set(block)?;
+                }
+            }
+        }
+        Ok(RunBlocks(blocks))
+    }
+
+    /// How many copies there are of all blocks, or of those of a run; `here` are the volumes that
+    /// are there, `wanted` is how many copies there should be.
+    pub fn coverage(&self, of: Option<&RunBlocks>, here: &[i64], wanted: u8) -> Result<Coverage> {
+        let query = "SELECT number, stored_len, volume FROM blocks \
+                     LEFT JOIN block_copies ON block = number ORDER BY number";
+        let mut statement = self.conn().prepare(query).map_err(sql)?;
+        let mut rows = statement.query([]).map_err(sql)?;
+        let mut coverage = Coverage::default();
+        // Number, bytes, copies, copies within reach.
+        let mut block: Option<(u64, u64, u64, u64)> = None;
+        let end = |block: Option<(u64, u64, u64, u64)>, coverage: &mut Coverage| {
+            let Some((_, bytes, copies, within)) = block else { return };
+            coverage.by_copies.entry(within).or_default().add(bytes);
+            let lacking = u64::from(wanted).saturating_sub(copies);
+            if lacking > 0 {
+                coverage.lacking.blocks += 1;
+                coverage.lacking.bytes += lacking * bytes;
+            }
+        };
+        while let Some(row) = rows.next().map_err(sql)? {
+            let number: u64 = row.get(0).map_err(sql)?;
+            if of.is_some_and(|it| !it.0.has(number)) {
+                continue;
+            }
+            let bytes: u64 = row.get(1).map_err(sql)?;
+            if block.is_none_or(|it| it.0 != number) {
+                end(block.replace((number, bytes, 0, 0)), &mut coverage);
+            }
+            if let (Some(volume), Some(block)) = (row.get(2).map_err(sql)?, block.as_mut()) {
+                block.2 += 1;
+                block.3 += u64::from(here.contains(&volume));
+                coverage.by_volume.entry(volume).or_default().add(bytes);
+            }
+        }
+        end(block, &mut coverage);
+        Ok(coverage)
+    }
+
+    /// What would be lost with the volumes `lost`, of everything or of a run, while of the others
+    /// just `here` are there.
+    pub fn loss(
+        &self,
+        lost: &[i64],
+        here: &[i64],
+        run: Option<(&Run, &RunBlocks)>,
+    ) -> Result<Loss> {
+        let list = |numbers: &mut dyn Iterator<Item = &i64>| {
+            numbers.map(i64::to_string).collect::<Vec<_>>().join(", ")
+        };
+        let stay = list(&mut here.iter().filter(|it| !lost.contains(it)));
+        let lost = list(&mut lost.iter());
+        // Numbers only, which are this program's own.
+        let only = format!(
+            "SELECT DISTINCT c.block AS block FROM block_copies c WHERE c.volume IN ({lost}) \
+             AND NOT EXISTS (SELECT 1 FROM block_copies o WHERE o.block = c.block \
+             AND o.volume IN ({stay}))"
+        );
+        let mut loss = Loss::default();
+        let query = format!("SELECT block, stored_len FROM ({only}) JOIN blocks ON number = block");
+        let mut statement = self.conn().prepare(&query).map_err(sql)?;
+        let mut rows = statement.query([]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let number: u64 = row.get(0).map_err(sql)?;
+            if run.is_none_or(|it| it.1.0.has(number)) {
+                loss.amount.add(row.get(1).map_err(sql)?);
+            }
+        }
+        if loss.is_none() {
+            return Ok(loss);
+        }
+        self.lost_files(&only, run.map(|it| it.0), &mut loss)?;
+        Ok(loss)
+    }
+
+    fn lost_files(&self, only: &str, run: Option<&Run>, loss: &mut Loss) -> Result<()> {
+        let mut marks: BTreeMap<Vec<u8>, Marks> = BTreeMap::new();
+        for it in self.runs()? {
+            if run.is_none_or(|run| run.id == it.id) {
+                let empty = Marks { runs: Vec::new(), changes: vec![0] };
+                let marks = marks.entry(it.source).or_insert(empty);
+                marks.runs.push(it.id);
+                marks.changes.push(0);
+            }
+        }
+        let query = format!(
+            "SELECT dir, name, first_run, last_run FROM entries WHERE kind = 1 AND version IN \
+             (SELECT version FROM uses WHERE block IN ({only})) ORDER BY dir, name, first_run"
+        );
+        let mut statement = self.conn().prepare(&query).map_err(sql)?;
+        let mut rows = statement.query([]).map_err(sql)?;
+        let mut dir: Option<(DirId, Vec<u8>, Vec<u8>)> = None;
+        let mut before: Option<(DirId, Vec<u8>)> = None;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let number: DirId = row.get(0).map_err(sql)?;
+            let name: Vec<u8> = row.get(1).map_err(sql)?;
+            if dir.as_ref().is_none_or(|it| it.0 != number) {
+                let (source, path) = self.path_of_dir(number)?;
+                dir = Some((number, source, path));
+            }
+            let Some((_, source, path)) = &dir else { continue };
+            let Some(marks) = marks.get_mut(source) else { continue };
+            let (first, last): (RunId, RunId) =
+                (row.get(2).map_err(sql)?, row.get(3).map_err(sql)?);
+            let from = marks.runs.partition_point(|it| *it < first);
+            let to = marks.runs.partition_point(|it| *it <= last);
+            if from >= to {
+                continue;
+            }
+            for (at, change) in [(from, 1), (to, -1)] {
+                if let Some(it) = marks.changes.get_mut(at) {
+                    *it += change;
+                }
+            }
+            let runs = || marks.runs.get(from..to).unwrap_or_default().iter().copied();
+            let this = (number, name);
+            if before.as_ref() == Some(&this) {
+                if let Some(it) = loss.first.last_mut().filter(|_| loss.files as usize <= NAMES_MAX)
+                {
+                    it.runs.extend(runs());
+                }
+                continue;
+            }
+            loss.files += 1;
+            if loss.first.len() < NAMES_MAX {
+                let (source, path) = (source.clone(), join(path, &this.1));
+                loss.first.push(DamagedFile { source, path, runs: runs().collect() });
+            }
+            before = Some(this);
+        }
+        for marks in marks.values() {
+            let mut open = 0;
+            for change in &marks.changes {
+                open += change;
+                loss.runs += u64::from(open > 0);
+            }
+        }
+        Ok(())
+    }
+}
