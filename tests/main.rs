@@ -39,6 +39,8 @@ mod corpus;
 mod damage;
 /// The logical dump of a catalog.
 mod dump_catalog;
+/// Faults at every operation.
+mod faults;
 /// The torture tree, and all metadata there is.
 mod fidelity;
 /// What a backup leaves out, and what it would do.

@@ -261,8 +261,11 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
         log::warn!("volume {} is not there: {reason}", quoted(&config.path));
     }
     if volumes.present().is_empty()
-        && let Some((config, _)) = volumes.missing().first()
+        && let Some((config, reason)) = volumes.missing().first()
     {
+        if let Some(errno @ (c::EMFILE | c::ENFILE)) = reason.errno() {
+            return Err(out_of_files(std::io::Error::from_raw_os_error(errno)));
+        }
         // Even a run that stores nothing new leaves its manifest on a volume.
         let path = quoted(&config.path);
         let message = format!("no volume is there, not {path}: connect one, or add-volume another");

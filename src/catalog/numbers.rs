@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn a_number_whose_row_is_gone_is_not_given_again() {
         let dir = tempfile::tempdir().unwrap();
-        let conn = schema::create(&dir.path().join("c")).unwrap();
+        let conn = schema::create(&dir.path().join("c"), |_| Ok(())).unwrap();
         assert_eq!(nexts(&conn), [1; 4]);
         keep(&conn).unwrap();
         assert_eq!(nexts(&conn), [1; 4]);
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn what_is_no_number_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let conn = schema::create(&dir.path().join("c")).unwrap();
+        let conn = schema::create(&dir.path().join("c"), |_| Ok(())).unwrap();
         for bad in ["", "x", "9223372036854775807", "9223372036854775808"] {
             let query = "INSERT OR REPLACE INTO settings VALUES ('last_run', ?1)";
             conn.execute(query, [bad]).unwrap();

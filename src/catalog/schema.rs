@@ -5,6 +5,7 @@
 //! Version N of the schema is reached by running the migrations after the version found, in one
 //! transaction each; a version that this program does not know is refused.
 
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::sql;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::quoted;
+use crate::sys::{self, quoted};
 
 /// Marks a SQLite file as a catalog of ours: "RTAP".
 const APPLICATION_ID: i32 = 0x5254_4150;
@@ -32,33 +33,73 @@ const READABLE: i32 = 1;
 const WRITER_CACHE_KIB: i64 = 24 << 10;
 const READER_CACHE_KIB: i64 = 4 << 10;
 
-/// Creates a catalog file, which must not exist.
-pub fn create(path: &Path) -> Result<Connection> {
+/// What SQLite needs for a log and its shared memory at least, in bytes.
+const ROOM_BYTES: usize = 64 << 10;
+
+/// Creates a catalog file, which must not exist, and has `fill` put into it what it begins with.
+///
+/// It is made under another name and gets its own when it is complete and synced: a crash leaves no
+/// catalog or a whole one. The caller holds the lock.
+pub fn create(path: &Path, fill: impl FnOnce(&Connection) -> Result<()>) -> Result<Connection> {
     if path.symlink_metadata().is_ok() {
+        // Perhaps made by a process that died before it had synced that.
+        let _ = sys::sync_dir(path.parent().unwrap_or(Path::new("/")));
         return Err(Error::usage(format!("{} exists already", quoted(path))));
     }
+    let new = sys::new_name(path);
+    let result = create_at(&new, fill).and_then(|()| sys::rename_durable(&new, path));
+    result.inspect_err(|_| {
+        // If it cannot be removed, the next one who makes a catalog here does it.
+        let _ = std::fs::remove_file(&new);
+    })?;
+    open_to_write(path)
+}
+
+fn create_at(new: &Path, fill: impl FnOnce(&Connection) -> Result<()>) -> Result<()> {
+    let failed = |e| Error::io(format!("creating {}", quoted(new)), e);
+    match std::fs::remove_file(new) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+        _ => {}
+    }
     // Made here, so that nobody else can read it; SQLite gives its log files the same mode.
-    crate::sys::private_file()
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .map_err(|e| Error::io(format!("creating {}", quoted(path)), e))?;
+    let file = sys::private_file().write(true).create_new(true).open(new).map_err(failed)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut conn = Connection::open_with_flags(path, flags)
-        .map_err(|e| sql(e).context(format!("creating {}", quoted(path))))?;
+    let mut conn = Connection::open_with_flags(new, flags)
+        .map_err(|e| sql(e).context(format!("creating {}", quoted(new))))?;
+    // Nobody sees it before it is synced as a whole.
+    conn.pragma_update(None, "journal_mode", "MEMORY").map_err(sql)?;
+    conn.pragma_update(None, "synchronous", "OFF").map_err(sql)?;
     conn.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
-    configure(&conn, WRITER_CACHE_KIB)?;
     migrate(&mut conn, 0)?;
-    Ok(conn)
+    fill(&conn)?;
+    conn.close().map_err(|(_, e)| sql(e))?;
+    file.sync_all().map_err(failed)
 }
 
 /// Opens a catalog for writing, bringing an older schema up to date. The caller holds the lock.
 pub fn open_to_write(path: &Path) -> Result<Connection> {
-    let mut conn = open(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    configure(&conn, WRITER_CACHE_KIB)?;
-    let version = check_version(&conn, path)?;
-    migrate(&mut conn, version)?;
-    Ok(conn)
+    let open = || -> Result<Connection> {
+        let mut conn = open(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        configure(&conn, WRITER_CACHE_KIB)?;
+        let version = check_version(&conn, path)?;
+        migrate(&mut conn, version)?;
+        Ok(conn)
+    };
+    open().map_err(|e| full_disk(e, path))
+}
+
+/// What a writer's first steps find on a disk that is full SQLite tells of in other words, such as
+/// that it cannot open the file: asks the disk itself.
+fn full_disk(error: Error, path: &Path) -> Error {
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let try_disk = || tempfile::tempfile_in(dir)?.write_all(&[1; ROOM_BYTES]);
+    match (error.kind(), try_disk()) {
+        (ErrorKind::Io, Err(e)) => {
+            let full = Error::io(format!("opening {} ({error})", quoted(path)), e);
+            if full.kind() == ErrorKind::NoSpace { full } else { error }
+        }
+        _ => error,
+    }
 }
 
 /// Opens a catalog for reading only.
@@ -226,7 +267,7 @@ mod tests {
         std::fs::write(&path, b"hello, this is not a database at all").unwrap();
         assert_eq!(open_to_read(&path).unwrap_err().kind(), ErrorKind::Corrupt);
         std::fs::remove_file(&path).unwrap();
-        let conn = create(&path).unwrap();
+        let conn = create(&path, |_| Ok(())).unwrap();
         conn.pragma_update(None, "user_version", VERSION + 1).unwrap();
         drop(conn);
         assert_eq!(open_to_read(&path).unwrap_err().kind(), ErrorKind::Version);

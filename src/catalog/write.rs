@@ -84,8 +84,7 @@ impl Writer {
     pub fn create(path: &Path, settings: &Settings) -> Result<Writer> {
         settings.check()?;
         let lock = WriteLock::take(path)?;
-        let conn = schema::create(path)?;
-        settings.write(&conn)?;
+        let conn = schema::create(path, |conn| settings.write(conn))?;
         Ok(Writer { conn, _lock: lock })
     }
 
@@ -132,7 +131,6 @@ impl Writer {
         };
         let created = Time::now().secs;
         let facts = Facts { number: next, created, settings: setting_rows(&self.conn)? };
-        Volume::create(path, &config, settings.hash, facts)?;
         let query = "INSERT INTO volumes (number, uuid, path, status, reserve_percent, created_s) \
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
         let row = (
@@ -143,7 +141,10 @@ impl Writer {
             config.reserve_percent,
             created,
         );
-        self.conn.execute(query, row).map_err(sql)?;
+        Volume::create(path, &config, settings.hash, facts, || {
+            self.conn.execute(query, row).map_err(sql)?;
+            Ok(())
+        })?;
         Ok(config)
     }
 

@@ -195,9 +195,19 @@ pub fn make_private_dir(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Makes a directory as [`make_private_dir`], and what is missing above it.
+/// Makes a directory as [`make_private_dir`], and what is missing above it; all of it lasts.
 pub fn make_private_dirs(path: &Path) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+    let parent = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let sync = || File::open(parent.unwrap_or(Path::new(".")))?.sync_all();
+    if path.is_dir() {
+        // Perhaps made by a process that died before this: then it can be synced. What cannot be
+        // was there before.
+        let _ = sync();
+        return Ok(());
+    }
+    parent.map_or(Ok(()), make_private_dirs)?;
+    make_private_dir(path)?;
+    sync()
 }
 
 /// Makes a directory that others may enter too, and what is missing above it. The mask of a mount's
@@ -206,11 +216,21 @@ pub fn make_dirs(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
 }
 
-/// Replaces file `path` by `content`: a reader or a crash sees the old or the new one, whole.
-pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
+/// The name under which a file is written before it gets its own.
+pub fn new_name(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
-    let new = path.with_file_name(name);
+    path.with_file_name(name)
+}
+
+/// Replaces file `path` by `content`: a reader or a crash sees the old or the new one, whole.
+pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
+    rename_durable(&prepare_file(path, content)?, path)
+}
+
+/// Writes what file `path` is to become, under the name that this gives, and syncs it.
+pub fn prepare_file(path: &Path, content: &[u8]) -> Result<PathBuf> {
+    let new = new_name(path);
     let what = || format!("writing {}", quoted(&new));
     let write = || -> io::Result<()> {
         let mut file = private_file().write(true).create(true).truncate(true).open(&new)?;
@@ -218,7 +238,7 @@ pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
         file.sync_all()
     };
     write().map_err(|e| Error::io(what(), e))?;
-    rename_durable(&new, path)
+    Ok(new)
 }
 
 /// Free and total space of a file system, in bytes.

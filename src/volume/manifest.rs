@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::{Status, VolumeConfig};
 use crate::chunk::HashAlgo;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{self, quoted};
+use crate::sys::{self, c, quoted};
 
 const NAME: &str = ".rt_volume_manifest";
 /// Largest manifest that is read, in bytes.
@@ -72,19 +72,26 @@ impl VolumeManifest {
 
     /// Reads the manifest of the volume at `volume`; none there means that the volume is offline.
     pub fn read(volume: &Path) -> Result<VolumeManifest> {
-        let path = path_in(volume);
+        Self::read_at(&path_in(volume), volume)
+    }
+
+    fn read_at(path: &Path, volume: &Path) -> Result<VolumeManifest> {
         let read = || -> std::io::Result<String> {
-            let len = std::fs::metadata(&path)?.len();
+            let len = std::fs::metadata(path)?.len();
             if len > BYTES_MAX {
                 return Err(std::io::Error::other("larger than any volume manifest"));
             }
-            std::fs::read_to_string(&path)
+            std::fs::read_to_string(path)
         };
-        let text = read().map_err(|e| {
-            let message = format!("no volume at {}", quoted(volume));
-            Error::with_source(ErrorKind::Offline, message, e)
+        let text = read().map_err(|e| match e.raw_os_error() {
+            // That says nothing of the disk.
+            Some(c::EMFILE | c::ENFILE) => Error::io(format!("opening {}", quoted(path)), e),
+            _ => {
+                let message = format!("no volume at {}", quoted(volume));
+                Error::with_source(ErrorKind::Offline, message, e)
+            }
         })?;
-        Self::parse(&text).map_err(|e| e.context(quoted(&path)))
+        Self::parse(&text).map_err(|e| e.context(quoted(path)))
     }
 
     /// Reads the text of a manifest.
@@ -154,6 +161,27 @@ impl VolumeManifest {
             text.push_str(&format!("{key}={value}\n"));
         }
         text
+    }
+
+    /// Writes the manifest of what is to become a volume, under another name.
+    pub fn prepare(&self, volume: &Path) -> Result<()> {
+        sys::prepare_file(&path_in(volume), self.to_text().as_bytes())?;
+        sys::sync_dir(volume)
+    }
+
+    /// The manifest that was prepared at `volume` and has not got its name; none where there is one
+    /// that has.
+    pub fn prepared(volume: &Path) -> Option<VolumeManifest> {
+        let path = path_in(volume);
+        let there = path.symlink_metadata();
+        there.is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound).then_some(())?;
+        Self::read_at(&sys::new_name(&path), volume).ok()
+    }
+
+    /// Gives a prepared manifest its name, which makes a volume of `volume`.
+    pub fn settle(volume: &Path) -> Result<()> {
+        let path = path_in(volume);
+        sys::rename_durable(&sys::new_name(&path), &path)
     }
 
     /// Writes the manifest of the volume at `volume`.

@@ -88,7 +88,17 @@ const INDEX_NAME: &str = ".rt_volume_index";
 
 impl Volume {
     /// Makes a volume of directory `path` (created when missing), which must not be one yet.
-    pub fn create(path: &Path, config: &VolumeConfig, hash: HashAlgo, facts: Facts) -> Result<()> {
+    ///
+    /// It is one when its manifest has its name, and that it gets after `register` has noted the
+    /// volume for good: whoever opens a volume that is known and has only a prepared manifest
+    /// finishes what was begun. So nothing is left that is neither in the catalog nor free.
+    pub fn create(
+        path: &Path,
+        config: &VolumeConfig,
+        hash: HashAlgo,
+        facts: Facts,
+        register: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
         let failed = |e| Error::io(format!("creating volume {}", quoted(path)), e);
         sys::make_private_dirs(path).map_err(failed)?;
         if manifest::path_in(path).exists() {
@@ -100,11 +110,17 @@ impl Volume {
         }
         guide::refresh(path)?;
         sys::replace_file(&path.join(INDEX_NAME), b"")?;
-        VolumeManifest { facts: Some(facts), ..VolumeManifest::of(config, hash) }.write(path)
+        VolumeManifest { facts: Some(facts), ..VolumeManifest::of(config, hash) }.prepare(path)?;
+        register()?;
+        VolumeManifest::settle(path)
     }
 
     /// Opens the volume, checking that what lies at its path is really it.
     pub fn open(config: VolumeConfig) -> Result<Volume> {
+        let prepared = VolumeManifest::prepared(&config.path);
+        if prepared.is_some_and(|it| it.uuid == config.uuid) {
+            VolumeManifest::settle(&config.path)?;
+        }
         let manifest = VolumeManifest::read(&config.path)?;
         if manifest.uuid != config.uuid {
             let message = format!(

@@ -4,6 +4,7 @@
 //! [`BlockStore::publish`], which returns when bytes and name are durable; before that it is a
 //! pending block that a crash may leave as a stray file in `tmp/`, nothing else.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -89,6 +90,9 @@ pub struct DirStore {
     root: PathBuf,
     next_tmp: AtomicU64,
     open: Mutex<LruCache<BlockId, Arc<File>>>,
+    /// Directories of `chunks` whose names are known to last, by the digits that they stand for: at
+    /// most 65,793 of two numbers each.
+    lasting: Mutex<HashSet<(u8, u32)>>,
 }
 
 impl DirStore {
@@ -96,7 +100,31 @@ impl DirStore {
     pub fn new(root: PathBuf) -> DirStore {
         let capacity = std::num::NonZeroUsize::new(OPEN_FILES_MAX);
         let open = capacity.map_or_else(LruCache::unbounded, LruCache::new);
-        DirStore { root, next_tmp: AtomicU64::new(0), open: Mutex::new(open) }
+        let lasting = Mutex::default();
+        DirStore { root, next_tmp: AtomicU64::new(0), open: Mutex::new(open), lasting }
+    }
+
+    /// Makes `chunks/xx/yy` for a block, and notes the directories that have to be synced for its
+    /// name to last. Not only where one is new: a process that was killed may have made it, and
+    /// not have come to sync it.
+    fn make_dirs(&self, id: &BlockId, dirs: &mut BTreeSet<PathBuf>) -> Result<Vec<(u8, u32)>> {
+        let (path, mut parent) = (self.path_of(id), self.root.clone());
+        let below = path.parent().and_then(|it| it.strip_prefix(&self.root).ok());
+        let [xx, yy, ..] = id.0;
+        let keys = [(0, 0), (1, xx.into()), (2, u32::from(xx) << 8 | u32::from(yy))];
+        let mut new = Vec::new();
+        for (part, key) in below.into_iter().flatten().zip(keys) {
+            let dir = parent.join(part);
+            let made = sys::make_private_dir(&dir)
+                .map_err(|e| Error::io(format!("creating {}", quoted(&dir)), e))?;
+            if made || !self.lasting.lock().contains(&key) {
+                dirs.insert(parent);
+                new.push(key);
+            }
+            parent = dir;
+        }
+        dirs.insert(parent);
+        Ok(new)
     }
 
     /// Where a block lies.
@@ -191,22 +219,22 @@ impl BlockStore for DirStore {
     }
 
     fn publish(&self, mut blocks: Vec<(Box<dyn PendingBlock>, BlockId)>) -> Result<()> {
-        let mut dirs = std::collections::BTreeSet::new();
+        let (mut dirs, mut lasting) = (BTreeSet::new(), Vec::new());
         for (block, id) in &mut blocks {
             let Some(pending) = block.as_any().downcast_mut::<PendingFile>() else {
                 return Err(Error::usage("a pending block of another store"));
             };
             let what = |path: &Path| format!("storing block {}", quoted(path));
             pending.file.sync_all().map_err(|e| Error::io(what(&pending.path), e))?;
+            lasting.extend(self.make_dirs(id, &mut dirs)?);
             let path = self.path_of(id);
-            let dir = path.parent().unwrap_or(&self.root);
-            make_dirs(&self.root, dir, &mut dirs)?;
             std::fs::rename(&pending.path, &path).map_err(|e| Error::io(what(&path), e))?;
             pending.kept = true;
-            dirs.insert(dir.to_path_buf());
         }
         // Deepest first is not needed: all are synced before anybody is told.
-        dirs.iter().try_for_each(|dir| sys::sync_dir(dir))
+        dirs.iter().try_for_each(|dir| sys::sync_dir(dir))?;
+        self.lasting.lock().extend(lasting);
+        Ok(())
     }
 
     fn read_at(&self, id: &BlockId, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -293,20 +321,3 @@ impl BlockStore for DirStore {
     }
 }
 
-/// Makes `chunks/xx/yy` below `root` and notes the directories that got a new name.
-fn make_dirs(
-    root: &Path,
-    dir: &Path,
-    dirs: &mut std::collections::BTreeSet<PathBuf>,
-) -> Result<()> {
-    let mut path = root.to_path_buf();
-    for part in dir.strip_prefix(root).unwrap_or(dir) {
-        let parent = path.clone();
-        path.push(part);
-        let made = sys::make_private_dir(&path);
-        if made.map_err(|e| Error::io(format!("creating {}", quoted(&path)), e))? {
-            dirs.insert(parent);
-        }
-    }
-    Ok(())
-}

@@ -5,6 +5,7 @@
 
 pub mod data;
 pub mod disk;
+pub mod faultfs;
 pub mod mirror;
 pub mod mount;
 pub mod program;

@@ -1,0 +1,374 @@
+//! A store on a disk that fails, the commands that work on it, and the one question after each
+//! trial: is everything there that was acknowledged, and does the next command just work?
+//!
+//! Invariant: what a run must hold is known from its source, not from a run; and the store is asked
+//! by a new process's means, with nothing that the trial left in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use raidtape::backup::{self, Options};
+use raidtape::catalog::{Settings, Writer};
+use raidtape::chunk::HashAlgo;
+use raidtape::chunk::frame::Compression;
+use raidtape::chunk::split::Chunking;
+use raidtape::error::Error;
+use raidtape::progress::Progress;
+use raidtape::snapshot::{Snapshots, resolve};
+use raidtape::{dump, validate};
+use tempfile::TempDir;
+
+use crate::common::data::{Seeded, noise_file};
+use crate::common::faultfs::disk::Disk;
+use crate::common::faultfs::{FaultFs, Image, Moment, Rules};
+use crate::common::{RAIDTAPE, bytes_of, mount};
+
+/// The states of the source, each in a directory of its own and told from the others by the comment
+/// of its runs.
+pub const STATES: [&str; 3] = ["one", "two", "three"];
+const CACHE_BYTES: u64 = 4 << 20;
+
+/// Files by name, with the hashes of what is in them.
+type Contents = BTreeMap<Vec<u8>, [u8; 32]>;
+
+/// A place for trials, of one thread.
+pub struct Scene {
+    dir: TempDir,
+    pub fs: FaultFs,
+    contents: BTreeMap<&'static str, Contents>,
+    plain: Mutex<u64>,
+    checked: Mutex<BTreeSet<[u8; 32]>>,
+}
+
+/// A command on a store.
+#[derive(Clone, Copy)]
+pub struct Verb {
+    pub name: &'static str,
+    /// The state of the store that it begins with.
+    pub base: Base,
+    /// Its line; a word that begins with `/` is a place in the scene.
+    pub line: &'static [&'static str],
+    /// The state that it has stored if it says so.
+    pub stores: Option<&'static str>,
+}
+
+/// What a trial begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// Not even a catalog.
+    Nothing,
+    /// A catalog without a volume.
+    Catalog,
+    /// One with two volumes, and no run.
+    Volumes,
+    /// The state `one` stored.
+    Run,
+    /// The same, with metas and manifests gone.
+    Bare,
+}
+
+/// What came of a command.
+pub struct Done {
+    pub code: Option<i32>,
+    pub signal: Option<i32>,
+    pub said: String,
+    pub errors: String,
+    pub disk: Arc<Mutex<Disk>>,
+}
+
+impl Scene {
+    pub fn new() -> Scene {
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+        let dir = tempfile::Builder::new().prefix("raidtape-faults-").tempdir_in(parent).unwrap();
+        let fs = FaultFs::new(&dir.path().join("fs"));
+        let mut scene = Scene {
+            dir,
+            fs,
+            contents: BTreeMap::new(),
+            plain: Mutex::default(),
+            checked: Mutex::default(),
+        };
+        scene.make_sources();
+        scene
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn catalog(&self) -> PathBuf {
+        self.path("store/c/catalog")
+    }
+
+    /// Small files, of which each state has some that the one before did not have.
+    fn make_sources(&mut self) {
+        for (number, state) in STATES.into_iter().enumerate() {
+            let dir = self.path(state);
+            fs::create_dir_all(dir.join("sub")).unwrap();
+            let mut seeded = Seeded::new(40 + number as u64);
+            fs::write(dir.join("empty"), "").unwrap();
+            fs::write(dir.join("same"), Seeded::new(7).text(3_000)).unwrap();
+            fs::write(dir.join("sub/changed"), seeded.text(5_000)).unwrap();
+            noise_file(&dir.join(format!("sub/noise of {state}")), seeded.next(), 20_000);
+            std::os::unix::fs::symlink("same", dir.join("link")).unwrap();
+            let mut contents = Contents::new();
+            for name in ["empty", "same", "sub/changed", &format!("sub/noise of {state}")] {
+                let bytes = fs::read(dir.join(name)).unwrap();
+                contents.insert(name.into(), *blake3::hash(&bytes).as_bytes());
+            }
+            self.contents.insert(state, contents);
+        }
+    }
+
+    /// Has `store` be this directory.
+    fn point_at(&self, dir: &Path) {
+        let (link, new) = (self.path("store"), self.path("store.new"));
+        std::os::unix::fs::symlink(dir, &new).unwrap();
+        fs::rename(new, link).unwrap();
+    }
+
+    /// Makes a store in a directory; gives what is in it.
+    pub fn base(&self, base: Base) -> Image {
+        let dir = self.new_dir();
+        fs::create_dir(&dir).unwrap();
+        self.point_at(&dir);
+        self.make_base(base).unwrap();
+        if base == Base::Bare {
+            for volume in ["v1", "v2"] {
+                for kind in ["meta", "manifests"] {
+                    for entry in fs::read_dir(dir.join(volume).join(kind)).unwrap() {
+                        fs::remove_file(entry.unwrap().path()).unwrap();
+                    }
+                }
+            }
+        }
+        let image = Image::of_dir(&dir);
+        fs::remove_dir_all(&dir).unwrap();
+        image
+    }
+
+    fn make_base(&self, base: Base) -> Result<(), Error> {
+        if base == Base::Nothing {
+            return Ok(());
+        }
+        fs::create_dir(self.path("store/c")).unwrap();
+        let settings = Settings {
+            hash: HashAlgo::Blake3,
+            chunking: Chunking::new("fastcdc", 16 << 10)?,
+            compression: Compression::Zstd(1),
+            block_bytes: 1 << 20,
+            reserve_percent: 0,
+        };
+        let mut writer = Writer::create(&self.catalog(), &settings)?;
+        if base != Base::Catalog {
+            // Not through the program, which would keep where the link leads now.
+            writer.add_volume(&self.path("store/v1"), 0)?;
+            writer.add_volume(&self.path("store/v2"), 0)?;
+        }
+        drop(writer);
+        if matches!(base, Base::Run | Base::Bare) {
+            self.back_up("one")?;
+        }
+        Ok(())
+    }
+
+    fn back_up(&self, state: &str) -> Result<i64, Error> {
+        let options = Options {
+            source: self.path(state),
+            name: Some(b"source".to_vec()),
+            single_threaded: true,
+            comment: state.to_owned(),
+            ..Options::default()
+        };
+        let summary = backup::run(&self.catalog(), &options, &Progress::default())?;
+        match summary.problems.first() {
+            Some(problem) => Err(Error::corrupt(format!("a problem: {problem}"))),
+            None => Ok(summary.run),
+        }
+    }
+
+    fn new_dir(&self) -> PathBuf {
+        let mut number = self.plain.lock().unwrap();
+        *number += 1;
+        self.path(&format!("plain{number}"))
+    }
+
+    /// Runs a command on a disk with these rules.
+    pub fn run(&self, verb: &Verb, base: &Image, rules: Rules, record: bool) -> Done {
+        let mut disk = Disk::new(base, rules);
+        if record {
+            disk.record();
+        }
+        self.run_on(verb, disk)
+    }
+
+    /// Runs a command on a disk.
+    pub fn run_on(&self, verb: &Verb, disk: Disk) -> Done {
+        let (place, disk) = self.fs.put("disk", disk);
+        self.point_at(&place);
+        let mut command = Command::new(RAIDTAPE);
+        command.arg("--catalog").arg(self.catalog());
+        for word in verb.line {
+            match word.strip_prefix('/') {
+                Some(place) => command.arg(self.path(place)),
+                None => command.arg(word),
+            };
+        }
+        command.env_remove("RAIDTAPE_CATALOG").env_remove("RAIDTAPE_LOG").env("TMPDIR", "/tmp");
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        Done {
+            code: output.status.code(),
+            signal: output.status.signal(),
+            said: String::from_utf8(output.stdout).unwrap(),
+            errors: String::from_utf8(output.stderr).unwrap(),
+            disk,
+        }
+    }
+
+    /// All states of the disk while a command ran, which must end well.
+    pub fn trace(&self, verb: &Verb, base: &Image, is_sync_off: bool) -> Vec<Moment> {
+        let rules = Rules { is_sync_off, ..Rules::default() };
+        let done = self.run(verb, base, rules, true);
+        assert_eq!(done.code, Some(0), "{}: {}{}", verb.name, done.said, done.errors);
+        let moments = done.disk.lock().unwrap().moments.take().unwrap();
+        assert!(moments.len() > 5, "{}: only {} operations", verb.name, moments.len());
+        moments
+    }
+
+    /// Checks a store that is on no disk that fails; what has been checked is not checked again.
+    /// `done`: whether the verb had said that it was done.
+    pub fn check(&self, verb: &Verb, image: &Image, done: bool) -> Result<bool, String> {
+        let mut digest = image.digest();
+        digest[0] = u8::from(done);
+        if !self.checked.lock().unwrap().insert(digest) {
+            return Ok(false);
+        }
+        // What the program has been told of places is kept as it was then.
+        if matches!(verb.base, Base::Nothing | Base::Catalog) {
+            return self.check_in_place(verb, image, done).map(|()| true);
+        }
+        let dir = self.new_dir();
+        image.write_to(&dir);
+        self.point_at(&dir);
+        let result = self.check_here(verb, done);
+        if result.is_ok() || std::env::var_os("RAIDTAPE_KEEP").is_none() {
+            fs::remove_dir_all(&dir).unwrap();
+        } else {
+            eprintln!("kept: {}", dir.display());
+        }
+        result.map(|()| true)
+    }
+
+    /// The same, with the store where the program saw it. Not on the mount itself: this process
+    /// serves that, and must not wait for itself if it is killed.
+    fn check_in_place(&self, verb: &Verb, image: &Image, done: bool) -> Result<(), String> {
+        let dir = self.new_dir();
+        fs::create_dir(&dir).unwrap();
+        image.write_to(&dir.join("disk"));
+        rustix::mount::mount_bind(&dir, &self.fs.point).unwrap();
+        self.point_at(&self.fs.point.join("disk"));
+        let result = self.check_here(verb, done);
+        mount::detach(&self.fs.point);
+        fs::remove_dir_all(&dir).unwrap();
+        result
+    }
+
+    fn check_here(&self, verb: &Verb, done: bool) -> Result<(), String> {
+        let mut must = BTreeSet::new();
+        if matches!(verb.base, Base::Run | Base::Bare) {
+            must.insert("one");
+        }
+        must.extend(verb.stores.filter(|_| done));
+        if matches!(verb.base, Base::Nothing | Base::Catalog) {
+            self.make_ready(verb, done)?;
+        }
+        self.check_runs(&must).map_err(|e| format!("before: {e}"))?;
+        self.back_up("three").map_err(|e| format!("the next backup: {e}"))?;
+        must.insert("three");
+        self.check_runs(&must).map_err(|e| format!("after the next backup: {e}"))
+    }
+
+    /// The same command once more, where it was not said to be done, and what has to follow it.
+    fn make_ready(&self, verb: &Verb, done: bool) -> Result<(), String> {
+        let again = |line: &[&str], may_be: &[i32]| {
+            let mut command = Command::new(RAIDTAPE);
+            command.arg("--catalog").arg(self.catalog()).arg(line[0]);
+            command.args(line[1..].iter().map(|it| match it.strip_prefix('/') {
+                Some(place) => self.path(place),
+                None => it.into(),
+            }));
+            let output = command.env_remove("RAIDTAPE_CATALOG").output().unwrap();
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            let code = output.status.code();
+            match code.is_some_and(|it| may_be.contains(&it)) {
+                true => Ok(()),
+                false => Err(format!("{line:?} again: code {code:?}: {errors}")),
+            }
+        };
+        if !done {
+            // What is there already is refused, but only if it really is there.
+            again(verb.line, &[0, 2])?;
+        }
+        again(&["volumes"], &[0])?;
+        if verb.base == Base::Nothing {
+            again(&["add-volume", "/store/v1"], &[0])?;
+        }
+        Ok(())
+    }
+
+    /// Everything validates, these states are there, and each run holds what its state does.
+    fn check_runs(&self, must: &BTreeSet<&str>) -> Result<(), String> {
+        let said = |e: Error| e.to_string();
+        let snapshots = Snapshots::open(&self.catalog(), CACHE_BYTES).map_err(said)?;
+        let report = validate::run(&snapshots, &Progress::default()).map_err(said)?;
+        if !report.is_clean() {
+            return Err(format!("validate found {report:?}"));
+        }
+        let mut found = BTreeSet::new();
+        for run in snapshots.runs().map_err(said)? {
+            let found_run = resolve(&snapshots, b".", Some(run.id)).map_err(said)?;
+            let mut archive = Vec::new();
+            let summary = dump::tar(&snapshots, &found_run, &mut archive).map_err(said)?;
+            if summary.problem_count > 0 {
+                return Err(format!("run {}: {:?}", run.id, summary.problems));
+            }
+            let expected = self.contents.get(&*run.comment);
+            let expected = expected.ok_or_else(|| format!("who made {:?}?", run.comment))?;
+            if &contents_of(&archive) != expected {
+                return Err(format!("run {} does not hold state {:?}", run.id, run.comment));
+            }
+            found.insert(run.comment);
+        }
+        match must.iter().find(|it| !found.contains(**it)) {
+            Some(lost) => Err(format!("the run of state {lost:?} is lost")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The files of an archive.
+fn contents_of(archive: &[u8]) -> Contents {
+    let mut contents = Contents::new();
+    for entry in tar::Archive::new(archive).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        if entry.header().entry_type().is_file() {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).unwrap();
+            let name = entry.path().unwrap();
+            let name = bytes_of(name.strip_prefix("./").unwrap_or(&name)).to_vec();
+            contents.insert(name, *blake3::hash(&bytes).as_bytes());
+        }
+    }
+    contents
+}
+
+/// Prints a line of figures where somebody wants to see them.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
