@@ -11,7 +11,7 @@ use raidtape::chunk::{ChunkRef, HashAlgo};
 use raidtape::error::{Error, ErrorKind, Result};
 use raidtape::sys::Space;
 use raidtape::volume::store::{BlockStore, DirStore, PendingBlock};
-use raidtape::volume::{Batch, BlockId, Status, Volume, VolumeConfig, Volumes, Writer};
+use raidtape::volume::{Batch, BlockId, Facts, Status, Volume, VolumeConfig, Volumes, Writer};
 use serde_json::Value;
 
 use crate::common::disk::Disk;
@@ -442,7 +442,8 @@ fn store_with_failure(which: usize, at: u64, error: i32, for_ever: bool) -> bool
             status: Status::Active,
             reserve_percent: 0,
         };
-        Volume::create(&path, &config, HashAlgo::Blake3).unwrap();
+        let facts = Facts { number: config.number, created: 0, settings: Vec::new() };
+        Volume::create(&path, &config, HashAlgo::Blake3, facts, || Ok(())).unwrap();
         let inner = DirStore::new(path);
         let left = if n == which { left.clone() } else { Arc::default() };
         Volume { config, store: Arc::new(Failing { inner, left, error, for_ever }) }

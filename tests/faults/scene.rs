@@ -164,6 +164,7 @@ impl Scene {
             compression: Compression::Zstd(1),
             block_bytes: 1 << 20,
             reserve_percent: 0,
+            copies: 1,
         };
         let mut writer = Writer::create(&self.catalog(), &settings)?;
         if base != Base::Catalog {

@@ -33,7 +33,10 @@ fn stop_everywhere(verb: &Verb) {
         }
     }
     let time = start.elapsed().as_secs_f64();
-    tell(&format!("{}: {last} operations, {trials} stops, {stores} states, {time:.1} s", verb.name));
+    tell(&format!(
+        "{}: {last} operations, {trials} stops, {stores} states, {time:.1} s",
+        verb.name
+    ));
 }
 
 /// The process is killed, the next command says that it is done, and then the power fails: what
@@ -74,6 +77,16 @@ fn a_backup_after_a_kill_lasts() {
     cut_after_the_next(verb("next backup"));
 }
 
+/// Copies of the catalog shrink to different lengths: times and names of runs are in them.
+fn stable(mut paths: Vec<(String, u64)>) -> Vec<(String, u64)> {
+    for (path, len) in &mut paths {
+        if path.contains("/catalog/run-") {
+            *len = 0;
+        }
+    }
+    paths
+}
+
 /// What is concluded from the states of one run is so: programs that are killed leave these states.
 #[test]
 fn kills_leave_what_a_trace_shows() {
@@ -88,7 +101,7 @@ fn kills_leave_what_a_trace_shows() {
             assert_eq!(killed.signal, Some(9), "{}{}", killed.said, killed.errors);
             let left = killed.disk.lock().unwrap().moment(None, String::new()).cut(Cut::Kept);
             let shown = moments[at - usize::from(!done)].cut(Cut::Kept);
-            assert_eq!(left.paths(), shown.paths(), "operation {at}");
+            assert_eq!(stable(left.paths()), stable(shown.paths()), "operation {at}");
             scene.check(verb, &left, false).unwrap_or_else(|e| panic!("killed at {at}: {e}"));
         }
     }
@@ -130,6 +143,7 @@ fn without_syncs_a_power_cut_loses_what_was_acknowledged() {
     let lost = scene.check(verb, &last.cut(Cut::Lost), true).unwrap_err();
     assert!(lost.contains("\"two\" is lost"), "{lost}");
     // Half of it is worse: nothing of what was written can be relied on.
-    let broken = (0..50).filter(|seed| scene.check(verb, &last.cut(Cut::Some(*seed)), true).is_err());
+    let broken =
+        (0..50).filter(|seed| scene.check(verb, &last.cut(Cut::Some(*seed)), true).is_err());
     assert!(broken.count() > 10);
 }
