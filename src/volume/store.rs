@@ -320,4 +320,3 @@ impl BlockStore for DirStore {
         sys::space(&self.root).map_err(|e| Error::io(format!("asking {}", quoted(&self.root)), e))
     }
 }
-

@@ -33,7 +33,10 @@ fn stop_everywhere(verb: &Verb) {
         }
     }
     let time = start.elapsed().as_secs_f64();
-    tell(&format!("{}: {last} operations, {trials} stops, {stores} states, {time:.1} s", verb.name));
+    tell(&format!(
+        "{}: {last} operations, {trials} stops, {stores} states, {time:.1} s",
+        verb.name
+    ));
 }
 
 /// The process is killed, the next command says that it is done, and then the power fails: what
@@ -130,6 +133,7 @@ fn without_syncs_a_power_cut_loses_what_was_acknowledged() {
     let lost = scene.check(verb, &last.cut(Cut::Lost), true).unwrap_err();
     assert!(lost.contains("\"two\" is lost"), "{lost}");
     // Half of it is worse: nothing of what was written can be relied on.
-    let broken = (0..50).filter(|seed| scene.check(verb, &last.cut(Cut::Some(*seed)), true).is_err());
+    let broken =
+        (0..50).filter(|seed| scene.check(verb, &last.cut(Cut::Some(*seed)), true).is_err());
     assert!(broken.count() > 10);
 }

@@ -348,7 +348,9 @@ impl Disk {
         lasting.iter().rev().for_each(|it| it.apply(&mut self.durable));
         left.reverse();
         self.pending = left;
-        self.durable.entry(dir).or_insert_with(|| Arc::new(Node::new(Body::Dir(Arc::default()), 0o700)));
+        self.durable
+            .entry(dir)
+            .or_insert_with(|| Arc::new(Node::new(Body::Dir(Arc::default()), 0o700)));
     }
 
     /// Asks whether a file may be opened.
