@@ -1,27 +1,39 @@
 //! Completing what stands beside the blocks: metas and manifests that are missing, damaged or out
 //! of date are made anew from the catalog.
 //!
-//! What is as it should be is read and left alone, so a second time writes nothing. Each document
-//! is replaced as a whole. Holds the writer's lock: nothing may change while it is described.
+//! A note on each volume says up to which run its metas were complete; then only what has changed
+//! since, or is not there, is looked at. What is as it should be is left alone, so a second time
+//! writes nothing. Each document is replaced as a whole. Holds the writer's lock: nothing may
+//! change while it is described.
 
+mod compare;
 mod manifests;
 
-use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+pub use compare::{MetaState, compare};
+
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::catalog::{Reader, Writer, meta};
+use compare::Stopping;
+
+use crate::catalog::{Reader, RunId, Writer, meta};
 use crate::chunk::HashAlgo;
 use crate::error::{Error, Problem, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
-use crate::volume::{BlockIndex, Volume, Volumes};
+use crate::volume::{Described, Volume, Volumes};
 
 /// Blocks taken from the catalog at a time.
 const PAGE_BLOCKS: u64 = 1024;
 /// Problems that are kept with their texts; more are counted.
 const PROBLEMS_MAX: usize = 1000;
+
+/// What to look at.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Everything is read and compared, whatever the notes on the volumes say.
+    pub all: bool,
+}
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -55,7 +67,7 @@ impl Summary {
 }
 
 /// Completes the metas and manifests of every volume that is there.
-pub fn run(catalog: &Path, progress: &Progress) -> Result<Summary> {
+pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Summary> {
     progress.set_phase("preparing");
     let mut writer = Writer::open(catalog)?;
     let volumes = Volumes::open(writer.volumes()?);
@@ -73,11 +85,27 @@ pub fn run(catalog: &Path, progress: &Progress) -> Result<Summary> {
     let runs = work.reader.runs()?;
     let totals = work.reader.totals()?;
     Progress::add(&progress.entries_total, totals.blocks + runs.len() as u64);
-    for volume in volumes.present() {
-        progress.set_phase("writing metas");
+    // Up to which run a volume's documents are known to be right.
+    let known = |volume: &Volume| match volume.described() {
+        Some(note) if !options.all => {
+            let run = runs.iter().find(|it| it.id == note.run && it.uuid == note.uuid);
+            run.map_or(0, |it| it.id)
+        }
+        _ => 0,
+    };
+    let since: Vec<RunId> = volumes.present().iter().map(known).collect();
+    progress.set_phase("writing metas");
+    for (volume, since) in volumes.present().iter().zip(&since) {
         volume.refresh_guide();
+        let problems = work.summary.problem_count;
         let facts = writer.facts_of(volume.config.number)?;
-        let result = volume.refresh_manifest(facts).and_then(|()| work.metas(volume));
+        let result = volume.refresh_manifest(facts).and_then(|()| work.metas(volume, *since));
+        let result = result.and_then(|()| match runs.last() {
+            Some(run) if work.summary.problem_count == problems => {
+                volume.set_described(&Described { run: run.id, uuid: run.uuid.clone() })
+            }
+            _ => Ok(()),
+        });
         work.settle(volume, result)?;
     }
     progress.set_phase("writing manifests");
@@ -115,7 +143,13 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn metas(&mut self, volume: &Volume) -> Result<()> {
+    /// Writes the metas of a volume that are due, of which those up to run `since` are known to be
+    /// right if they are there.
+    fn metas(&mut self, volume: &Volume, since: RunId) -> Result<()> {
+        let changed = match since {
+            0 => None,
+            run => Some(self.reader.blocks_changed_since(run)?),
+        };
         let mut names = meta::DirNames::default();
         let mut after = 0;
         loop {
@@ -128,6 +162,12 @@ impl Work<'_> {
                 self.progress.check()?;
                 Progress::add(&self.progress.entries, 1);
                 self.summary.metas += 1;
+                if changed.as_ref().is_some_and(|it| !it.contains(due.block)) {
+                    let name = meta::document_name(&self.reader.block_id(due.block)?);
+                    if volume.document_path(&name).exists() {
+                        continue;
+                    }
+                }
                 let index = match volume.index_record(due.record_at) {
                     Ok(index) => index,
                     Err(e) => {
@@ -136,10 +176,11 @@ impl Work<'_> {
                         continue;
                     }
                 };
-                if self.is_current(volume, &index, &mut names)? {
+                let (reader, hash, progress) = (&self.reader, self.hash, self.progress);
+                let there = compare(reader, hash, (volume, &index), &mut names, progress)?;
+                if there == MetaState::Current {
                     continue;
                 }
-                let (reader, hash, progress) = (&self.reader, self.hash, self.progress);
                 documents.add(&meta::document_name(&index.id), |out| {
                     let mut out = Stopping { out, progress };
                     reader.write_meta(&index, hash, &mut names, &mut out)
@@ -152,85 +193,5 @@ impl Work<'_> {
                 volume.remove_document(&meta::former_name(&id))?;
             }
         }
-    }
-
-    /// Whether a block's meta says what it would say now.
-    fn is_current(
-        &self,
-        volume: &Volume,
-        index: &BlockIndex,
-        names: &mut meta::DirNames,
-    ) -> Result<bool> {
-        let path = volume.document_path(&meta::document_name(&index.id));
-        let Ok(file) = File::open(path) else { return Ok(false) };
-        let Ok(text) = zstd::Decoder::new(file) else { return Ok(false) };
-        let mut same = Same { text: BufReader::new(text), differs: false };
-        let mut out = Stopping { out: &mut same, progress: self.progress };
-        let result = self.reader.write_meta_text(index, self.hash, names, &mut out);
-        match result {
-            _ if same.differs => Ok(false),
-            Err(e) => Err(e),
-            Ok(()) => Ok(matches!(same.text.read(&mut [0]), Ok(0))),
-        }
-    }
-}
-
-/// Takes what is written until the work is to stop.
-struct Stopping<'a> {
-    out: &'a mut dyn Write,
-    progress: &'a Progress,
-}
-
-impl Write for Stopping<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // Not as an interrupted call, which would be made again.
-        self.progress.check().map_err(io::Error::other)?;
-        self.out.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
-    }
-}
-
-/// Takes what is written only as long as it is what a text has too.
-struct Same<R> {
-    text: R,
-    differs: bool,
-}
-
-impl<R: Read> Write for Same<R> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut there = [0; 4096];
-        let len = bytes.len().min(there.len());
-        let (Some(there), Some(bytes)) = (there.get_mut(..len), bytes.get(..len)) else {
-            return Ok(0);
-        };
-        match self.text.read_exact(there) {
-            Ok(()) if there == bytes => Ok(len),
-            _ => {
-                self.differs = true;
-                Err(io::Error::other("it differs"))
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_wish_to_stop_is_heard_between_two_writes() {
-        let (progress, mut out) = (Progress::default(), Vec::new());
-        let mut stopping = Stopping { out: &mut out, progress: &progress };
-        stopping.write_all(b"one").unwrap();
-        progress.cancel();
-        assert!(stopping.write_all(b"two").is_err());
-        assert_eq!(out, b"one");
     }
 }

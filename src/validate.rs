@@ -1,256 +1,186 @@
-//! Validation: every block's bytes against its name, and the catalog against itself.
+//! Validation: every stored byte against what it should be, and the catalog against itself.
 //!
 //! A block whose hash is right is what was written, frames and all. In one whose hash is wrong, or
 //! that is missing or unreadable, the frames are checked one by one, so that the report names
-//! exactly the files whose bytes are lost. Nothing is changed here.
+//! exactly the chunks and files that are lost. Nothing of the store is changed here; when a copy
+//! was found right, or bad, is remembered beside the catalog. Reports have bounds: what is too much
+//! is counted. Others may write meanwhile: what does not agree is looked at again while nobody
+//! does.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod beside;
+mod blocks;
+mod choice;
+mod files;
+mod report;
+
+pub use report::{BadBlock, BadFile, Coverage, Fault, Kept, Part, Report, Sample};
+
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
-use crate::catalog::{BlockRow, Damage, DamagedFile, Reader};
-use crate::chunk::{Digest, HashAlgo};
-use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::catalog::{Checking, Health, Needed, Reader, RunId, Settings, WriteLock};
+use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::snapshot::Snapshots;
-use crate::volume::{BlockId, Volume};
+use crate::sys::Time;
+use crate::volume::Volumes;
 
-/// Bytes read at a time.
-const PIECE_BYTES: u64 = 1 << 20;
-/// Blocks taken from the catalog at a time.
-const PAGE_BLOCKS: u64 = 1024;
-
-/// A block copy that is not what it should be.
-#[derive(Debug)]
-pub struct BadBlock {
-    /// The block's name.
-    pub id: BlockId,
-    /// Path of the volume.
-    pub volume: std::path::PathBuf,
-    /// What is wrong.
-    pub reason: String,
-    /// [`ErrorKind::Corrupt`], or why its volume cannot be used.
-    pub kind: ErrorKind,
-    /// The files whose bytes are lost, in all runs.
-    pub files: Vec<DamagedFile>,
+/// What to look at; everything by default.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Only this run: its entries, its manifest, and the blocks that it needs.
+    pub run: Option<RunId>,
+    /// Only a part of the blocks.
+    pub sample: Option<Sample>,
+    /// Begin with the blocks that were not verified for the longest time, and begin no further one
+    /// when this time is over. The first is looked at however short it is.
+    pub max_duration: Option<Duration>,
+    /// Also read every file and compare its hash: that the catalog puts the right bytes together.
+    pub files: bool,
 }
 
-/// What a validation found.
-#[derive(Debug, Default)]
-pub struct Report {
-    /// Blocks looked at.
-    pub blocks: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// Faults of the catalog itself and of the volume indexes.
-    pub catalog_faults: Vec<String>,
-    /// Blocks that are damaged, missing or out of reach.
-    pub bad_blocks: Vec<BadBlock>,
-}
-
-impl Report {
-    /// Whether nothing was found.
-    pub fn is_clean(&self) -> bool {
-        self.catalog_faults.is_empty() && self.bad_blocks.is_empty()
-    }
-
-    /// The kind that says most about what was found; `None` when nothing was. Damage outranks what
-    /// is only out of reach.
-    pub fn worst(&self) -> Option<ErrorKind> {
-        let kinds = || self.bad_blocks.iter().map(|it| it.kind);
-        if !self.catalog_faults.is_empty() || kinds().any(|it| it == ErrorKind::Corrupt) {
-            return Some(ErrorKind::Corrupt);
+impl Options {
+    /// Checks that the options go together.
+    pub fn check(&self) -> Result<()> {
+        if self.max_duration.is_some()
+            && (self.run.is_some() || self.sample.is_some() || self.files)
+        {
+            let message = "--max-duration goes on where the last one stopped, over all blocks: \
+                           it does not go with --run, --sample or --files";
+            return Err(Error::usage(message));
         }
-        kinds().next()
+        if self.files && self.sample.is_some() {
+            return Err(Error::usage("--files reads every file: it does not go with --sample"));
+        }
+        match self.sample.is_none_or(|it| it.percent > 0.0 && it.percent <= 100.0) {
+            true => Ok(()),
+            false => Err(Error::usage("a sample is more than 0% and at most 100%")),
+        }
     }
 }
 
-/// Validates everything.
-pub fn run(snapshots: &Snapshots, progress: &Progress) -> Result<Report> {
-    let mut report = Report::default();
-    progress.set_phase("checking the catalog");
-    snapshots.with_reader(|reader| reader.check(&mut |fault| report.catalog_faults.push(fault)))?;
-    check_indexes(snapshots, &mut report)?;
-    progress.set_phase("checking blocks");
-    let hash = snapshots.settings()?.hash;
-    let totals = snapshots.with_reader(Reader::totals)?;
-    Progress::add(&progress.bytes_total, totals.stored_bytes);
-    Progress::add(&progress.entries_total, totals.blocks);
-    let (blocks, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let bad = Mutex::new(Vec::new());
-    let mut after = 0;
-    loop {
-        let page = snapshots.with_reader(|reader| reader.block_numbers(after, PAGE_BLOCKS))?;
-        let Some(last) = page.last() else { break };
-        after = *last;
-        page.into_par_iter().try_for_each(|number| -> Result<()> {
-            let found = check_block(snapshots, number, hash, progress)?;
-            blocks.fetch_add(1, Ordering::Relaxed);
-            bytes.fetch_add(found.stored_len, Ordering::Relaxed);
-            bad.lock().extend(found.bad);
-            Ok(())
-        })?;
+/// Everything that the parts of a validation share.
+struct Work<'a> {
+    snapshots: &'a Snapshots,
+    volumes: &'a Volumes,
+    settings: Settings,
+    options: &'a Options,
+    progress: &'a Progress,
+    health: Health,
+    report: Mutex<Report>,
+    started: Time,
+    deadline: Option<Instant>,
+    /// Whether a block was begun.
+    is_begun: AtomicBool,
+    /// What the run needs, if it is about one.
+    needed: Option<Needed>,
+}
+
+/// Validates what `options` say.
+pub fn run(snapshots: &Snapshots, options: &Options, progress: &Progress) -> Result<Report> {
+    options.check()?;
+    progress.set_phase("checking");
+    let settings = snapshots.settings()?;
+    let volumes = Volumes::open(snapshots.with_reader(Reader::volumes)?);
+    let mut work = Work {
+        snapshots,
+        volumes: &volumes,
+        settings,
+        options,
+        progress,
+        health: Health::open(snapshots.catalog()),
+        report: Mutex::new(Report::of_sample(options.sample)),
+        started: Time::now(),
+        deadline: options.max_duration.and_then(|it| Instant::now().checked_add(it)),
+        is_begun: AtomicBool::new(false),
+        needed: None,
+    };
+    if let Some(run) = options.run {
+        let run = snapshots.run(run)?;
+        work.needed = Some(work.catalog(|reader, checking| reader.check_run(&run, checking))?);
+        work.manifests(&[run])?;
+        work.blocks()?;
+    } else {
+        let totals = snapshots.with_reader(Reader::totals)?;
+        Progress::add(&progress.entries_total, totals.blocks);
+        Progress::add(&progress.bytes_total, work.bytes_of_copies()?);
+        // The catalog keeps one processor busy, and the disks wait for nobody.
+        let (rest, blocks) = rayon::join(|| work.all_but_blocks(), || work.told(work.blocks()));
+        rest.and(blocks)?;
     }
-    (report.blocks, report.bytes) = (blocks.into_inner(), bytes.into_inner());
-    report.bad_blocks = bad.into_inner();
-    report.bad_blocks.sort_by_key(|it| it.id);
+    if options.files {
+        progress.set_phase("checking files");
+        work.files()?;
+    }
+    let coverage = work.coverage()?;
+    let mut report = work.report.into_inner();
+    report.coverage = coverage;
+    if options.max_duration.is_some() {
+        report.is_timed = true;
+        report.known_bad = coverage.bad.saturating_sub(report.bad_now);
+    }
+    report.sort();
+    progress.set_phase("done");
     Ok(report)
 }
 
-/// Checks that every volume's index can be read as far as the catalog counts on it.
-fn check_indexes(snapshots: &Snapshots, report: &mut Report) -> Result<()> {
-    for volume in snapshots.volumes().present() {
-        let known = snapshots.with_reader(|reader| reader.index_len(volume.config.number))?;
-        let read = || -> Result<()> {
-            let mut records = volume.index_from(0)?;
-            while records.next_record()?.is_some() {}
-            match records.offset() < known {
-                true => Err(Error::corrupt(format!("it is damaged at byte {}", records.offset()))),
-                false => Ok(()),
-            }
-        };
-        if let Err(e) = read() {
-            let path = crate::sys::quoted(&volume.config.path);
-            report.catalog_faults.push(format!("volume index of {path}: {e}"));
-        }
+impl Work<'_> {
+    fn all_but_blocks(&self) -> Result<()> {
+        self.told(self.volume_files())?;
+        self.told(self.snapshots.runs().and_then(|runs| self.manifests(&runs)))?;
+        self.told(self.indexes())?;
+        self.told(self.waste())?;
+        self.told(self.catalog(Reader::check))
     }
-    Ok(())
-}
 
-struct Checked {
-    stored_len: u64,
-    bad: Vec<BadBlock>,
-}
-
-/// Checks every copy of a block.
-fn check_block(
-    snapshots: &Snapshots,
-    number: u64,
-    hash: HashAlgo,
-    progress: &Progress,
-) -> Result<Checked> {
-    let row = snapshots.with_reader(|reader| reader.block(number))?;
-    let volumes = snapshots.volumes();
-    let mut bad = Vec::new();
-    let mut good_copies = 0;
-    let mut lost = Vec::new();
-    for volume_number in &row.volumes {
-        let (path, result) = match volumes.get(*volume_number) {
-            Some(volume) => (volume.config.path.clone(), check_copy(volume, &row, hash, progress)),
-            None => {
-                let missing = volumes.missing();
-                let found = missing.iter().find(|it| it.0.number == *volume_number);
-                let path = found.map(|it| it.0.path.clone()).unwrap_or_default();
-                let kind = found.map_or(ErrorKind::Offline, |it| it.1.kind());
-                let why = found.map(|it| it.1.to_string()).unwrap_or_default();
-                let error = Error::new(kind, format!("its volume is not there: {why}"));
-                (path, Err((error, whole(&row))))
-            }
-        };
+    /// Damage of the catalog that has ended a part of the work is a fault like others.
+    fn told(&self, result: Result<()>) -> Result<()> {
         match result {
-            Ok(()) => good_copies += 1,
-            Err((error, ranges)) => {
-                if error.kind() == ErrorKind::Interrupted {
-                    return Err(error);
-                }
-                let (kind, reason) = (error.kind(), error.to_string());
-                let message = format!("on {}: {reason}", crate::sys::quoted(&path));
-                let name = format!("block {}", row.id).into_bytes();
-                progress.note(&Problem { path: name, kind, message });
-                bad.push(BadBlock { id: row.id, volume: path, reason, kind, files: Vec::new() });
-                lost.push(ranges);
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                self.fault(Fault::of_catalog(e.to_string()));
+                Ok(())
             }
+            other => other,
         }
     }
-    // With another good copy no file has lost anything.
-    if good_copies == 0 {
-        for (block, ranges) in bad.iter_mut().zip(lost) {
-            let damage = Damage { block: number, ranges };
-            snapshots.with_reader(|reader| {
-                reader.damaged_files(&damage, &mut |file| {
-                    block.files.push(file);
-                    Ok(())
-                })
-            })?;
-            block.files.sort();
+
+    fn fault(&self, fault: Fault) {
+        self.report.lock().add_fault(fault);
+    }
+
+    /// Checks the catalog; what is damaged so that SQLite cannot go on ends the work.
+    fn catalog<T>(&self, check: impl FnOnce(&Reader, &mut Checking<'_>) -> Result<T>) -> Result<T> {
+        let mut found = |message| self.fault(Fault::of_catalog(message));
+        let go_on = || self.progress.check();
+        let mut checking = Checking::new(&mut found, &go_on);
+        self.snapshots.with_reader(|reader| check(reader, &mut checking))
+    }
+
+    /// Whether what was found still is so while nobody writes; `None` if somebody does now, or has
+    /// the right to when this has not.
+    fn settled<T>(&self, look: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
+        match WriteLock::take(self.snapshots.catalog()) {
+            Ok(_lock) => look().map(Some),
+            Err(e) if e.kind() == ErrorKind::Locked => Ok(None),
+            // Who may not write has to believe what he sees.
+            Err(_) => look().map(Some),
         }
     }
-    Ok(Checked { stored_len: row.stored_len, bad })
-}
 
-fn whole(row: &BlockRow) -> Vec<(u64, u64)> {
-    vec![(0, row.frames.iter().map(|it| u64::from(it.plain_len)).sum())]
-}
-
-type Lost = (Error, Vec<(u64, u64)>);
-
-fn check_copy(
-    volume: &Volume,
-    row: &BlockRow,
-    hash: HashAlgo,
-    progress: &Progress,
-) -> std::result::Result<(), Lost> {
-    let all = |e: Error| (e, whole(row));
-    let found = volume.store.len_of(&row.id).map_err(all)?;
-    let len = match found {
-        Some(len) => len,
-        None => return Err(all(Error::corrupt("it is missing"))),
-    };
-    let id = hash_block(volume, row, len.min(row.stored_len), hash, progress);
-    let reason = match id {
-        Ok(id) if id == row.id && len == row.stored_len => return Ok(()),
-        Err(e) if e.kind() == ErrorKind::Interrupted => return Err(all(e)),
-        Ok(_) if len != row.stored_len => {
-            format!("it is {len} bytes long instead of {}", row.stored_len)
+    fn bytes_of_copies(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for volume in self.volumes.present() {
+            let number = volume.config.number;
+            let totals = self.snapshots.with_reader(|reader| reader.stored_bytes_of(number))?;
+            bytes += totals.stored_bytes;
         }
-        Ok(id) => format!("its bytes have the hash {id}"),
-        Err(e) => e.to_string(),
-    };
-    let ranges = bad_frames(volume, row);
-    Err((Error::corrupt(reason), ranges))
-}
-
-fn hash_block(
-    volume: &Volume,
-    row: &BlockRow,
-    len: u64,
-    hash: HashAlgo,
-    progress: &Progress,
-) -> Result<Digest> {
-    let mut hasher = hash.hasher();
-    let mut buffer = vec![0; usize::try_from(PIECE_BYTES.min(len)).unwrap_or_default()];
-    let mut at = 0;
-    while at < len {
-        progress.check()?;
-        let piece = usize::try_from(PIECE_BYTES.min(len - at)).unwrap_or_default();
-        let piece = buffer.get_mut(..piece).unwrap_or_default();
-        volume.store.read_at(&row.id, at, piece)?;
-        hasher.update(piece);
-        at += piece.len() as u64;
-        Progress::add(&progress.bytes, piece.len() as u64);
-        Progress::add(&progress.bytes_read, piece.len() as u64);
+        Ok(bytes)
     }
-    Progress::add(&progress.entries, 1);
-    Ok(hasher.finish())
-}
 
-/// The parts of a block's plain content whose frames are damaged.
-fn bad_frames(volume: &Volume, row: &BlockRow) -> Vec<(u64, u64)> {
-    let (mut stored_at, mut plain_at) = (0u64, 0u64);
-    let mut ranges: Vec<(u64, u64)> = Vec::new();
-    for frame in &row.frames {
-        let mut stored = vec![0; frame.stored_len as usize];
-        let read = volume.store.read_at(&row.id, stored_at, &mut stored);
-        let end = plain_at + u64::from(frame.plain_len);
-        if read.and_then(|()| frame.decode(&stored, &mut Vec::new())).is_err() {
-            match ranges.last_mut() {
-                Some(last) if last.1 == plain_at => last.1 = end,
-                _ => ranges.push((plain_at, end)),
-            }
-        }
-        stored_at += u64::from(frame.stored_len);
-        plain_at = end;
+    /// How much of the store was verified since when.
+    fn coverage(&self) -> Result<Coverage> {
+        self.snapshots.with_reader(|reader| Coverage::of(reader, &self.health))
     }
-    ranges
 }

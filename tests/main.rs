@@ -101,6 +101,8 @@ mod shell;
 mod streams;
 /// Rules of the house, checked on the sources.
 mod tidy;
+/// What a validation looks at, finds and remembers.
+mod validate;
 /// Those who wait for jobs, and jobs that wait for others.
 mod waiting;
 

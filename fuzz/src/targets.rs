@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use raidtape::catalog::{Reader, extent};
+use raidtape::catalog::{Checking, Reader, extent};
 use raidtape::chunk::frame::{Codec, Frame, get_frames};
 use raidtape::entry::Extra;
 use raidtape::job::grammar::{self, Site, VERBS};
@@ -119,7 +119,7 @@ fn read_all(path: &Path) -> raidtape::error::Result<()> {
     let reader = Reader::open(path)?;
     let _ = reader.settings();
     let _ = reader.volumes();
-    let _ = reader.check(&mut |_| ());
+    let _ = reader.check(&mut Checking::new(&mut |_| (), &|| Ok(())));
     let _ = reader.write_logical_dump(&mut std::io::sink());
     for number in reader.block_numbers(0, 100)? {
         let _ = reader.block(number);

@@ -5,25 +5,27 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::describe::{Touched, write_metas};
 use super::index::ChunkIndex;
 use super::{
     Change, Copies, EntryPlace, Options, PROBLEMS_MAX, Summary, Unchanged, WAITING_BLOCKS_MAX,
     WAITING_BYTES_MAX, WAITING_CHUNKS_MAX,
 };
 use crate::catalog::chain::RunEnd;
+use crate::catalog::manifest;
 use crate::catalog::{
-    Content, Counts, DirId, EntryRow, NewEntry, RunWriter, Settings, Spool, Tally, VersionId,
+    Content, Counts, DirId, EntryRow, NewEntry, NumberSet, RunWriter, Settings, Spool, Tally,
+    VersionId,
 };
-use crate::catalog::{manifest, meta};
 use crate::chunk::{Digest, HashAlgo};
 use crate::entry::{Kind, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
 use crate::sys::{Time, quoted};
-use crate::volume::{Volume, Volumes, Writer};
+use crate::volume::{Volumes, Writer};
 
 /// How long a run goes on at most before what it has stored is made durable.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(20);
@@ -66,6 +68,8 @@ pub struct Committer<'a, 'c> {
     waiting: HashMap<VersionId, Waiting>,
     /// Names of files that have to be looked up again.
     astray: Vec<EntryPlace>,
+    /// Older versions that have got further names.
+    linked: NumberSet,
     users: HashSet<u32>,
     groups: HashSet<u32>,
     last_checkpoint: Instant,
@@ -95,6 +99,7 @@ impl<'a, 'c> Committer<'a, 'c> {
             fates: HashMap::new(),
             waiting: HashMap::new(),
             astray: Vec::new(),
+            linked: NumberSet::default(),
             users: HashSet::new(),
             groups: HashSet::new(),
             last_checkpoint: Instant::now(),
@@ -274,6 +279,9 @@ impl<'a, 'c> Committer<'a, 'c> {
             self.count_file(meta.kind, meta.size);
             return Ok(());
         }
+        if version < self.first_version {
+            self.linked.insert(version.cast_unsigned());
+        }
         let data_len = self.chunks.run().data_len_of(version)?;
         self.put_name(&place, &meta, version, None, data_len)?;
         self.spool.link(&place.path, version)
@@ -393,11 +401,14 @@ impl<'a, 'c> Committer<'a, 'c> {
             run.seal_volume(number)?;
         }
         self.progress.set_phase("writing metas");
-        let failures = write_metas(&run, self.volumes, self.settings, self.first_version)?;
+        let touched =
+            Touched { first_version: self.first_version, linked: std::mem::take(&mut self.linked) };
+        let mut describing =
+            write_metas(&run, self.volumes, self.settings, &touched, options.no_meta)?;
         drop(run);
         // Metas are a further copy of what the catalog, the manifest and the volume index say. A
         // disk that does not take them does not undo a run whose data is stored, but it is told.
-        for (volume, error) in failures {
+        for (volume, error) in std::mem::take(&mut describing.failures) {
             let error = error.context("its metas were not written");
             self.note(Problem::new(volume.as_os_str().as_bytes(), &error));
         }
@@ -424,6 +435,8 @@ impl<'a, 'c> Committer<'a, 'c> {
             warnings: Vec::new(),
             copies,
         };
+        drop(run);
+        describing.commit();
         self.progress.set_phase("done");
         Ok(summary)
     }
@@ -439,56 +452,6 @@ impl Unchanged {
         Progress::add(&progress.entries, self.entries);
         Progress::add(&progress.bytes, self.bytes);
     }
-}
-
-/// Writes the metas of the blocks that this run's new versions use, volume by volume; gives the
-/// volumes on which that failed. Fails if a block is not stored.
-fn write_metas(
-    run: &RunWriter<'_>,
-    volumes: &Volumes,
-    settings: &Settings,
-    first_version: VersionId,
-) -> Result<Vec<(PathBuf, Error)>> {
-    let due = run.metas_due(first_version)?;
-    let mut names = meta::DirNames::default();
-    let mut failures = Vec::new();
-    for volume in volumes.present() {
-        let here = due.iter().filter(|it| it.volume == volume.config.number);
-        let mut failed = |e| failures.push((volume.config.path.clone(), e));
-        if let Err(e) = write_metas_of(run, volume, here, settings, &mut names, &mut failed) {
-            failed(e);
-        }
-    }
-    Ok(failures)
-}
-
-fn write_metas_of<'d>(
-    run: &RunWriter<'_>,
-    volume: &Volume,
-    due: impl Iterator<Item = &'d meta::Due>,
-    settings: &Settings,
-    names: &mut meta::DirNames,
-    failed: &mut dyn FnMut(Error),
-) -> Result<()> {
-    let mut documents = volume.documents();
-    let mut written = HashSet::new();
-    for it in due {
-        let index = match volume.index_record(it.record_at) {
-            Ok(index) => index,
-            Err(e) => {
-                // One damaged record costs one meta.
-                failed(e);
-                continue;
-            }
-        };
-        if !written.insert(index.id) {
-            continue;
-        }
-        let name = meta::document_name(&index.id);
-        documents.add(&name, |out| run.write_meta(&index, settings.hash, names, out))?;
-    }
-    documents.finish()?;
-    written.iter().try_for_each(|id| volume.remove_document(&meta::former_name(id)))
 }
 
 /// Writes the run's manifest to every volume that is there: each alone is enough to know the run.

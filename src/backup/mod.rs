@@ -16,6 +16,7 @@ mod again;
 mod ahead;
 mod catalog_copy;
 mod commit;
+mod describe;
 mod dry;
 mod filter;
 mod index;
@@ -83,6 +84,8 @@ pub struct Options {
     pub one_file_system: bool,
     /// Whether to read files that look unchanged.
     pub force_read: bool,
+    /// Leave the metas to `genmeta`.
+    pub no_meta: bool,
     /// Whether to do without a copy of the catalog on the volumes.
     pub no_catalog_copy: bool,
     /// Tags of the run.

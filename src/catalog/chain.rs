@@ -80,9 +80,7 @@ impl RunWriter<'_> {
 impl Writer {
     /// What the catalog says of a volume, and of itself, for the volume's own manifest.
     pub fn facts_of(&self, volume: i64) -> Result<Facts> {
-        let query = "SELECT created_s FROM volumes WHERE number = ?1";
-        let created = self.conn().query_row(query, [volume], |row| row.get(0)).map_err(sql)?;
-        Ok(Facts { number: volume, created, settings: setting_rows(self.conn())? })
+        facts_of(self.conn(), volume)
     }
 
     /// Number, name and digest of the newest run's manifest, if they are kept.
@@ -96,7 +94,23 @@ impl Writer {
     }
 }
 
+fn facts_of(conn: &Connection, volume: i64) -> Result<Facts> {
+    let query = "SELECT created_s FROM volumes WHERE number = ?1";
+    let created = conn.query_row(query, [volume], |row| row.get(0)).map_err(sql)?;
+    Ok(Facts { number: volume, created, settings: setting_rows(conn)? })
+}
+
 impl Reader {
+    /// What the catalog says of a volume, and of itself, for the volume's own manifest.
+    pub fn facts_of(&self, volume: i64) -> Result<Facts> {
+        facts_of(self.conn(), volume)
+    }
+
+    /// Number, name and digest of the newest run's manifest, if they are kept.
+    pub fn last_manifest(&self) -> Result<Option<Previous>> {
+        last_manifest(self.conn())
+    }
+
     /// Writes a manifest of a finished run, whose changes are in the spool.
     pub(super) fn write_spooled(
         &self,

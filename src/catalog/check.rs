@@ -1,8 +1,6 @@
-//! The catalog's own check, and what damage to a block means for files and runs.
+//! What damage to a block means for files and runs.
 
-use std::collections::HashMap;
-
-use super::extent::{self, Extent};
+use super::extent::Extent;
 use super::read::Reader;
 use super::run::{DirId, RunId, VersionId};
 use super::sql;
@@ -30,82 +28,6 @@ pub struct DamagedFile {
 }
 
 impl Reader {
-    /// Calls `found` with every fault of the catalog itself: pages, keys, and extents that do not
-    /// cover their file or reach beyond their block.
-    pub fn check(&self, found: &mut dyn FnMut(String)) -> Result<()> {
-        self.check_database(found)?;
-        self.check_extents(found)
-    }
-
-    fn check_database(&self, found: &mut dyn FnMut(String)) -> Result<()> {
-        let mut statement = self.conn().prepare("PRAGMA integrity_check").map_err(sql)?;
-        let mut rows = statement.query([]).map_err(sql)?;
-        while let Some(row) = rows.next().map_err(sql)? {
-            let line: String = row.get(0).map_err(sql)?;
-            if line != "ok" {
-                found(format!("catalog: {line}"));
-            }
-        }
-        let mut statement = self.conn().prepare("PRAGMA foreign_key_check").map_err(sql)?;
-        let mut rows = statement.query([]).map_err(sql)?;
-        while let Some(row) = rows.next().map_err(sql)? {
-            let (table, other): (String, String) =
-                (row.get(0).map_err(sql)?, row.get(2).map_err(sql)?);
-            found(format!("catalog: a row of {table} names a row of {other} that is missing"));
-        }
-        Ok(())
-    }
-
-    fn check_extents(&self, found: &mut dyn FnMut(String)) -> Result<()> {
-        let query = "SELECT e.version, e.size, v.extents, v.hash IS NOT NULL FROM entries e \
-                     LEFT JOIN versions v ON v.version = e.version WHERE e.kind = 1";
-        let mut statement = self.conn().prepare(query).map_err(sql)?;
-        let mut rows = statement.query([]).map_err(sql)?;
-        let mut plain_lens: HashMap<u64, Option<u64>> = HashMap::new();
-        while let Some(row) = rows.next().map_err(sql)? {
-            let version: VersionId = row.get(0).map_err(sql)?;
-            let size: u64 = row.get(1).map_err(sql)?;
-            let bytes: Option<Vec<u8>> = row.get(2).map_err(sql)?;
-            let has_hash: bool = row.get(3).map_err(sql)?;
-            let what = format!("catalog: version {version}");
-            let Some(extents) = bytes.filter(|_| has_hash).map(|it| extent::decode(&it)) else {
-                found(format!("{what} has no content"));
-                continue;
-            };
-            let extents = match extents {
-                Ok(extents) => extents,
-                Err(e) => {
-                    found(format!("{what}: {e}"));
-                    continue;
-                }
-            };
-            if extents.iter().map(Extent::len).sum::<u64>() != size {
-                found(format!("{what}: its extents do not cover its size"));
-            }
-            for extent in extents {
-                let Extent::Data { block, offset, len } = extent else { continue };
-                if plain_lens.len() > 1 << 16 {
-                    plain_lens.clear();
-                }
-                let plain_len = match plain_lens.get(&block) {
-                    Some(len) => *len,
-                    None => *plain_lens.entry(block).or_insert(self.plain_len(block)?),
-                };
-                if plain_len.is_none_or(|it| offset.saturating_add(len) > it) {
-                    found(format!("{what} reaches beyond block {block}"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn plain_len(&self, block: u64) -> Result<Option<u64>> {
-        let query = "SELECT plain_len FROM blocks WHERE number = ?1";
-        let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
-        let mut rows = statement.query([block]).map_err(sql)?;
-        rows.next().map_err(sql)?.map(|row| row.get(0).map_err(sql)).transpose()
-    }
-
     /// Calls `each` with every file that `damage` reaches, in every run that has it.
     pub fn damaged_files(
         &self,
@@ -125,7 +47,8 @@ impl Reader {
         Ok(())
     }
 
-    fn names_of(
+    /// Calls `each` with every name of a version, in every run that has it.
+    pub fn names_of(
         &self,
         version: VersionId,
         each: &mut dyn FnMut(DamagedFile) -> Result<()>,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
+use super::Checking;
 use super::read::Reader;
 use super::run::RunId;
 use super::sql;
@@ -149,11 +150,12 @@ pub fn unpack(from: &Path, to: &Path, check: &dyn Fn() -> Result<()>) -> Result<
     drop(out);
     let reader = Reader::open(to).map_err(|e| e.context(quoted(from)))?;
     let mut faults = Vec::new();
-    reader.check(&mut |fault| {
+    let mut found = |fault| {
         if faults.len() < FAULTS_MAX {
             faults.push(fault);
         }
-    })?;
+    };
+    reader.check(&mut Checking::new(&mut found, check))?;
     match faults.is_empty() {
         true => Ok(reader),
         false => {

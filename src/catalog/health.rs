@@ -146,6 +146,15 @@ impl Health {
         })
     }
 
+    /// Whether anything is known of a copy: that it was found right, or bad.
+    pub fn is_known(&self, volume: &str, block: &BlockId) -> bool {
+        self.read(|conn| {
+            let query = "SELECT EXISTS (SELECT 1 FROM copies WHERE volume = ?1 AND block = ?2)";
+            let mut statement = conn.prepare_cached(query).map_err(sql)?;
+            statement.query_row((volume, block.0), |row| row.get(0)).map_err(sql)
+        })
+    }
+
     /// At most `limit` copies that are known to be bad, by volume and block, from the first after
     /// `after`.
     pub fn bad(&self, after: Option<(&str, BlockId)>, limit: usize) -> Vec<BadCopy> {
@@ -345,6 +354,7 @@ mod tests {
         let health = Health::open(&catalog);
         assert_eq!(health.verified_at(A, &id(1)), Some(at(100)));
         assert_eq!(health.verified_at(A, &id(2)), None);
+        assert!(health.is_known(A, &id(2)) && !health.is_known(B, &id(2)));
         let bad = |volume: &str, n, since| BadCopy {
             volume: volume.into(),
             block: id(n),

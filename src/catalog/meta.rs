@@ -141,6 +141,13 @@ pub(super) fn write_meta(
     out.finish().map_err(failed)?.flush().map_err(failed)
 }
 
+/// How a block's meta begins: all that it says of the block itself.
+pub fn head_text(index: &BlockIndex, hash: HashAlgo) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    write_head(index, hash, &mut text).map_err(|e| Error::io("writing a meta", e))?;
+    Ok(text)
+}
+
 /// The text of a block's meta.
 pub(super) fn write_meta_text(
     conn: &Connection,

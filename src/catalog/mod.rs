@@ -5,11 +5,14 @@ mod brief;
 pub mod chain;
 mod changes;
 mod check;
+mod check_index;
+mod check_rows;
 mod contents;
 mod copies;
 pub mod copy;
 mod coverage;
 mod diff;
+mod due;
 pub mod extent;
 mod find;
 pub mod health;
@@ -20,6 +23,7 @@ mod listing;
 mod logical;
 pub mod manifest;
 pub mod meta;
+mod number_set;
 mod numbers;
 mod read;
 mod remake;
@@ -34,12 +38,15 @@ mod write;
 pub use brief::AttributeKind;
 pub use changes::{Change, ChangeKind};
 pub use check::{Damage, DamagedFile};
+pub use check_rows::{Checking, Needed};
 pub use coverage::{Amount, Coverage, Loss, RunBlocks};
 pub use diff::{DiffKind, Difference};
 pub use extent::{Content, Extent};
 pub use find::{Conditions, Hit, Pattern};
+pub use health::Health;
 pub use listing::Listing;
 pub use manifest::Spool;
+pub use number_set::NumberSet;
 pub use read::{BlockRow, EntryRow, Reader, Totals};
 pub use run::{COMMENT_BYTES_MAX, Counts, DirId, Run, RunId, Tally, VersionId};
 pub use settings::{COPIES_MAX, Settings, ingest_dir, own_files};
@@ -67,7 +74,9 @@ fn sql(error: rusqlite::Error) -> Error {
         rusqlite::Error::InvalidColumnType(..)
         | rusqlite::Error::FromSqlConversionFailure(..)
         | rusqlite::Error::Utf8Error(..)
-        | rusqlite::Error::IntegralValueOutOfRange(..) => ErrorKind::Corrupt,
+        | rusqlite::Error::IntegralValueOutOfRange(..)
+        // Who asks for a row that may be missing says so.
+        | rusqlite::Error::QueryReturnedNoRows => ErrorKind::Corrupt,
         _ => kind,
     };
     Error::with_source(kind, "catalog", error)

@@ -9,8 +9,10 @@ use crate::catalog::COPIES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs;
 use crate::job::BackupArgs;
+use crate::job::grammar::genmeta::GenmetaArgs;
 use crate::job::grammar::restore::{RestoreArgs, RestoreFolderArgs, RevertToRunArgs};
 use crate::job::grammar::size;
+use crate::job::grammar::validate::ValidateArgs;
 use crate::sys::quoted;
 
 /// Deduplicating backup with every run browsable through a mount
@@ -190,6 +192,8 @@ pub struct ListChanges {
 
 #[derive(clap::Args)]
 pub struct Validate {
+    #[command(flatten)]
+    pub args: ValidateArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -197,6 +201,8 @@ pub struct Validate {
 
 #[derive(clap::Args)]
 pub struct Genmeta {
+    #[command(flatten)]
+    pub args: GenmetaArgs,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{args, bar, exit, show};
+use super::{args, bar, exit, report, show};
 use crate::backup::{Options, Planned};
 use crate::catalog::{EntryRow, Reader, Settings, Writer};
 use crate::chunk::split::Chunking;
@@ -172,13 +172,15 @@ pub fn list_changes(catalog: &Path, args: &args::ListChanges) -> Result<u8> {
 }
 
 pub fn validate(catalog: &Path, args: &args::Validate) -> Result<u8> {
+    let options = args.args.options()?;
     let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
     let progress = Progress::default();
-    let report = bar::with_bar(&progress, || crate::validate::run(&snapshots, &progress))?;
+    let report =
+        bar::with_bar(&progress, || crate::validate::run(&snapshots, &options, &progress))?;
     let mut out = show::Out::new();
     match args.json {
-        true => out.json(&show::report_json(&report))?,
-        false => show::report(&mut out, &report)?,
+        true => out.json(&report::to_json(&report))?,
+        false => report::print(&mut out, &report)?,
     }
     out.finish()?;
     Ok(report.worst().map_or(exit::DONE, exit::of_kind))
@@ -186,7 +188,8 @@ pub fn validate(catalog: &Path, args: &args::Validate) -> Result<u8> {
 
 pub fn genmeta(catalog: &Path, args: &args::Genmeta) -> Result<u8> {
     let progress = Progress::default();
-    let done = bar::with_bar(&progress, || crate::genmeta::run(catalog, &progress))?;
+    let options = args.args.options();
+    let done = bar::with_bar(&progress, || crate::genmeta::run(catalog, &options, &progress))?;
     show::print_problems(&done.problems, done.problem_count);
     match args.json {
         true => show::say(format_args!(

@@ -13,6 +13,7 @@ mod notify;
 mod pages;
 mod place;
 mod query;
+mod report;
 mod restore;
 mod show;
 mod volumes;

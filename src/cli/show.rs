@@ -12,11 +12,10 @@ use bytesize::ByteSize;
 use serde_json::{Map, Value, json};
 
 use crate::backup::{Copies, Planned};
-use crate::catalog::{Change, ChangeKind, Counts, DamagedFile, EntryRow, Run, Tally};
+use crate::catalog::{Change, ChangeKind, Counts, EntryRow, Run, Tally};
 use crate::entry::Kind;
 use crate::error::{Error, Problem, Quoted, Result};
 use crate::sys::{Time, quoted};
-use crate::validate::{BadBlock, Report};
 
 /// Standard output, buffered. A reader that goes away ends the output, not the command.
 pub struct Out(io::BufWriter<io::StdoutLock<'static>>);
@@ -312,29 +311,6 @@ pub fn together_json(together: &[Vec<PathBuf>]) -> Value {
     together.iter().map(|group| group.iter().map(path).collect::<Value>()).collect()
 }
 
-/// A validation report as lines.
-pub fn report(out: &mut Out, report: &Report) -> Result<()> {
-    for fault in &report.catalog_faults {
-        out.line(fault)?;
-    }
-    for block in &report.bad_blocks {
-        out.line(&format!("block {} on {}: {}", block.id, quoted(&block.volume), block.reason))?;
-        for file in &block.files {
-            let (source, path) = (Quoted(&file.source), Quoted(&file.path));
-            out.line(&format!("    {} of {source}: {path}", runs(&file.runs)))?;
-        }
-    }
-    let (blocks, size) = (report.blocks, bytes(report.bytes));
-    out.line(&match report.is_clean() {
-        true => format!("Solid: {blocks} blocks, {size}, all as written."),
-        false => format!(
-            "Damage: {} of {blocks} blocks ({size} in all) and {} faults of the catalog.",
-            report.bad_blocks.len(),
-            report.catalog_faults.len()
-        ),
-    })
-}
-
 /// `run 3`, `runs 1-4, 7`.
 pub fn runs(runs: &[i64]) -> String {
     let mut ranges: Vec<(i64, i64)> = Vec::new();
@@ -350,33 +326,6 @@ pub fn runs(runs: &[i64]) -> String {
     });
     let word = if runs.len() == 1 { "run" } else { "runs" };
     format!("{word} {}", words.collect::<Vec<_>>().join(", "))
-}
-
-/// A validation report as JSON.
-pub fn report_json(report: &Report) -> Value {
-    let file = |it: &DamagedFile| {
-        let mut map = Map::new();
-        put_name(&mut map, "source", &it.source);
-        put_name(&mut map, "path", &it.path);
-        map.insert("runs".into(), json!(it.runs));
-        Value::Object(map)
-    };
-    let block = |it: &BadBlock| {
-        let mut map = Map::new();
-        map.insert("block".into(), it.id.to_string().into());
-        put_name(&mut map, "volume", std::os::unix::ffi::OsStrExt::as_bytes(it.volume.as_os_str()));
-        map.insert("kind".into(), it.kind.as_str().into());
-        map.insert("reason".into(), it.reason.clone().into());
-        map.insert("files".into(), it.files.iter().map(file).collect());
-        Value::Object(map)
-    };
-    json!({
-        "clean": report.is_clean(),
-        "blocks": report.blocks,
-        "bytes": report.bytes,
-        "catalog_faults": report.catalog_faults,
-        "bad_blocks": report.bad_blocks.iter().map(block).collect::<Value>(),
-    })
 }
 
 #[cfg(test)]

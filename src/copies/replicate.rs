@@ -74,7 +74,7 @@ pub fn replicate(catalog: &Path, progress: &Progress) -> Result<Replicated> {
     let mut done = result?;
     if done.copies > 0 {
         // A volume that was added later has no manifests of the runs before.
-        let described = genmeta::run(catalog, progress)?;
+        let described = genmeta::run(catalog, &genmeta::Options::default(), progress)?;
         // A volume that is away is no matter here.
         let here = described.problems.into_iter().filter(|it| it.kind != ErrorKind::Offline);
         here.for_each(|it| done.problems.add(it));

@@ -103,7 +103,7 @@ pub fn retire(catalog: &Path, word: &Path, progress: &Progress) -> Result<Retire
     drop(blocks);
     drop(store);
     // Manifests that only it had.
-    let described = genmeta::run(catalog, progress)?;
+    let described = genmeta::run(catalog, &genmeta::Options::default(), progress)?;
     let here = described.problems.into_iter().filter(|it| it.kind != ErrorKind::Offline);
     here.for_each(|it| done.problems.add(it));
     progress.set_phase("done");

@@ -3,7 +3,9 @@
 //! A control file takes the argument line of the command, quoted as for a POSIX shell. Bytes that
 //! are not UTF-8 are allowed wherever the command line allows them.
 
+pub mod genmeta;
 pub mod restore;
+pub mod validate;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -63,6 +65,9 @@ pub struct BackupArgs {
     /// Read files that look unchanged too
     #[arg(long)]
     force_read: bool,
+    /// Leave the metas beside the blocks to a later genmeta
+    #[arg(long)]
+    no_meta: bool,
     /// Say what would be added, modified and deleted, and write nothing; with -v every path
     #[arg(long)]
     dry_run: bool,
@@ -193,6 +198,7 @@ impl BackupArgs {
             one_file_system: self.one_file_system,
             no_catalog_copy: self.no_catalog_copy,
             force_read: self.force_read,
+            no_meta: self.no_meta,
             tags: self.tags.clone(),
             comment: self.comment.clone(),
         })
@@ -288,7 +294,8 @@ impl Verb {
             Verb::Restore => "FILE DEST [options]",
             Verb::RestoreFolder => "FOLDER DEST [options]",
             Verb::RevertToRun => "RUN DEST [options]",
-            Verb::Validate | Verb::Genmeta | Verb::Replicate => "an empty line",
+            Verb::Validate | Verb::Genmeta => "[options]",
+            Verb::Replicate => "an empty line",
         }
     }
 }
@@ -302,10 +309,10 @@ pub enum Request {
     BackupAndClear(Box<backup::Options>),
     /// Restore a file, a folder or a run.
     Restore(Box<Restoring>),
-    /// Check everything.
-    Validate,
+    /// Check everything, or a part.
+    Validate(crate::validate::Options),
     /// Complete metas and manifests.
-    Genmeta,
+    Genmeta(crate::genmeta::Options),
     /// Make the copies that lack.
     Replicate,
 }
@@ -345,13 +352,11 @@ pub fn parse(verb: Verb, line: &[u8], site: &Site) -> Result<Request> {
             let restoring = restore::parse(verb, words, &site.mountpoint)?;
             Ok(Request::Restore(Box::new(restoring)))
         }
-        Verb::Validate | Verb::Genmeta | Verb::Replicate => {
+        Verb::Validate => Ok(Request::Validate(validate::parse(words)?)),
+        Verb::Genmeta => Ok(Request::Genmeta(genmeta::parse(words)?)),
+        Verb::Replicate => {
             EmptyLine::try_parse_from(words).map_err(refused)?;
-            match verb {
-                Verb::Validate => Ok(Request::Validate),
-                Verb::Replicate => Ok(Request::Replicate),
-                _ => Ok(Request::Genmeta),
-            }
+            Ok(Request::Replicate)
         }
     }
 }
@@ -496,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn verbs_without_arguments_take_an_empty_line_and_no_other() {
+    fn verbs_that_need_no_arguments_take_an_empty_line() {
         for verb in [Verb::Validate, Verb::Genmeta] {
             for line in [&b""[..], b"  \t"] {
                 super::parse(verb, line, &site()).unwrap();

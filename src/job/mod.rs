@@ -53,7 +53,7 @@ pub enum Outcome {
     /// It was restored from this run; some entries may have had problems.
     Restored(RunId, restore::Summary),
     /// Everything was looked at; damage may have been found.
-    Validated(validate::Report),
+    Validated(Box<validate::Report>),
     /// Metas and manifests were completed.
     Described(genmeta::Summary),
     /// Blocks were copied to further volumes.

@@ -57,12 +57,15 @@ fn run_once(catalog: &Path, site: &Site, prepare: Option<&Prepare>, job: &Job) -
                 None => Ok(Outcome::Restored(run, summary)),
             }
         }
-        Request::Validate => {
+        Request::Validate(options) => {
             let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
-            Ok(Outcome::Validated(validate::run(&snapshots, progress)?))
+            let report = validate::run(&snapshots, options, progress)?;
+            Ok(Outcome::Validated(Box::new(report)))
+        }
+        Request::Genmeta(options) => {
+            Ok(Outcome::Described(genmeta::run(catalog, options, progress)?))
         }
         Request::Replicate => Ok(Outcome::Replicated(copies::replicate(catalog, progress)?)),
-        Request::Genmeta => Ok(Outcome::Described(genmeta::run(catalog, progress)?)),
     }
 }
 
@@ -103,13 +106,15 @@ pub(super) fn summary_line(outcome: &Outcome) -> Option<String> {
             problems(it.problem_count)
         ),
         Outcome::Validated(it) if it.is_clean() => {
-            format!("solid: {} blocks, {} bytes, all as written", it.blocks, it.bytes)
+            let cut = if it.is_cut_short { "; the time was over" } else { "" };
+            format!("solid: {} blocks, {} bytes, all as written{cut}", it.blocks, it.bytes)
         }
         Outcome::Validated(it) => format!(
-            "damage: {} of {} blocks, {} faults of the catalog",
-            it.bad_blocks.len(),
-            it.blocks,
-            it.catalog_faults.len()
+            "damage: {} of {} blocks, {} files, {} other faults",
+            it.bad_blocks.count + it.known_bad,
+            it.blocks + it.known_bad,
+            it.bad_files.count,
+            it.faults.count
         ),
         Outcome::Described(it) => it.line(),
         Outcome::Replicated(it) => it.line(),
@@ -118,22 +123,28 @@ pub(super) fn summary_line(outcome: &Outcome) -> Option<String> {
 
 /// What a validation has found, in lines. At most a thousand files are named.
 pub(super) fn damage_lines(report: &validate::Report) -> Vec<String> {
-    let mut lines = report.catalog_faults.clone();
+    let on = |volume: &Path| match volume.as_os_str().is_empty() {
+        true => String::new(),
+        false => format!(" on {}", quoted(volume)),
+    };
+    let fault = |it: &validate::Fault| format!("{}{}", it.message, on(&it.volume));
+    let mut lines: Vec<String> = report.faults.items.iter().map(fault).collect();
     lines.truncate(1000);
-    for block in &report.bad_blocks {
-        for file in &block.files {
-            if lines.len() >= 2000 {
-                lines.push("and more: run raidtape validate".to_owned());
-                return lines;
-            }
-            lines.push(format!(
-                "damaged: {} of {}, in block {} on {}",
-                Quoted(&file.path),
-                Quoted(&file.source),
-                block.id,
-                quoted(&block.volume)
-            ));
+    let blocks = report.bad_blocks.items.iter().flat_map(|block| {
+        let place = format!("in block {}{}", block.id, on(&block.volume));
+        block.files.items.iter().map(move |it| (it, place.clone()))
+    });
+    let files = report.bad_files.items.iter().flat_map(|bad| {
+        let place = format!("version {}", bad.version);
+        bad.files.items.iter().map(move |it| (it, place.clone()))
+    });
+    for (file, place) in blocks.chain(files) {
+        if lines.len() >= 2000 {
+            lines.push("and more: run raidtape validate".to_owned());
+            return lines;
         }
+        let (path, source) = (Quoted(&file.path), Quoted(&file.source));
+        lines.push(format!("damaged: {path} of {source}, {place}"));
     }
     lines
 }

@@ -23,13 +23,32 @@ const HEAD_BYTES: usize = 200;
 pub fn refresh(volume: &Path) -> Result<()> {
     for (name, content) in FILES {
         let path = volume.join(name);
-        let there = read(&path);
-        let is_newer = |it: &Vec<u8>| version_of(it) > version_of(content);
-        if there.as_deref() != Some(content) && !there.is_some_and(|it| is_newer(&it)) {
+        if !is_current(&path, content) {
             sys::replace_file(&path, content)?;
         }
     }
     Ok(())
+}
+
+/// The names of the files that [`refresh`] would make, and whether each is damaged: of this
+/// version, and not what this version has written.
+pub fn faults(volume: &Path) -> Vec<(&'static str, bool)> {
+    let mut found = Vec::new();
+    for (name, content) in FILES {
+        let path = volume.join(name);
+        if !is_current(&path, content) {
+            let version = read(&path).and_then(|it| version_of(&it));
+            found.push((name, version.is_some() && version == version_of(content)));
+        }
+    }
+    found
+}
+
+/// Whether a file is this program's, or a newer one's.
+fn is_current(path: &Path, content: &[u8]) -> bool {
+    let there = read(path);
+    let is_newer = |it: &Vec<u8>| version_of(it) > version_of(content);
+    there.as_deref() == Some(content) || there.is_some_and(|it| is_newer(&it))
 }
 
 /// A file's content, if there is a file that can be read.

@@ -2,6 +2,7 @@
 
 pub mod block;
 mod copies;
+mod described;
 mod guide;
 mod manifest;
 pub mod store;
@@ -9,6 +10,7 @@ mod writer;
 
 pub use block::{BlockId, BlockIndex, Record};
 pub use copies::{CopyFault, CopyJob, Lacking, copy_block, verify_block};
+pub use described::Described;
 pub use manifest::{Facts, VolumeManifest};
 pub use writer::{Batch, CopyAt, OpenBlock, Place, Stored, Writer};
 
@@ -109,6 +111,7 @@ impl Volume {
             sys::make_private_dir(&path.join(dir)).map_err(failed)?;
         }
         guide::refresh(path)?;
+        Described::nothing().write(path)?;
         sys::replace_file(&path.join(INDEX_NAME), b"")?;
         VolumeManifest { facts: Some(facts), ..VolumeManifest::of(config, hash) }.prepare(path)?;
         register()?;
@@ -163,6 +166,12 @@ impl Volume {
         new.reserve_percent = self.config.reserve_percent;
         new.facts = Some(facts);
         if new == old { Ok(()) } else { new.write(path) }
+    }
+
+    /// The files that explain the volume to people and are not what they should be, by name, and
+    /// whether each is damaged rather than missing or older.
+    pub fn guide_faults(&self) -> Vec<(&'static str, bool)> {
+        guide::faults(&self.config.path)
     }
 
     /// Removes what a killed writer left half written. Only for who holds the writer's lock.

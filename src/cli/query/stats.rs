@@ -6,10 +6,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::catalog::{Reader, Run, Totals};
-use crate::cli::{exit, show};
+use crate::catalog::{Health, Reader, Run, Totals};
+use crate::cli::{exit, report, show};
 use crate::error::{Quoted, Result};
 use crate::sys::{Space, quoted};
+use crate::validate::Coverage;
 use crate::volume::{Status, Volume, VolumeConfig};
 
 /// Everything is in the catalog already; no block is read.
@@ -70,6 +71,7 @@ pub fn stats(catalog: &Path, args: &Stats) -> Result<u8> {
         ("compression", ratio(stats.plain_bytes, stats.stored_bytes)),
         ("together", ratio(logical, stats.stored_bytes)),
     ];
+    let coverage = Coverage::of(&reader, &Health::open(catalog))?;
     let mut out = show::Out::new();
     if args.json {
         let mut map = Map::new();
@@ -85,6 +87,7 @@ pub fn stats(catalog: &Path, args: &Stats) -> Result<u8> {
         map.insert("versions".into(), stats.versions.into());
         map.insert("entries".into(), stats.entries.into());
         map.insert("catalog_bytes".into(), stats.catalog_bytes.into());
+        map.insert("verified".into(), report::coverage_json(&coverage));
         map.insert("sources".into(), sources.iter().map(source_json).collect());
         map.insert("runs".into(), runs.iter().map(run_json).collect());
         map.insert("volumes".into(), volumes.iter().map(volume_json).collect());
@@ -110,6 +113,7 @@ pub fn stats(catalog: &Path, args: &Stats) -> Result<u8> {
         stats.entries,
         stats.versions
     ))?;
+    out.line(&report::coverage_line(&coverage).replacen("verified: ", "verified     ", 1))?;
     out.line("")?;
     out.line(&format!(
         "{:>5} {:>6}  {:>9} {:>10} {:>10} {:>10}  {}",
