@@ -6,6 +6,7 @@
 //! write    scan ─▶ backup ─▶ chunk ─▶ volume ══ Stored ══▶ catalog
 //! read     catalog + volume ─▶ snapshot ─▶ restore, dump, fs ─▶ kernel
 //! ask      command line, control files ─▶ job ─▶ backup, restore, validate, genmeta
+//! lost     volume ─▶ rebuild ─▶ catalog
 //! ```
 //!
 //! Write order, from which everything else follows: a block's bytes are synced, then it gets its
@@ -28,6 +29,7 @@ pub mod dump;
 pub mod genmeta;
 pub mod copies;
 pub mod validate;
+pub mod rebuild;
 pub mod job;
 pub mod fs;
 pub mod cli;

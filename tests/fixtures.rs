@@ -14,7 +14,9 @@ use serde_json::Value;
 use sha2::Digest;
 
 use crate::common::tree::Node;
-use crate::common::{Sandbox, Tree, args, assert_same, name_of, need_root, path_of, tool};
+use crate::common::{
+    RAIDTAPE, Sandbox, Tree, args, assert_same, name_of, need_root, path_of, run, tool,
+};
 
 /// Names of all fixtures.
 fn fixtures() -> Vec<String> {
@@ -242,5 +244,42 @@ fn a_fixture_has_one_dump_before_and_after_it_is_brought_up_to_date() {
         assert!(version() > old, "{name}");
         assert!(before.contains("\n{\"op\":\"end\","));
         assert!(sandbox.ok(["dump-catalog"]).text() == before, "{name}");
+    }
+}
+
+#[test]
+fn a_fixture_without_its_catalog_comes_back() {
+    need_root("fixtures have owners and device nodes");
+    for name in fixtures() {
+        let sandbox = unpack(&name);
+        find_volume(&sandbox);
+        let rebuild = |new: &str| {
+            let mut command = std::process::Command::new(RAIDTAPE);
+            command.arg("--catalog").arg(sandbox.path(new)).args(["rebuildmeta", "--json"]);
+            run(command.arg("--volumes").arg(sandbox.path("volume")))
+        };
+        // What its program did not write down is said to be missing, and the trees are there.
+        let said = rebuild("new").code(3).json_lines().pop().unwrap();
+        assert_eq!((&said["runs"], &said["blocks_lacking"]), (&2.into(), &0.into()), "{said}");
+        assert!(said["problem_list"].to_string().contains("earlier program"), "{said}");
+        for (number, expected) in (1..).zip(expected(&name)) {
+            let out = sandbox.path(&format!("{name} {number}"));
+            let mut command = std::process::Command::new(RAIDTAPE);
+            command.arg("--catalog").arg(sandbox.path("new"));
+            run(command.args(args!["revert-to-run", number.to_string(), &out])).code(0);
+            assert_same(&expected, &tree(&out));
+        }
+        // After one genmeta by this program everything comes back.
+        sandbox.ok(["genmeta"]);
+        let said = rebuild("whole").code(0).json_lines().pop().unwrap();
+        assert_eq!(said["problems"], 0, "{said}");
+        let dump = |catalog: &Path| {
+            let mut out = Vec::new();
+            let reader = raidtape::catalog::Reader::open(catalog).unwrap();
+            reader.write_logical_dump(&mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let (before, after) = (dump(&sandbox.catalog), dump(&sandbox.path("whole")));
+        assert!(before == after, "{name}: {before}\n{after}");
     }
 }

@@ -89,6 +89,8 @@ mod promises;
 mod queries;
 /// Reading snapshots: ahead, in parts, from other copies, and past the program.
 mod reads;
+/// A lost catalog comes back from its volumes.
+mod rebuild;
 /// Files come back without the program: the script on a volume.
 mod restore_script;
 /// Restoring onto what is there: overwriting, deleting, parts, owners, hostile targets.

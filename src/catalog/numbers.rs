@@ -26,7 +26,7 @@ impl Numbered {
     const ALL: [Numbered; 4] = [Numbered::Run, Numbered::Version, Numbered::Dir, Numbered::Block];
 
     /// The setting that keeps the highest that was given.
-    fn setting(self) -> &'static str {
+    pub(super) fn setting(self) -> &'static str {
         match self {
             Numbered::Run => "last_run",
             Numbered::Version => "last_version",

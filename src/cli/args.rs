@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use super::query;
+use super::{query, rebuild};
 use crate::catalog::COPIES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs;
@@ -88,6 +88,8 @@ pub enum Command {
     Replicate(Replicate),
     /// Show how many copies there are, and which volumes may fail
     Coverage(Coverage),
+    /// Make a catalog anew from its volumes alone, when it is lost
+    Rebuildmeta(rebuild::Rebuildmeta),
     /// Restore one file
     Restore(Restore),
     /// Restore a folder

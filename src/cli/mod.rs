@@ -14,10 +14,12 @@ mod pages;
 mod place;
 mod query;
 mod report;
+mod rebuild;
 mod restore;
 mod show;
 mod volumes;
 
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use clap::Parser;
@@ -31,7 +33,7 @@ pub fn main() -> u8 {
     if words.next().is_some_and(|it| it == place::PROBE) {
         return place::probe(Path::new(&words.next().unwrap_or_default()));
     }
-    let args = match Args::try_parse() {
+    let args = match Args::try_parse_from(words_of_line(std::env::args_os())) {
         Ok(args) => args,
         Err(e) => {
             // Clap knows which of its answers are errors; a closed pipe is nobody's loss.
@@ -47,6 +49,19 @@ pub fn main() -> u8 {
             exit::of_kind(e.kind())
         }
     }
+}
+
+/// The arguments, with the command among them that the program's name stands for: called
+/// `raidtape-genmeta`, it is `raidtape genmeta`.
+fn words_of_line(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words: Vec<OsString> = words.collect();
+    let name = words.first().map(Path::new).and_then(Path::file_name).and_then(OsStr::to_str);
+    let command = name.and_then(|it| it.strip_prefix("raidtape-"));
+    if let Some(command) = command.filter(|it| ["genmeta", "rebuildmeta"].contains(it)) {
+        let command = OsString::from(command);
+        words.insert(1, command);
+    }
+    words
 }
 
 fn start_log(args: &Args) {
@@ -76,6 +91,7 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::DumpCatalog(_) => query::dump_catalog(&catalog),
         Command::Validate(it) => commands::validate(&catalog, it),
         Command::Genmeta(it) => commands::genmeta(&catalog, it),
+        Command::Rebuildmeta(it) => rebuild::rebuildmeta(&catalog, it),
         Command::Restore(it) => restore::restore(&catalog, it),
         Command::RestoreFolder(it) => restore::restore_folder(&catalog, it),
         Command::RevertToRun(it) => restore::revert_to_run(&catalog, it),

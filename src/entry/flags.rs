@@ -58,6 +58,15 @@ pub fn flag_letters(flags: u32) -> String {
     KEPT.iter().filter(|it| flags & it.0 != 0).map(|it| it.1).collect()
 }
 
+/// The flags that these letters stand for.
+pub fn flags_from_letters(letters: &str) -> Result<u32> {
+    letters.chars().try_fold(0, |flags, letter| {
+        let row = KEPT.iter().find(|it| it.1 == letter);
+        let row = row.ok_or_else(|| Error::corrupt(format!("unknown file flag {letter:?}")))?;
+        Ok(flags | row.0)
+    })
+}
+
 /// Gives a file that is still empty the flags that its content depends on. Whatever fails is told
 /// by [`apply_flags`], which tries again.
 pub fn prepare(fd: BorrowedFd<'_>, extra: &Extra) {

@@ -10,7 +10,7 @@ mod flags;
 mod made;
 mod metadata;
 
-pub use flags::{apply_flags, flag_letters, prepare};
+pub use flags::{apply_flags, flag_letters, flags_from_letters, prepare};
 pub use made::{apply_handle, apply_made, has_xattrs, remove_other_xattrs};
 pub use metadata::{Applied, apply, apply_fd, capture, capture_file};
 
@@ -193,6 +193,14 @@ impl Extra {
             }
         }
         Ok(extra)
+    }
+}
+
+/// The directory's path and the name in it.
+pub fn split_path(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|it| *it == b'/') {
+        Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
+        None => (&[], path),
     }
 }
 

@@ -14,7 +14,7 @@ use super::pool::Pool;
 use super::weighed::Weighed;
 use crate::catalog::Reader;
 use crate::chunk::frame::{Codec, Frame};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::volume::{BlockId, Volumes};
 
 /// Memory for the frame tables of blocks. One of a full block is seldom more than 100 KiB.
@@ -230,8 +230,16 @@ impl BlockMap {
         self.frames.partition_point(|it| it.plain_at <= offset).saturating_sub(1)
     }
 
-    /// The error for what lies beyond the end.
+    /// The error for what lies beyond the end, or where no frame is known.
     pub fn ends(&self) -> Error {
+        if self.frames.is_empty() {
+            let message = format!(
+                "block {}: its volume was not there when the catalog was rebuilt, so its frames \
+                 are not known: connect it, and run rebuildmeta with it too",
+                self.id
+            );
+            return Error::new(ErrorKind::Offline, message);
+        }
         Error::corrupt(format!("block {}: offset beyond its end", self.id))
     }
 }

@@ -83,6 +83,15 @@ pub struct Record {
 pub fn encode_record(number: u64, block: &BlockIndex) -> Vec<u8> {
     let mut body = vec![RECORD_VERSION];
     wire::put_u64(&mut body, number);
+    finish_record(body, block)
+}
+
+/// A record of version 1, for a block whose number is not known.
+pub fn encode_old_record(block: &BlockIndex) -> Vec<u8> {
+    finish_record(vec![1], block)
+}
+
+fn finish_record(mut body: Vec<u8>, block: &BlockIndex) -> Vec<u8> {
     body.extend_from_slice(&block.id.0);
     frame::put_frames(&mut body, &block.frames);
     wire::put_u64(&mut body, block.chunks.len() as u64);

@@ -5,6 +5,7 @@ mod copies;
 mod described;
 mod guide;
 mod manifest;
+mod mend;
 pub mod store;
 mod writer;
 
@@ -12,6 +13,7 @@ pub use block::{BlockId, BlockIndex, Record};
 pub use copies::{CopyFault, CopyJob, Lacking, copy_block, verify_block};
 pub use described::Described;
 pub use manifest::{Facts, VolumeManifest};
+pub use mend::{IndexMender, prove};
 pub use writer::{Batch, CopyAt, OpenBlock, Place, Stored, Writer};
 
 use std::fs::File;
@@ -423,7 +425,14 @@ impl Volumes {
     /// The error for a block of which no volume of `numbers` is there.
     pub fn why_none(&self, numbers: &[i64], id: &BlockId) -> Error {
         let offline = numbers.iter().find_map(|it| self.why_missing(*it, id));
-        let unknown = || Error::corrupt(format!("block {id} is on no known volume"));
+        let unknown = || match self.missing.first() {
+            None => Error::corrupt(format!("block {id} is on no known volume")),
+            Some((config, _)) => {
+                let path = quoted(&config.path);
+                let message = format!("block {id} is on no volume that is here; {path} is missing");
+                Error::new(ErrorKind::Offline, message)
+            }
+        };
         offline.unwrap_or_else(unknown)
     }
 

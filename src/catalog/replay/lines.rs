@@ -1,0 +1,521 @@
+//! The lines of a manifest, and what each does to the entries.
+//!
+//! A line is checked before anything is done: its names lead nowhere else, its numbers are possible
+//! ones, and what it ends or continues is there.
+
+use std::borrow::Cow;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Deserialize;
+
+use super::{
+    Alive, AttributeKind, Content, Digest, DirId, Error, Extent, Kind, KnownBlock, Live, Metadata,
+    OPEN, OptionalExtension, Quoted, Rebuild, Result, RunId, VersionId, check_name, extent,
+    note_attribute, sql,
+};
+use crate::catalog::history::{check_version, name_from, time_from};
+use crate::catalog::read::{ENTRY_COLUMNS, entry_from};
+use crate::entry::{Extra, flags_from_letters, split_path};
+
+/// Enough of a line to see whose turn it is.
+#[derive(Deserialize)]
+struct Glance<'a> {
+    #[serde(borrow)]
+    op: Cow<'a, str>,
+    #[serde(default, borrow)]
+    kind: Cow<'a, str>,
+    version: Option<i64>,
+}
+
+/// A line as it stands.
+#[derive(Deserialize)]
+struct Raw {
+    path: Option<String>,
+    path_b64: Option<String>,
+    name: Option<String>,
+    name_b64: Option<String>,
+    kind: Option<String>,
+    version: Option<i64>,
+    mode: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    id: Option<u32>,
+    size: Option<u64>,
+    mtime: Option<(i64, u32)>,
+    ctime: Option<(i64, u32)>,
+    ino: Option<u64>,
+    nlink: Option<u64>,
+    rdev: Option<u64>,
+    hash: Option<String>,
+    #[serde(default)]
+    extents: Vec<(Option<String>, u64, u64)>,
+    target: Option<String>,
+    target_b64: Option<String>,
+    #[serde(default)]
+    xattrs: Vec<RawXattr>,
+    flags: Option<String>,
+    message: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawXattr {
+    key: Option<String>,
+    key_b64: Option<String>,
+    value_b64: String,
+}
+
+fn bad(what: impl std::fmt::Display) -> Error {
+    Error::corrupt(what.to_string())
+}
+
+fn parse<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(line).map_err(bad)
+}
+
+impl Raw {
+    fn path(&self) -> Result<Vec<u8>> {
+        name_from(self.path.as_deref(), self.path_b64.as_deref(), "path")
+    }
+
+    fn metadata(&self) -> Result<Metadata> {
+        let need = |key: &'static str| move || bad(format!("no {key}"));
+        let size = self.size.ok_or_else(need("size"))?;
+        let nlink = self.nlink.ok_or_else(need("nlink"))?;
+        if size > i64::MAX.cast_unsigned() || nlink > i64::MAX.cast_unsigned() {
+            return Err(bad("an impossible size or number of links"));
+        }
+        let mode = self.mode.filter(|it| *it <= 0o7777).ok_or_else(|| bad("an impossible mode"))?;
+        Ok(Metadata {
+            kind: self.kind.as_deref().unwrap_or_default().parse()?,
+            mode,
+            uid: self.uid.ok_or_else(need("uid"))?,
+            gid: self.gid.ok_or_else(need("gid"))?,
+            size,
+            mtime: time_from(self.mtime.ok_or_else(need("mtime"))?)?,
+            ctime: time_from(self.ctime.ok_or_else(need("ctime"))?)?,
+            ino: self.ino.ok_or_else(need("ino"))?,
+            nlink,
+            rdev: self.rdev.ok_or_else(need("rdev"))?,
+        })
+    }
+
+    fn version(&self) -> Result<VersionId> {
+        check_version(self.version.ok_or_else(|| bad("no version"))?)
+    }
+
+    fn extra(&self, kind: Kind) -> Result<Extra> {
+        let has_target = self.target.is_some() || self.target_b64.is_some();
+        if has_target && kind != Kind::Symlink {
+            return Err(bad("a target of what is no link"));
+        }
+        let target = || name_from(self.target.as_deref(), self.target_b64.as_deref(), "target");
+        let xattr = |it: &RawXattr| -> Result<(Vec<u8>, Vec<u8>)> {
+            let key = name_from(it.key.as_deref(), it.key_b64.as_deref(), "key")?;
+            let value = BASE64.decode(&it.value_b64).map_err(|_| bad("value_b64 is none"))?;
+            match key.is_empty() || key.contains(&0) {
+                true => Err(bad("an impossible key of an attribute")),
+                false => Ok((key, value)),
+            }
+        };
+        Ok(Extra {
+            target: has_target.then(target).transpose()?,
+            xattrs: self.xattrs.iter().map(xattr).collect::<Result<_>>()?,
+            flags: self.flags.as_deref().map_or(Ok(0), flags_from_letters)?,
+        })
+    }
+}
+
+/// What a line that was not dealt with says of versions: the greatest number.
+pub(super) fn version_in(line: &[u8]) -> Result<VersionId> {
+    let glance: Glance<'_> = parse(line)?;
+    glance.version.map_or(Ok(0), check_version)
+}
+
+impl Rebuild {
+    /// Deals with a line of the current run, if it says that something goes, or is of a directory.
+    pub fn take_first(&mut self, line: &[u8]) -> Result<()> {
+        let glance: Glance<'_> = parse(line)?;
+        match &*glance.op {
+            "put" if glance.kind == "dir" => self.put(&parse(line)?),
+            "delete" => self.delete(&parse::<Raw>(line)?.path()?),
+            "empty" => self.empty(&parse::<Raw>(line)?.path()?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deals with a line of the current run, if [`Rebuild::take_first`] has not.
+    pub fn take_second(&mut self, line: &[u8]) -> Result<()> {
+        let glance: Glance<'_> = parse(line)?;
+        match &*glance.op {
+            "put" if glance.kind != "dir" => self.put(&parse(line)?),
+            "link" => self.link(&parse(line)?),
+            "owner" => self.owner(&parse(line)?),
+            "problem" => self.problem(&parse(line)?),
+            "put" | "delete" | "empty" | "end" => Ok(()),
+            other => Err(bad(format!("unknown line {other:.50?}"))),
+        }
+    }
+
+    /// The greatest number of a version that a line says.
+    pub fn version_in(line: &[u8]) -> Result<VersionId> {
+        version_in(line)
+    }
+
+    fn live(&self, dir: DirId, name: &[u8]) -> Result<Option<Live>> {
+        let query = "SELECT first_run, child, kind, size, last_run FROM entries \
+                     WHERE dir = ?1 AND name = ?2 ORDER BY first_run DESC LIMIT 1";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let found = statement.query_row((dir, name), |row| {
+            let kind: u8 = row.get(2)?;
+            let last_run: RunId = row.get(4)?;
+            Ok((row.get(0)?, row.get(1)?, kind, row.get(3)?, last_run))
+        });
+        let Some((first_run, child, kind, size, OPEN)) = found.optional().map_err(sql)? else {
+            return Ok(None);
+        };
+        let kind = Kind::from_number(kind).ok_or_else(|| bad("unknown kind of entry"))?;
+        Ok(Some(Live { first_run, child, kind, size }))
+    }
+
+    /// The number of a directory that is there now.
+    fn dir_at(&mut self, path: &[u8]) -> Result<DirId> {
+        if let Some(dir) = self.dirs.known.get(path) {
+            return Ok(*dir);
+        }
+        let none = || bad(format!("there is no directory '{}'", Quoted(path)));
+        let source = self.current()?.name.clone();
+        let root = self.live(0, &source)?.and_then(|it| it.child);
+        let mut dir = root.ok_or_else(none)?;
+        if !path.is_empty() {
+            for name in path.split(|it| *it == b'/') {
+                dir = self.live(dir, name)?.and_then(|it| it.child).ok_or_else(none)?;
+            }
+        }
+        self.dirs.put(path, dir);
+        Ok(dir)
+    }
+
+    /// The directory that an entry is in, and its name there.
+    fn place_of(&mut self, path: &[u8]) -> Result<(DirId, Vec<u8>)> {
+        if path.is_empty() {
+            return Ok((0, self.current()?.name.clone()));
+        }
+        let (dir, name) = split_path(path);
+        check_name(name)?;
+        Ok((self.dir_at(dir)?, name.to_vec()))
+    }
+
+    fn put(&mut self, raw: &Raw) -> Result<()> {
+        let (path, meta, version) = (raw.path()?, raw.metadata()?, raw.version()?);
+        let current = self.current()?;
+        if version <= current.versions_before {
+            return Err(bad(format!("version {version} belongs to an earlier run")));
+        }
+        let query = "SELECT EXISTS (SELECT 1 FROM entries WHERE version = ?1)";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        if statement.query_row([version], |row| row.get(0)).map_err(sql)? {
+            return Err(bad(format!("version {version} is put twice")));
+        }
+        drop(statement);
+        if path.is_empty() && meta.kind != Kind::Dir {
+            return Err(bad("the root is no directory"));
+        }
+        let content = self.content(raw, &meta)?;
+        self.put_entry(&path, version, &meta, content.data_len())?;
+        self.put_content(version, meta.kind, &content)?;
+        self.last_version = self.last_version.max(version);
+        Ok(())
+    }
+
+    fn content(&mut self, raw: &Raw, meta: &Metadata) -> Result<Content> {
+        let extra = raw.extra(meta.kind)?;
+        if meta.kind != Kind::File {
+            return match raw.hash.is_none() && raw.extents.is_empty() {
+                true => Ok(Content { extra, ..Content::default() }),
+                false => Err(bad("content of what is no file")),
+            };
+        }
+        let hash = raw.hash.as_deref().ok_or_else(|| bad("no hash"))?.parse()?;
+        let (mut extents, mut total) = (Vec::with_capacity(raw.extents.len()), 0u64);
+        let mut was_hole = false;
+        for (block, offset, len) in &raw.extents {
+            let (offset, len) = (*offset, *len);
+            total = total.checked_add(len).filter(|_| len > 0).ok_or_else(|| bad("extents"))?;
+            let is_hole = block.is_none();
+            if std::mem::replace(&mut was_hole, is_hole) && is_hole {
+                return Err(bad("a hole after a hole"));
+            }
+            extents.push(match block {
+                None => Extent::Hole { len },
+                Some(id) => {
+                    let end = offset.checked_add(len).filter(|it| *it <= 1 << 62);
+                    let end = end.ok_or_else(|| bad("an impossible place in a block"))?;
+                    Extent::Data { block: self.block_number(id.parse()?, end)?, offset, len }
+                }
+            });
+        }
+        match total == meta.size {
+            true => Ok(Content { hash: Some(hash), extents, extra }),
+            false => Err(bad("its pieces are not as long as it is")),
+        }
+    }
+
+    /// The number of a block that has at least `end` plain bytes. One that no volume has gets a row
+    /// all the same: what is known of it is its name, and that it is missed.
+    fn block_number(&mut self, id: Digest, end: u64) -> Result<u64> {
+        let known = match self.blocks.get(&id) {
+            Some(known) => *known,
+            None => self.look_up_block(&id)?,
+        };
+        if known.is_lacking && end > known.plain_len {
+            let query = "UPDATE blocks SET plain_len = ?2 WHERE number = ?1";
+            let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+            statement.execute((known.number, end)).map_err(sql)?;
+            drop(statement);
+            self.blocks.put(id, KnownBlock { plain_len: end, ..known });
+        } else if end > known.plain_len {
+            let run = self.current()?.run;
+            self.fault(format!(
+                "run {run}: a file reaches beyond block {id}, which has {} bytes",
+                known.plain_len
+            ));
+        }
+        Ok(known.number)
+    }
+
+    fn look_up_block(&mut self, id: &Digest) -> Result<KnownBlock> {
+        let query = "SELECT number, plain_len, length(frames) FROM blocks WHERE id = ?1";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let found = statement.query_row([&id.0[..]], |row| {
+            let is_lacking = row.get::<_, i64>(2)? <= 1;
+            Ok(KnownBlock { number: row.get(0)?, plain_len: row.get(1)?, is_lacking })
+        });
+        let known = match found.optional().map_err(sql)? {
+            Some(known) => known,
+            None => {
+                let number = self.next_block;
+                self.next_block += 1;
+                let query = "INSERT INTO blocks (number, id, stored_len, plain_len, frames) \
+                             VALUES (?1, ?2, 1, 1, ?3)";
+                let row = (number, &id.0[..], &super::NO_FRAMES[..]);
+                self.conn.execute(query, row).map_err(sql)?;
+                KnownBlock { number, plain_len: 1, is_lacking: true }
+            }
+        };
+        drop(statement);
+        self.blocks.put(*id, known);
+        Ok(known)
+    }
+
+    /// Adds a name, and ends the life of what had it before.
+    fn put_entry(
+        &mut self,
+        path: &[u8],
+        version: VersionId,
+        meta: &Metadata,
+        data_len: Option<u64>,
+    ) -> Result<()> {
+        let (dir, name) = self.place_of(path)?;
+        let has_basis = self.current()?.has_basis;
+        // Of a first run each name is new; one that comes twice violates the table's key.
+        let old = if has_basis { self.live(dir, &name)? } else { None };
+        let is_dir = meta.kind == Kind::Dir;
+        let mut child = old.as_ref().and_then(|it| it.child).filter(|_| is_dir);
+        match &old {
+            None => self.tally(meta.kind, |it| it.added += 1)?,
+            Some(old) => {
+                self.close(dir, &name, old)?;
+                if let Some(below) = old.child.filter(|_| !is_dir) {
+                    self.close_below(below)?;
+                }
+                self.tally(meta.kind, |it| it.modified += 1)?;
+            }
+        }
+        if is_dir && child.is_none() {
+            child = Some(self.next_dir);
+            self.next_dir += 1;
+        }
+        if let Some(child) = child {
+            self.dirs.put(path, child);
+        }
+        let run = self.current()?.run;
+        let query = "INSERT INTO entries (dir, name, first_run, last_run, version, child, kind, \
+             mode, uid, gid, size, mtime_s, mtime_n, ctime_s, ctime_n, ino, nlink, rdev, \
+             data_len) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, \
+             ?16, ?17, ?18, ?19)";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let row = rusqlite::params![
+            dir,
+            name,
+            run,
+            OPEN,
+            version,
+            child,
+            meta.kind as u8,
+            meta.mode,
+            meta.uid,
+            meta.gid,
+            meta.size,
+            meta.mtime.secs,
+            meta.mtime.nanos,
+            meta.ctime.secs,
+            meta.ctime.nanos,
+            meta.ino.cast_signed(),
+            meta.nlink,
+            meta.rdev.cast_signed(),
+            data_len,
+        ];
+        statement.execute(row).map_err(|e| match e.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::ConstraintViolation) => bad("a path is said twice"),
+            _ => sql(e),
+        })?;
+        drop(statement);
+        self.count(meta.kind, meta.size, true)
+    }
+
+    fn put_content(&self, version: VersionId, kind: Kind, content: &Content) -> Result<()> {
+        if kind != Kind::File && content.extra.is_empty() {
+            return Ok(());
+        }
+        let query = "INSERT INTO versions (version, hash, extents, extra) VALUES (?1, ?2, ?3, ?4)";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let hash = content.hash.as_ref().map(|it| &it.0[..]);
+        let extents = (kind == Kind::File).then(|| extent::encode(&content.extents));
+        let extra = (!content.extra.is_empty()).then(|| content.extra.encode());
+        statement.execute((version, hash, extents, extra)).map_err(sql)?;
+        for kind in content.extra.xattrs.iter().filter_map(|it| AttributeKind::of(&it.0)) {
+            note_attribute(&self.conn, kind)?;
+        }
+        let query = "INSERT OR IGNORE INTO uses (block, version) VALUES (?1, ?2)";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        for extent in &content.extents {
+            if let Extent::Data { block, .. } = extent {
+                statement.execute((block, version)).map_err(sql)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, raw: &Raw) -> Result<()> {
+        let (path, version) = (raw.path()?, raw.version()?);
+        let query = format!("SELECT {ENTRY_COLUMNS} FROM entries WHERE version = ?1 LIMIT 1");
+        let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
+        let mut rows = statement.query([version]).map_err(sql)?;
+        let first = rows.next().map_err(sql)?.map(entry_from).transpose()?;
+        drop(rows);
+        drop(statement);
+        match first.filter(|it| it.meta.kind != Kind::Dir) {
+            Some(first) => self.put_entry(&path, version, &first.meta, first.data_len),
+            None => Err(bad(format!("a further name of version {version}, which is not there"))),
+        }
+    }
+
+    fn delete(&mut self, path: &[u8]) -> Result<()> {
+        let (dir, name) = self.place_of(path)?;
+        let gone = self.live(dir, &name)?.ok_or_else(|| {
+            bad(format!("it says that '{}' is gone, which was not there", Quoted(path)))
+        })?;
+        self.close(dir, &name, &gone)?;
+        self.tally(gone.kind, |it| it.deleted += 1)?;
+        gone.child.map_or(Ok(()), |it| self.close_below(it))
+    }
+
+    fn empty(&mut self, path: &[u8]) -> Result<()> {
+        let dir = self.dir_at(path)?;
+        self.close_below(dir)
+    }
+
+    /// Ends the life of an entry with the run before.
+    fn close(&mut self, dir: DirId, name: &[u8], live: &Live) -> Result<()> {
+        let run = self.current()?.run;
+        if live.first_run >= run {
+            return Err(bad("a path is said twice"));
+        }
+        let query = "UPDATE entries SET last_run = ?4 \
+                     WHERE dir = ?1 AND name = ?2 AND first_run = ?3";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        statement.execute((dir, name, live.first_run, run - 1)).map_err(sql)?;
+        drop(statement);
+        self.count(live.kind, live.size, false)
+    }
+
+    /// Ends the life of everything below a directory.
+    fn close_below(&mut self, dir: DirId) -> Result<()> {
+        self.dirs.clear();
+        let run = self.current()?.run;
+        let mut dirs = vec![dir];
+        while let Some(dir) = dirs.pop() {
+            let query = "SELECT kind, child, size, first_run FROM entries \
+                         WHERE dir = ?1 AND last_run = ?2";
+            let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+            let mut rows = statement.query((dir, OPEN)).map_err(sql)?;
+            let mut ended = Vec::new();
+            while let Some(row) = rows.next().map_err(sql)? {
+                let kind = Kind::from_number(row.get(0).map_err(sql)?);
+                let kind = kind.ok_or_else(|| bad("unknown kind of entry"))?;
+                dirs.extend(row.get::<_, Option<DirId>>(1).map_err(sql)?);
+                if row.get::<_, RunId>(3).map_err(sql)? >= run {
+                    return Err(bad("what is new is in a directory that is gone"));
+                }
+                ended.push((kind, row.get::<_, u64>(2).map_err(sql)?));
+            }
+            drop(rows);
+            let query = "UPDATE entries SET last_run = ?2 WHERE dir = ?1 AND last_run = ?3";
+            let mut update = self.conn.prepare_cached(query).map_err(sql)?;
+            update.execute((dir, run - 1, OPEN)).map_err(sql)?;
+            drop((update, statement));
+            for (kind, size) in ended {
+                self.count(kind, size, false)?;
+                self.tally(kind, |it| it.deleted += 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn owner(&mut self, raw: &Raw) -> Result<()> {
+        let name = name_from(raw.name.as_deref(), raw.name_b64.as_deref(), "name")?;
+        let run = self.current()?.run;
+        let kind = raw.kind.as_deref().filter(|it| ["user", "group"].contains(it));
+        let (Some(kind), Some(id)) = (kind, raw.id) else { return Err(bad("no owner")) };
+        let query = "INSERT OR REPLACE INTO owners (kind, id, first_run, name) \
+                     VALUES (?1, ?2, ?3, ?4)";
+        self.conn.execute(query, (kind, id, run, name)).map_err(sql)?;
+        Ok(())
+    }
+
+    fn problem(&mut self, raw: &Raw) -> Result<()> {
+        let path = raw.path()?;
+        let current = self.current()?;
+        current.problems += 1;
+        let (run, n) = (current.run, current.problems);
+        let (Some(kind), Some(message)) = (&raw.kind, &raw.message) else {
+            return Err(bad("no kind or message"));
+        };
+        let query = "INSERT INTO scratch.problems VALUES (?1, ?2, ?3, ?4, ?5)";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        statement.execute((run, n, path, kind, message)).map_err(sql)?;
+        Ok(())
+    }
+
+    fn tally(&mut self, kind: Kind, change: impl FnOnce(&mut super::Tally)) -> Result<()> {
+        let counts = &mut self.current()?.counts;
+        change(if kind == Kind::Dir { &mut counts.dirs } else { &mut counts.entries });
+        Ok(())
+    }
+
+    /// Counts an entry that lives now, or does not any more.
+    fn count(&mut self, kind: Kind, size: u64, lives: bool) -> Result<()> {
+        let source = self.current()?.source;
+        let Alive { entries, dirs, files, bytes } = self.alive.entry(source).or_default();
+        let add = |sum: &mut u64, n: u64| {
+            *sum = if lives { sum.saturating_add(n) } else { sum.saturating_sub(n) };
+        };
+        add(if kind == Kind::Dir { dirs } else { entries }, 1);
+        if kind == Kind::File {
+            add(files, 1);
+            add(bytes, size);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,185 @@
+//! What was found of blocks, until it is known which of them there are and what numbers they have.
+//!
+//! It lies in a file of its own beside the catalog that is built, so memory does not grow with the
+//! store. The chunks enter the catalog last and in the order of their names.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::Rebuild;
+use crate::catalog::sql;
+use crate::chunk::HashAlgo;
+use crate::chunk::frame::put_frames;
+use crate::error::{Error, Result};
+use crate::sys::quoted;
+use crate::volume::{BlockId, BlockIndex};
+
+const TABLES: &str = "
+    CREATE TABLE scratch.forms (
+        form INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, stored_len INTEGER NOT NULL,
+        plain_len INTEGER NOT NULL, frames BLOB NOT NULL, chunks BLOB NOT NULL,
+        number INTEGER);
+    CREATE TABLE scratch.copies (
+        form INTEGER NOT NULL, volume INTEGER NOT NULL, record_at INTEGER NOT NULL,
+        said INTEGER, is_there INTEGER NOT NULL, n INTEGER PRIMARY KEY);
+    CREATE INDEX scratch.copies_form ON copies (form);
+    CREATE TABLE scratch.chunks (form INTEGER NOT NULL, id BLOB NOT NULL, at INTEGER NOT NULL,
+        len INTEGER NOT NULL);
+    CREATE TABLE scratch.problems (run INTEGER, n INTEGER, path BLOB, kind TEXT, message TEXT);";
+
+/// How what is said of a block fits what was said before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// Nothing was said, or the same.
+    Fits,
+    /// Something else was said; nothing has been changed.
+    Differs,
+}
+
+/// Where a block was found.
+#[derive(Clone, Copy, Debug)]
+pub struct FoundAt {
+    /// Number of the volume.
+    pub volume: i64,
+    /// Where its record begins in the volume's index, in bytes.
+    pub record_at: u64,
+    /// The number that the record says.
+    pub number: Option<u64>,
+    /// Whether the block's file is there, with its whole length.
+    pub is_there: bool,
+}
+
+/// Makes the tables in a file of their own.
+pub(super) fn attach(conn: &Connection, path: &Path) -> Result<()> {
+    let failed = |e| Error::io(format!("creating {}", quoted(path)), e);
+    let mut options = crate::sys::private_file();
+    options.write(true).create_new(true).open(path).map_err(failed)?;
+    let name = path.to_str().map(str::to_owned);
+    let name = name.ok_or_else(|| Error::usage("the name of the catalog has to be UTF-8"))?;
+    conn.execute("ATTACH ?1 AS scratch", [name]).map_err(sql)?;
+    for (pragma, value) in [("scratch.journal_mode", "DELETE"), ("scratch.synchronous", "OFF")] {
+        let (schema, pragma) = pragma.split_once('.').unwrap_or(("scratch", pragma));
+        conn.pragma_update(Some(schema), pragma, value).map_err(sql)?;
+    }
+    conn.execute_batch(TABLES).map_err(sql)
+}
+
+/// Frame table, and a hash of the chunks.
+fn tables_of(index: &BlockIndex) -> (Vec<u8>, Vec<u8>) {
+    let mut frames = Vec::new();
+    put_frames(&mut frames, &index.frames);
+    let mut hasher = HashAlgo::Blake3.hasher();
+    for chunk in &index.chunks {
+        hasher.update(&chunk.id.0);
+        hasher.update(&chunk.len.to_le_bytes());
+    }
+    (frames, hasher.finish().0.to_vec())
+}
+
+impl Rebuild {
+    /// Notes a block that a volume has.
+    pub fn found_block(&self, index: &BlockIndex, at: FoundAt) -> Result<Fit> {
+        let (frames, chunks) = tables_of(index);
+        let query = "SELECT form, frames = ?2 AND chunks = ?3 FROM scratch.forms WHERE id = ?1";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let params = (&index.id.0[..], &frames, &chunks);
+        let found = statement.query_row(params, |row| Ok((row.get(0)?, row.get(1)?)));
+        let form: i64 = match found.optional().map_err(sql)? {
+            Some((_, false)) => return Ok(Fit::Differs),
+            Some((form, true)) => form,
+            None => {
+                let query = "INSERT INTO scratch.forms (id, stored_len, plain_len, frames, chunks) \
+                             VALUES (?1, ?2, ?3, ?4, ?5)";
+                let lens = (index.stored_len(), index.plain_len());
+                let row = (&index.id.0[..], lens.0, lens.1, &frames, &chunks);
+                self.conn.prepare_cached(query).map_err(sql)?.execute(row).map_err(sql)?;
+                let form = self.conn.last_insert_rowid();
+                self.put_scratch_chunks(form, index)?;
+                form
+            }
+        };
+        let query = "INSERT INTO scratch.copies (form, volume, record_at, said, is_there) \
+                     VALUES (?1, ?2, ?3, ?4, ?5)";
+        let row = (form, at.volume, at.record_at, at.number, at.is_there);
+        self.conn.prepare_cached(query).map_err(sql)?.execute(row).map_err(sql)?;
+        Ok(Fit::Fits)
+    }
+
+    fn put_scratch_chunks(&self, form: i64, index: &BlockIndex) -> Result<()> {
+        let query = "INSERT INTO scratch.chunks VALUES (?1, ?2, ?3, ?4)";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        for (at, chunk) in index.placed_chunks() {
+            statement.execute((form, &chunk.id.0[..], at, chunk.len)).map_err(sql)?;
+        }
+        Ok(())
+    }
+
+    /// What is said of a block now is what its bytes have proved, whatever was said before.
+    pub fn correct_block(&self, index: &BlockIndex) -> Result<()> {
+        let (frames, chunks) = tables_of(index);
+        let query = "UPDATE scratch.forms SET stored_len = ?2, plain_len = ?3, frames = ?4, \
+                     chunks = ?5 WHERE id = ?1 RETURNING form";
+        let row = (&index.id.0[..], index.stored_len(), index.plain_len(), frames, chunks);
+        let form: i64 = self.conn.query_row(query, row, |row| row.get(0)).map_err(sql)?;
+        self.conn.execute("DELETE FROM scratch.chunks WHERE form = ?1", [form]).map_err(sql)?;
+        self.put_scratch_chunks(form, index)
+    }
+
+    /// Whether a block was found on this volume.
+    pub fn has_found(&self, id: &BlockId, volume: i64) -> Result<bool> {
+        let query = "SELECT EXISTS (SELECT 1 FROM scratch.forms f JOIN scratch.copies c \
+                     ON c.form = f.form WHERE id = ?1 AND volume = ?2)";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        statement.query_row((&id.0[..], volume), |row| row.get(0)).map_err(sql)
+    }
+
+    /// Gives all blocks that were found their numbers, and puts them into the catalog.
+    ///
+    /// The numbers are those that records say. Blocks without one are older, and come before them
+    /// in the order in which they were found; two with one number come one after the other.
+    pub fn settle_blocks(&mut self) -> Result<()> {
+        let query = "SELECT form, max(said) AS said, min(n) AS first FROM scratch.copies \
+                     GROUP BY form ORDER BY said IS NOT NULL, said, first";
+        let mut statement = self.conn.prepare(query).map_err(sql)?;
+        let mut rows = statement.query([]).map_err(sql)?;
+        let mut last = 0u64;
+        let query = "UPDATE scratch.forms SET number = ?2 WHERE form = ?1";
+        let mut update = self.conn.prepare(query).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let (form, said): (i64, Option<u64>) =
+                (row.get(0).map_err(sql)?, row.get(1).map_err(sql)?);
+            last = said.unwrap_or_default().max(last + 1);
+            update.execute((form, last)).map_err(sql)?;
+        }
+        drop(rows);
+        drop((statement, update));
+        let statements = "
+            INSERT INTO blocks (number, id, stored_len, plain_len, frames)
+                SELECT number, id, stored_len, plain_len, frames FROM scratch.forms
+                ORDER BY number;
+            INSERT INTO block_copies (block, volume, record_at)
+                SELECT number, volume, max(record_at) FROM scratch.copies c
+                JOIN scratch.forms f ON f.form = c.form GROUP BY number, volume;";
+        self.conn.execute_batch(statements).map_err(sql)?;
+        self.next_block = last + 1;
+        Ok(())
+    }
+}
+
+/// Puts the chunks into the catalog. A block that is said to have been written, but is on no disk
+/// and in no file, is not one: a run that did not end may have lost it.
+pub(super) fn put_chunks(conn: &Connection) -> Result<()> {
+    let statements = "
+        CREATE TABLE scratch.void AS SELECT f.form, f.number FROM scratch.forms f
+            WHERE NOT EXISTS (SELECT 1 FROM scratch.copies c WHERE c.form = f.form AND is_there)
+            AND NOT EXISTS (SELECT 1 FROM uses WHERE block = f.number);
+        DELETE FROM block_copies WHERE block IN (SELECT number FROM scratch.void);
+        DELETE FROM blocks WHERE number IN (SELECT number FROM scratch.void);
+        INSERT OR REPLACE INTO chunks (id, block, at, len)
+            SELECT c.id, f.number, c.at, c.len FROM scratch.chunks c
+            JOIN scratch.forms f ON f.form = c.form
+            WHERE f.form NOT IN (SELECT form FROM scratch.void)
+            ORDER BY c.id, f.number, c.at;";
+    conn.execute_batch(statements).map_err(sql)
+}

@@ -1,0 +1,312 @@
+//! A catalog made anew from its volumes alone.
+//!
+//! ```text
+//! volume manifests ─▶ volumes    run manifests ─▶ chain ─▶ runs
+//! indexes, or metas, or block files ─▶ blocks    metas ─▶ compared with what came of it
+//! ```
+//!
+//! Everything that is read may be damaged or forged: what two places say differently is named, and
+//! settled by what proves itself (a chain, a hash) or not at all. The catalog has its name only
+//! when it is whole; volumes are changed in one case alone, to give a damaged index its records
+//! back.
+
+mod blocks;
+mod metas;
+mod runs;
+mod volumes;
+
+use std::path::{Path, PathBuf};
+
+use crate::catalog::history::{self, Around, Lines};
+use crate::catalog::manifest::Previous;
+use crate::catalog::replay::Rebuild;
+use crate::catalog::{Damage, DamagedFile, Reader, Settings};
+use crate::chunk::HashAlgo;
+use crate::chunk::frame::Compression;
+use crate::chunk::split::Chunking;
+use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::progress::Progress;
+use crate::volume::{BlockId, Volume, VolumeManifest};
+
+use runs::{Chosen, History};
+
+/// What to rebuild from.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Directories of the volumes, in any order.
+    pub volumes: Vec<PathBuf>,
+    /// Whether to go on without runs that are lost, and without those that are changes of them.
+    pub allow_gaps: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Runs that are back.
+    pub runs: u64,
+    /// Runs that are lost, or left out because of those.
+    pub runs_lost: u64,
+    /// Volumes that were read.
+    pub volumes: u64,
+    /// Volumes that were not given.
+    pub volumes_missing: u64,
+    /// Blocks that are back.
+    pub blocks: u64,
+    /// Blocks that files need and no volume has.
+    pub blocks_lacking: u64,
+    /// Files that need them, each once.
+    pub files_lacking: u64,
+    /// What did not fit or could not be read, each named; at most a thousand.
+    pub problems: Vec<Problem>,
+    /// How much of it there was.
+    pub problem_count: u64,
+}
+
+/// Problems that are kept with their texts; more are counted.
+const PROBLEMS_MAX: usize = 1000;
+
+/// A volume that is read.
+struct Source {
+    volume: Volume,
+    manifest: VolumeManifest,
+    /// Whether the catalog will have it: not if it has been emptied and put away.
+    is_used: bool,
+}
+
+/// Problems as they come.
+struct Notes<'a> {
+    progress: &'a Progress,
+    problems: Vec<Problem>,
+    count: u64,
+}
+
+impl Notes<'_> {
+    fn add(&mut self, path: &Path, error: &Error) {
+        let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
+        self.put(Problem::new(bytes, error));
+    }
+
+    fn put(&mut self, problem: Problem) {
+        log::warn!("{problem}");
+        self.progress.note(&problem);
+        self.count += 1;
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(problem);
+        }
+    }
+}
+
+/// Makes the catalog `catalog`, which must not exist, from volumes. `lacking` is called with every
+/// file that needs a block that no volume has.
+pub fn run(
+    catalog: &Path,
+    options: &Options,
+    progress: &Progress,
+    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+) -> Result<Summary> {
+    let mut notes = Notes { progress, problems: Vec::new(), count: 0 };
+    progress.set_phase("reading manifests");
+    let mut sources = volumes::open(&options.volumes)?;
+    let history = runs::read(&sources, &mut notes, progress)?;
+    if !history.gaps.is_empty() && !options.allow_gaps {
+        return Err(history.refusal(&sources));
+    }
+    note_left_out(&history, &mut notes);
+    let mut rebuild = Rebuild::create(catalog)?;
+    let settings = put_settings(&rebuild, &sources, &history, &mut notes)?;
+    let missing = volumes::settle(&mut sources, history.newest.as_ref(), &mut notes)?;
+    progress.set_phase("reading indexes");
+    let repairs = blocks::read(&rebuild, &sources, settings.hash, &mut notes, progress)?;
+    for (source, index_len) in sources.iter().zip(&repairs.index_lens) {
+        if source.is_used {
+            let created = source.manifest.facts.as_ref().map_or(0, |it| it.created);
+            rebuild.put_volume(&source.volume.config, created, *index_len)?;
+        }
+    }
+    missing.iter().try_for_each(|it| rebuild.put_volume(it, 0, 0))?;
+    rebuild.settle_blocks()?;
+    progress.set_phase("replaying runs");
+    for chosen in &history.runs {
+        replay(&mut rebuild, chosen, progress)?;
+        note_old(chosen, &mut notes);
+    }
+    keep_numbers(&mut rebuild, &history, progress)?;
+    let newest = history.runs.last().filter(|it| !it.is_old);
+    let newest =
+        newest.map(|it| Previous { run: it.run, uuid: it.uuid.clone(), digest: Some(it.digest) });
+    progress.set_phase("writing the catalog");
+    let mut built = rebuild.finish(newest.as_ref())?;
+    let (faults, fault_count) = std::mem::take(&mut built.faults);
+    notes.count += fault_count - faults.len() as u64;
+    faults.into_iter().for_each(|it| notes.add(catalog, &Error::corrupt(it)));
+    let mut summary = Summary {
+        runs: history.runs.len() as u64,
+        runs_lost: (history.gaps.len() + history.left_out.len()) as u64,
+        volumes: sources.len() as u64,
+        volumes_missing: missing.len() as u64,
+        ..Summary::default()
+    };
+    let reader = built.open()?;
+    progress.set_phase("comparing metas");
+    metas::compare(&reader, &sources, settings.hash, &mut notes, progress)?;
+    progress.set_phase("looking for what is missing");
+    report_lacking(&reader, &mut summary, &mut notes, lacking)?;
+    drop(reader);
+    progress.check()?;
+    progress.set_phase("committing");
+    repairs.commit(&sources, &mut notes);
+    built.publish()?;
+    progress.set_phase("done");
+    (summary.problems, summary.problem_count) = (notes.problems, notes.count);
+    Ok(summary)
+}
+
+/// Says which runs will not be there.
+fn note_left_out(history: &History, notes: &mut Notes<'_>) {
+    for gap in &history.gaps {
+        let name = format!("run {}", gap.run).into_bytes();
+        let error = Error::corrupt("its manifest is lost: the run is not in the catalog");
+        notes.put(Problem::new(name, &error));
+    }
+    for run in &history.left_out {
+        let error = Error::corrupt("it is changes of a run that is lost: it is not in the catalog");
+        notes.add(&run.path, &error);
+    }
+}
+
+/// Says what a manifest of before does not.
+fn note_old(chosen: &Chosen, notes: &mut Notes<'_>) {
+    if chosen.is_old {
+        let message = "an earlier program wrote it: the end of the run, its machine, its problems, \
+                       and what it read and stored are not known";
+        notes.add(&chosen.path, &Error::new(ErrorKind::NotFound, message));
+    }
+}
+
+/// The settings that most catalogs have: those of `init`.
+fn usual_settings(hash: HashAlgo, reserve_percent: u8) -> Result<Settings> {
+    Ok(Settings {
+        hash,
+        chunking: Chunking::new("fastcdc", 64 << 10)?,
+        compression: Compression::Zstd(3),
+        block_bytes: 128 << 20,
+        reserve_percent,
+    })
+}
+
+fn put_settings(
+    rebuild: &Rebuild,
+    sources: &[Source],
+    history: &History,
+    notes: &mut Notes<'_>,
+) -> Result<Settings> {
+    let first = sources.first().ok_or_else(|| Error::usage("give at least one volume"))?;
+    let hash = history.hash.unwrap_or(first.manifest.hash);
+    if let Some(other) = sources.iter().find(|it| it.manifest.hash != hash) {
+        let path = crate::sys::quoted(&other.volume.config.path);
+        let message = format!("volume {path} is of another store: its hash is another one");
+        return Err(Error::corrupt(message));
+    }
+    let usual = usual_settings(hash, first.manifest.reserve_percent)?;
+    // Volumes that are up to date say the same, and know what was settled after the last run.
+    let mut said = sources
+        .iter()
+        .filter(|it| it.is_used)
+        .map(|it| it.manifest.facts.as_ref().map(|it| &it.settings).filter(|it| !it.is_empty()));
+    let one = said.next().flatten().filter(|one| said.all(|it| it == Some(*one)));
+    let around: Option<&Around> = history.newest.as_ref();
+    match one.or(around.map(|it| &it.settings)) {
+        Some(rows) => {
+            let settings = rebuild.put_settings(&usual, rows)?;
+            match settings.hash == hash {
+                true => Ok(settings),
+                false => Err(Error::corrupt("the settings say another hash than the runs")),
+            }
+        }
+        None => {
+            let message = "it was written by an earlier program, which did not say the store's \
+                           settings: those of init are taken for chunks, blocks, compression";
+            notes.add(&first.volume.config.path, &Error::new(ErrorKind::NotFound, message));
+            rebuild.put_settings(&usual, &[])
+        }
+    }
+}
+
+fn replay(rebuild: &mut Rebuild, chosen: &Chosen, progress: &Progress) -> Result<()> {
+    let survey = history::survey(&chosen.path, &|| progress.check())?;
+    if survey.digest != chosen.digest {
+        let path = crate::sys::quoted(&chosen.path);
+        return Err(Error::corrupt(format!("{path} has changed while it was read")));
+    }
+    rebuild.begin_run(&survey.head)?;
+    for is_first in [true, false] {
+        let mut lines = Lines::open(&chosen.path)?;
+        let mut count = 0u64;
+        loop {
+            let Some(line) = lines.next_line()? else { break };
+            let taken = match is_first {
+                true => rebuild.take_first(line),
+                false => rebuild.take_second(line),
+            };
+            taken.map_err(|e| lines.at(e))?;
+            count += 1;
+            if count.is_multiple_of(1024) {
+                progress.check()?;
+            }
+        }
+        if is_first {
+            Progress::add(&progress.entries, count);
+        }
+    }
+    rebuild.end_run(&survey.head, survey.tail.as_ref())
+}
+
+/// No number is given again that a run had which is left out.
+fn keep_numbers(rebuild: &mut Rebuild, history: &History, progress: &Progress) -> Result<()> {
+    let lost = history.gaps.iter().map(|it| it.run);
+    let (mut run, mut version) = (lost.max().unwrap_or_default(), 0);
+    for chosen in &history.left_out {
+        run = run.max(chosen.run);
+        let mut lines = Lines::open(&chosen.path)?;
+        while let Some(line) = lines.next_line()? {
+            progress.check()?;
+            let found = Rebuild::version_in(line);
+            version = version.max(found.map_err(|e| lines.at(e))?);
+        }
+    }
+    rebuild.keep_numbers(run, version)
+}
+
+fn report_lacking(
+    reader: &Reader,
+    summary: &mut Summary,
+    notes: &mut Notes<'_>,
+    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+) -> Result<()> {
+    summary.blocks = reader.totals()?.blocks;
+    let mut after = 0;
+    loop {
+        let page = reader.blocks_lacking(after, 1024)?;
+        let Some(last) = page.last() else { break };
+        after = last.0;
+        for (number, id) in page {
+            notes.progress.check()?;
+            summary.blocks_lacking += 1;
+            summary.blocks -= 1;
+            let damage = Damage { block: number, ranges: vec![(0, u64::MAX)] };
+            reader.damaged_files(&damage, &mut |file| {
+                summary.files_lacking += 1;
+                lacking(&id, file)
+            })?;
+        }
+    }
+    if summary.blocks_lacking > 0 {
+        let message = format!(
+            "{} blocks are on none of these volumes: when the one that has them is back, run \
+             rebuildmeta with it too",
+            summary.blocks_lacking
+        );
+        notes.put(Problem::new("blocks", &Error::new(ErrorKind::Offline, message)));
+    }
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! Which volumes there are: those that were given, and those that the newest run knew besides.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use super::{Notes, Source};
+use crate::catalog::history::Around;
+use crate::error::{Error, Result};
+use crate::sys::quoted;
+use crate::volume::{Status, Volume, VolumeConfig, VolumeManifest};
+
+/// Opens the volumes in these directories. Each is one, and none comes twice.
+pub fn open(dirs: &[PathBuf]) -> Result<Vec<Source>> {
+    let mut sources: Vec<Source> = Vec::new();
+    for dir in dirs {
+        let failed = |e| Error::io(format!("volume {}", quoted(dir)), e);
+        let path = dir.canonicalize().map_err(failed)?;
+        let manifest = VolumeManifest::read(&path).map_err(|e| {
+            e.context("which volume this is cannot be told, and nothing else says it")
+        })?;
+        if let Some(other) = sources.iter().find(|it| it.manifest.uuid == manifest.uuid) {
+            let message = format!(
+                "{} and {} are the same volume, or one is a copy of the other: give one of them",
+                quoted(&other.volume.config.path),
+                quoted(&path)
+            );
+            return Err(Error::usage(message));
+        }
+        let config = VolumeConfig {
+            number: 0,
+            uuid: manifest.uuid.clone(),
+            path,
+            // It is here; what is full says so.
+            status: if manifest.status == Status::Sealed { Status::Sealed } else { Status::Active },
+            reserve_percent: manifest.reserve_percent,
+        };
+        let is_used = manifest.other("retired").is_none();
+        sources.push(Source { volume: Volume::open(config)?, manifest, is_used });
+    }
+    match sources.is_empty() {
+        true => Err(Error::usage("give at least one volume")),
+        false => Ok(sources),
+    }
+}
+
+/// Gives the volumes their numbers; gives those that were not given.
+pub fn settle(
+    sources: &mut Vec<Source>,
+    newest: Option<&Around>,
+    notes: &mut Notes<'_>,
+) -> Result<Vec<VolumeConfig>> {
+    let known = newest.map(|it| &*it.volumes).unwrap_or_default();
+    for source in sources.iter_mut().filter(|it| !it.is_used) {
+        // Put away, and yet the newest run had it.
+        source.is_used = known.iter().any(|it| it.uuid == source.manifest.uuid);
+    }
+    let mut taken: BTreeSet<i64> = known.iter().map(|it| it.number).collect();
+    let mut unsettled = Vec::new();
+    for (at, source) in sources.iter_mut().enumerate().filter(|it| it.1.is_used) {
+        let own = source.manifest.facts.as_ref().map(|it| it.number);
+        let said = known.iter().find(|it| it.uuid == source.manifest.uuid).map(|it| it.number);
+        let path = source.volume.config.path.clone();
+        let number = match (said, own) {
+            (Some(said), own) => {
+                if let Some(own) = own.filter(|it| *it != said) {
+                    let message = format!(
+                        "it says that it is volume {own}, and the newest run that it is {said}, \
+                         which counts"
+                    );
+                    notes.add(&path, &Error::corrupt(message));
+                }
+                said
+            }
+            (None, Some(own)) if taken.insert(own) => own,
+            (None, own) => {
+                if let Some(own) = own {
+                    let message = format!("it says that it is volume {own}, but another one is");
+                    notes.add(&path, &Error::corrupt(message));
+                }
+                unsettled.push(at);
+                continue;
+            }
+        };
+        source.volume.config.number = number;
+    }
+    for at in unsettled {
+        // By an earlier program, which did not say the number: in the order they were given.
+        let number = (1..).find(|it| !taken.contains(it)).unwrap_or(i64::MAX);
+        taken.insert(number);
+        if let Some(source) = sources.get_mut(at) {
+            source.volume.config.number = number;
+        }
+    }
+    let is_given = |it: &&VolumeConfig| sources.iter().all(|at| at.manifest.uuid != it.uuid);
+    let missing = known.iter().filter(is_given);
+    let missing: Vec<VolumeConfig> =
+        missing.map(|it| VolumeConfig { status: Status::Missing, ..it.clone() }).collect();
+    for volume in &missing {
+        let message = format!("volume {} ({}) was not given", volume.number, volume.uuid);
+        let error = Error::new(crate::error::ErrorKind::Offline, message);
+        notes.add(&volume.path, &error);
+    }
+    // In the order of their numbers, so that what is read does not depend on how they were given.
+    sources.sort_by_key(|it| it.volume.config.number);
+    Ok(missing)
+}
