@@ -1,7 +1,8 @@
 //! The process is killed, or the power fails, after each operation of a command.
 //!
 //! A killed process leaves what programs see; so the states between two operations are all that a
-//! kill can leave, and one run shows them all. What a power cut can leave of each is chosen by seeds.
+//! kill can leave, and one run shows them all. What a power cut can leave of each is chosen by
+//! seeds.
 
 use std::time::Instant;
 
