@@ -26,6 +26,11 @@ const BLOCK_BYTES: u64 = 1 << 20;
 /// A block that was called stored: on which volume, at which place of its index, with what.
 type Known = (i64, u64, BlockIndex);
 
+/// Each copy of a block.
+fn known(it: &Stored) -> impl Iterator<Item = Known> + '_ {
+    it.copies().iter().map(|copy| (copy.volume, copy.record_at, it.index().clone()))
+}
+
 struct World {
     volumes: Volumes,
     stores: Vec<SimStore>,
@@ -62,7 +67,8 @@ impl World {
     /// barriers in between. Gives how many chunks were called stored.
     fn run(&mut self, batches: &[Batch], seeded: &mut Seeded) -> Result<u64> {
         let lens = self.lens.iter().map(|it| Some(*it)).collect();
-        let writer = Writer::new(&self.volumes, HashAlgo::Blake3, BLOCK_BYTES, self.next, lens);
+        let writer = Writer::new(&self.volumes, HashAlgo::Blake3, BLOCK_BYTES, self.next, lens)
+            .with_copies(1 + seeded.below(2) as u8);
         let mut stored = Vec::new();
         let mut own: Option<OpenBlock> = None;
         let mut work = || -> Result<()> {
@@ -85,7 +91,7 @@ impl World {
         for it in &stored {
             chunks += it.index().chunks.len() as u64;
             self.next = self.next.max(it.block() + 1);
-            self.known.push((it.volume(), it.record_at(), it.index().clone()));
+            self.known.extend(known(it));
         }
         for (len, new) in self.lens.iter_mut().zip(writer.index_lens()) {
             *len = new.unwrap_or(*len);
@@ -120,7 +126,7 @@ impl World {
                 if let Some(it) = Stored::adopt(volume, self.next, record.index, at)? {
                     adopted += 1;
                     self.next += 1;
-                    self.known.push((it.volume(), at, it.index().clone()));
+                    self.known.extend(known(&it));
                 }
             }
             *len = records.offset();

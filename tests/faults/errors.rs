@@ -132,6 +132,16 @@ fn genmeta_may_fail_anywhere() {
     fail_everywhere(verb("genmeta"));
 }
 
+#[test]
+fn replicate_may_fail_anywhere() {
+    fail_everywhere(verb("replicate"));
+}
+
+#[test]
+fn retire_may_fail_anywhere() {
+    fail_everywhere(verb("retire"));
+}
+
 /// A sync fails, and what it should have written is never written, though the kernel shows it and
 /// later syncs say nothing of it. What a next run acknowledges must not stand on it.
 #[test]

@@ -44,6 +44,19 @@ const VERBS: &[Verb] = &[
         stores: Some("two"),
     },
     Verb { name: "genmeta", base: Base::Bare, line: &["genmeta"], stores: None },
+    Verb {
+        name: "backup of two copies",
+        base: Base::Lacking,
+        line: &["backup", "/two", "--as", "source", "--comment", "two", "--single-threaded"],
+        stores: Some("two"),
+    },
+    Verb { name: "replicate", base: Base::Lacking, line: &["replicate"], stores: None },
+    Verb {
+        name: "retire",
+        base: Base::Run,
+        line: &["volumes", "--retire", "/store/v1"],
+        stores: None,
+    },
 ];
 
 fn verb(name: &str) -> &'static Verb {

@@ -72,6 +72,15 @@ pub enum Base {
     Run,
     /// The same, with metas and manifests gone.
     Bare,
+    /// The same, and each block is to be on two volumes from now on.
+    Lacking,
+}
+
+impl Base {
+    /// Whether the state `one` is stored.
+    fn has_run(self) -> bool {
+        matches!(self, Base::Run | Base::Bare | Base::Lacking)
+    }
 }
 
 /// What came of a command.
@@ -197,8 +206,11 @@ impl Scene {
             writer.add_volume(&self.path("store/v2"), 0)?;
         }
         drop(writer);
-        if matches!(base, Base::Run | Base::Bare) {
+        if base.has_run() {
             self.back_up("one")?;
+        }
+        if base == Base::Lacking {
+            unlocked(|| Writer::open(&self.catalog()))?.set_copies(2)?;
         }
         Ok(())
     }
@@ -314,7 +326,7 @@ impl Scene {
 
     fn check_here(&self, verb: &Verb, done: bool) -> Result<(), String> {
         let mut must = BTreeSet::new();
-        if matches!(verb.base, Base::Run | Base::Bare) {
+        if verb.base.has_run() {
             must.insert("one");
         }
         must.extend(verb.stores.filter(|_| done));

@@ -134,6 +134,21 @@ fn genmeta_may_stop_anywhere() {
 }
 
 #[test]
+fn a_backup_of_two_copies_may_stop_anywhere() {
+    stop_everywhere(verb("backup of two copies"));
+}
+
+#[test]
+fn replicate_may_stop_anywhere() {
+    stop_everywhere(verb("replicate"));
+}
+
+#[test]
+fn retire_may_stop_anywhere() {
+    stop_everywhere(verb("retire"));
+}
+
+#[test]
 fn without_syncs_a_power_cut_loses_what_was_acknowledged() {
     let scene = Scene::new();
     let verb = verb("next backup");
