@@ -11,6 +11,7 @@ use std::sync::Arc;
 use raidtape::chunk::frame::{Compression, Encoder};
 use raidtape::chunk::{ChunkRef, HashAlgo};
 use raidtape::error::{Error, ErrorKind, Result};
+use raidtape::volume::block::encode_record;
 use raidtape::volume::{
     Batch, BlockIndex, OpenBlock, Status, Stored, Volume, VolumeConfig, Volumes, Writer,
 };
@@ -36,6 +37,8 @@ struct World {
     stores: Vec<SimStore>,
     /// The lengths of the indexes that the last barrier gave.
     lens: Vec<u64>,
+    /// How far each index holds what was called stored: further, where a volume fell out later.
+    synced: Vec<u64>,
     known: Vec<Known>,
     next: u64,
 }
@@ -60,7 +63,14 @@ impl World {
             Volume { config, store: Arc::new(store.clone()) }
         });
         let volumes = Volumes::with_stores(volumes.collect());
-        World { volumes, stores, lens: vec![0; count], known: Vec::new(), next: 1 }
+        World {
+            volumes,
+            stores,
+            lens: vec![0; count],
+            synced: vec![0; count],
+            known: Vec::new(),
+            next: 1,
+        }
     }
 
     /// One run: appends batches of chunks by the shared block and by blocks of its own, with
@@ -92,6 +102,11 @@ impl World {
             chunks += it.index().chunks.len() as u64;
             self.next = self.next.max(it.block() + 1);
             self.known.extend(known(it));
+            let record = encode_record(it.block(), it.index()).len() as u64;
+            for copy in it.copies() {
+                let synced = &mut self.synced[copy.volume as usize - 1];
+                *synced = (*synced).max(copy.record_at + record);
+            }
         }
         for (len, new) in self.lens.iter_mut().zip(writer.index_lens()) {
             *len = new.unwrap_or(*len);
@@ -102,7 +117,8 @@ impl World {
     /// The power fails: of the indexes any part is left that was not synced, perhaps torn.
     fn crash(&self, seeded: &mut Seeded) {
         self.stores.iter().for_each(|it| it.crash(seeded));
-        for (volume, known) in self.volumes.present().iter().zip(&self.lens) {
+        let known = self.lens.iter().zip(&self.synced).map(|(len, synced)| len.max(synced));
+        for (volume, known) in self.volumes.present().iter().zip(known) {
             let path = volume.config.path.join(".rt_volume_index");
             let mut bytes = fs::read(&path).unwrap();
             let left = known + seeded.below(bytes.len() as u64 - known + 1);

@@ -21,7 +21,7 @@ use raidtape::chunk::split::Chunking;
 use raidtape::error::{Error, ErrorKind};
 use raidtape::progress::Progress;
 use raidtape::snapshot::{Snapshots, resolve};
-use raidtape::{dump, validate};
+use raidtape::{dump, genmeta, validate};
 use tempfile::TempDir;
 
 use crate::common::data::{Seeded, noise_file};
@@ -333,6 +333,12 @@ impl Scene {
         if matches!(verb.base, Base::Nothing | Base::Catalog) {
             self.make_ready(verb, done)?;
         }
+        if verb.base == Base::Bare {
+            // What was missing before is missing still, where it was not made anew.
+            let again =
+                genmeta::run(&self.catalog(), &genmeta::Options::default(), &Progress::default());
+            again.map_err(|e| format!("genmeta again: {e}"))?;
+        }
         self.check_runs(&must).map_err(|e| format!("before: {e}"))?;
         let next = self.back_up("three").or_else(|e| match e.kind() {
             // All volumes were full, or one was to be retired and the other was full.
@@ -409,7 +415,8 @@ impl Scene {
 
     fn read_into(&self, read: &mut Findings) -> Result<(), Error> {
         let snapshots = Snapshots::open(&self.catalog(), CACHE_BYTES)?;
-        let report = validate::run(&snapshots, &Progress::default())?;
+        let report =
+            validate::run(&snapshots, &validate::Options::default(), &Progress::default())?;
         read.is_clean = report.is_clean();
         if !read.is_clean {
             read.problems.push(format!("{report:?}"));
