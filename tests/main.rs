@@ -47,6 +47,8 @@ mod fidelity;
 mod filters;
 /// Stores that earlier programs wrote.
 mod fixtures;
+/// Disks that are really full.
+mod full_disks;
 /// Restores and validations as jobs; metas and manifests made anew.
 mod genmeta;
 /// The writable tree of a mount.
@@ -99,6 +101,8 @@ mod restore;
 mod rotation;
 /// Completions and manual pages.
 mod shell;
+/// Blocks on simulated stores.
+mod simulated;
 /// Backups of what comes through a pipe.
 mod streams;
 /// Rules of the house, checked on the sources.

@@ -88,8 +88,9 @@ pub fn open_to_write(path: &Path) -> Result<Connection> {
     open().map_err(|e| full_disk(e, path))
 }
 
-/// What a writer's first steps find on a disk that is full SQLite tells of in other words, such as
-/// that it cannot open the file: asks the disk itself.
+/// What the first steps find on a disk that is full SQLite tells of in other words, such as that it
+/// cannot open the file: asks the disk itself. Readers too need a little room, for their shared
+/// memory.
 fn full_disk(error: Error, path: &Path) -> Error {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let try_disk = || tempfile::tempfile_in(dir)?.write_all(&[1; ROOM_BYTES]);
@@ -104,6 +105,10 @@ fn full_disk(error: Error, path: &Path) -> Error {
 
 /// Opens a catalog for reading only.
 pub fn open_to_read(path: &Path) -> Result<Connection> {
+    open_to_look(path).map_err(|e| full_disk(e, path))
+}
+
+fn open_to_look(path: &Path) -> Result<Connection> {
     // The write-ahead log needs its shared memory file, which a reader may have to make.
     let conn = match open(path, OpenFlags::SQLITE_OPEN_READ_WRITE) {
         Err(e) if matches!(e.kind(), ErrorKind::Denied | ErrorKind::Io) => {

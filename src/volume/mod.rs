@@ -204,7 +204,19 @@ impl Volume {
             );
             return Err(Error::corrupt(message));
         }
-        file.sync_all().map_err(failed)
+        file.sync_all().map_err(|e| {
+            self.cut_index(known);
+            failed(e)
+        })
+    }
+
+    /// Takes back what follows the first `valid` bytes of the index. A sync that failed may have
+    /// forgotten it, though it can be read and a further sync says nothing: so nobody must count on
+    /// it.
+    fn cut_index(&self, valid: u64) {
+        let file = File::options().write(true).open(self.config.path.join(INDEX_NAME));
+        // A disk that does not do this either has its error told already.
+        let _ = file.and_then(|it| it.set_len(valid));
     }
 
     /// The index record that begins at byte `record_at`.
@@ -275,7 +287,10 @@ impl Volume {
             file.sync_all()?;
             Ok(valid + records.len() as u64)
         };
-        append().map_err(|e| Error::io(format!("writing {}", quoted(&path)), e))
+        append().map_err(|e| {
+            self.cut_index(valid);
+            Error::io(format!("writing {}", quoted(&path)), e)
+        })
     }
 }
 

@@ -9,6 +9,7 @@ pub mod faultfs;
 pub mod mirror;
 pub mod mount;
 pub mod program;
+pub mod simstore;
 pub mod torture;
 pub mod tree;
 pub mod world;
@@ -234,6 +235,11 @@ impl Ran {
             self.errors()
         );
         self
+    }
+
+    /// The exit code, if it was no signal that ended it.
+    pub fn exit_code(&self) -> Option<i32> {
+        self.output.status.code()
     }
 
     /// What it printed.

@@ -1,13 +1,21 @@
 //! Faults at every operation: kills, errors, power cuts. Nothing acknowledged is ever lost.
 
+/// Damage to any file of a store.
+mod damage;
 /// Errors of every kind at every operation.
 mod errors;
+/// The writable tree of a mount.
+mod ingest;
+/// Faults by chance, many at a time, in larger runs.
+mod random;
 /// A store on a disk that fails, and the check after each trial.
 mod scene;
 /// Processes killed and power cut at every operation.
 mod stops;
 
 use scene::{Base, Verb};
+
+use crate::common::number_from_env;
 
 /// The commands that are tried, one line each: name, what it begins with, its line, what it stores.
 const VERBS: &[Verb] = &[
@@ -36,8 +44,31 @@ const VERBS: &[Verb] = &[
         stores: Some("two"),
     },
     Verb { name: "genmeta", base: Base::Bare, line: &["genmeta"], stores: None },
+    Verb {
+        name: "backup of two copies",
+        base: Base::Lacking,
+        line: &["backup", "/two", "--as", "source", "--comment", "two", "--single-threaded"],
+        stores: Some("two"),
+    },
+    Verb { name: "replicate", base: Base::Lacking, line: &["replicate"], stores: None },
+    Verb {
+        name: "retire",
+        base: Base::Run,
+        line: &["volumes", "--retire", "/store/v1"],
+        stores: None,
+    },
 ];
 
 fn verb(name: &str) -> &'static Verb {
     VERBS.iter().find(|it| it.name == name).unwrap()
+}
+
+/// How many trials of a kind; scripts/judge-faults asks for more.
+fn trials(kind: &str, default: u64) -> u64 {
+    number_from_env(&format!("RAIDTAPE_FAULT_{kind}"), default)
+}
+
+/// What decides all that is left to chance.
+fn seed() -> u64 {
+    number_from_env("RAIDTAPE_FAULT_SEED", 1)
 }

@@ -11,16 +11,17 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use raidtape::backup::{self, Options};
 use raidtape::catalog::{Settings, Writer};
 use raidtape::chunk::HashAlgo;
 use raidtape::chunk::frame::Compression;
 use raidtape::chunk::split::Chunking;
-use raidtape::error::Error;
+use raidtape::error::{Error, ErrorKind};
 use raidtape::progress::Progress;
 use raidtape::snapshot::{Snapshots, resolve};
-use raidtape::{dump, validate};
+use raidtape::{dump, genmeta, validate};
 use tempfile::TempDir;
 
 use crate::common::data::{Seeded, noise_file};
@@ -34,13 +35,14 @@ pub const STATES: [&str; 3] = ["one", "two", "three"];
 const CACHE_BYTES: u64 = 4 << 20;
 
 /// Files by name, with the hashes of what is in them.
-type Contents = BTreeMap<Vec<u8>, [u8; 32]>;
+pub type Contents = BTreeMap<Vec<u8>, [u8; 32]>;
 
 /// A place for trials, of one thread.
 pub struct Scene {
-    dir: TempDir,
+    /// Unmounted before the directory goes.
     pub fs: FaultFs,
-    contents: BTreeMap<&'static str, Contents>,
+    dir: TempDir,
+    pub contents: BTreeMap<&'static str, Contents>,
     plain: Mutex<u64>,
     checked: Mutex<BTreeSet<[u8; 32]>>,
 }
@@ -70,6 +72,15 @@ pub enum Base {
     Run,
     /// The same, with metas and manifests gone.
     Bare,
+    /// The same, and each block is to be on two volumes from now on.
+    Lacking,
+}
+
+impl Base {
+    /// Whether the state `one` is stored.
+    fn has_run(self) -> bool {
+        matches!(self, Base::Run | Base::Bare | Base::Lacking)
+    }
 }
 
 /// What came of a command.
@@ -77,6 +88,8 @@ pub struct Done {
     pub code: Option<i32>,
     pub signal: Option<i32>,
     pub said: String,
+    /// The same as it came.
+    pub bytes: Vec<u8>,
     pub errors: String,
     pub disk: Arc<Mutex<Disk>>,
 }
@@ -102,7 +115,7 @@ impl Scene {
         self.dir.path().join(name)
     }
 
-    fn catalog(&self) -> PathBuf {
+    pub fn catalog(&self) -> PathBuf {
         self.path("store/c/catalog")
     }
 
@@ -124,6 +137,26 @@ impl Scene {
             }
             self.contents.insert(state, contents);
         }
+    }
+
+    /// A state that takes some blocks on both volumes: small files, and one with blocks of its own.
+    pub fn make_large(&mut self) {
+        let dir = self.path("large");
+        fs::create_dir(&dir).unwrap();
+        let mut seeded = Seeded::new(50);
+        let mut contents = Contents::new();
+        for number in 0..60 {
+            let (name, len) = (format!("f{number}"), seeded.below(40_000) as usize);
+            fs::write(dir.join(&name), seeded.noise(len)).unwrap();
+            contents.insert(name.into(), [0; 32]);
+        }
+        noise_file(&dir.join("long"), 51, 9 << 20);
+        contents.insert("long".into(), [0; 32]);
+        for (name, hash) in &mut contents {
+            let bytes = fs::read(dir.join(std::str::from_utf8(name).unwrap())).unwrap();
+            *hash = *blake3::hash(&bytes).as_bytes();
+        }
+        self.contents.insert("large", contents);
     }
 
     /// Has `store` be this directory.
@@ -166,20 +199,23 @@ impl Scene {
             reserve_percent: 0,
             copies: 1,
         };
-        let mut writer = Writer::create(&self.catalog(), &settings)?;
+        let mut writer = unlocked(|| Writer::create(&self.catalog(), &settings))?;
         if base != Base::Catalog {
             // Not through the program, which would keep where the link leads now.
             writer.add_volume(&self.path("store/v1"), 0)?;
             writer.add_volume(&self.path("store/v2"), 0)?;
         }
         drop(writer);
-        if matches!(base, Base::Run | Base::Bare) {
+        if base.has_run() {
             self.back_up("one")?;
+        }
+        if base == Base::Lacking {
+            unlocked(|| Writer::open(&self.catalog()))?.set_copies(2)?;
         }
         Ok(())
     }
 
-    fn back_up(&self, state: &str) -> Result<i64, Error> {
+    pub fn back_up(&self, state: &str) -> Result<i64, Error> {
         let options = Options {
             source: self.path(state),
             name: Some(b"source".to_vec()),
@@ -187,7 +223,8 @@ impl Scene {
             comment: state.to_owned(),
             ..Options::default()
         };
-        let summary = backup::run(&self.catalog(), &options, &Progress::default())?;
+        let run = || backup::run(&self.catalog(), &options, &Progress::default());
+        let summary = unlocked(run)?;
         match summary.problems.first() {
             Some(problem) => Err(Error::corrupt(format!("a problem: {problem}"))),
             None => Ok(summary.run),
@@ -209,10 +246,16 @@ impl Scene {
         self.run_on(verb, disk)
     }
 
-    /// Runs a command on a disk.
-    pub fn run_on(&self, verb: &Verb, disk: Disk) -> Done {
+    /// Has the store be on a disk.
+    pub fn put(&self, disk: Disk) -> Arc<Mutex<Disk>> {
         let (place, disk) = self.fs.put("disk", disk);
         self.point_at(&place);
+        disk
+    }
+
+    /// Runs a command on a disk.
+    pub fn run_on(&self, verb: &Verb, disk: Disk) -> Done {
+        let disk = self.put(disk);
         let mut command = Command::new(RAIDTAPE);
         command.arg("--catalog").arg(self.catalog());
         for word in verb.line {
@@ -226,7 +269,8 @@ impl Scene {
         Done {
             code: output.status.code(),
             signal: output.status.signal(),
-            said: String::from_utf8(output.stdout).unwrap(),
+            said: String::from_utf8_lossy(&output.stdout).into_owned(),
+            bytes: output.stdout,
             errors: String::from_utf8(output.stderr).unwrap(),
             disk,
         }
@@ -282,15 +326,31 @@ impl Scene {
 
     fn check_here(&self, verb: &Verb, done: bool) -> Result<(), String> {
         let mut must = BTreeSet::new();
-        if matches!(verb.base, Base::Run | Base::Bare) {
+        if verb.base.has_run() {
             must.insert("one");
         }
         must.extend(verb.stores.filter(|_| done));
         if matches!(verb.base, Base::Nothing | Base::Catalog) {
             self.make_ready(verb, done)?;
         }
+        if verb.base == Base::Bare {
+            // What was missing before is missing still, where it was not made anew.
+            let again =
+                genmeta::run(&self.catalog(), &genmeta::Options::default(), &Progress::default());
+            again.map_err(|e| format!("genmeta again: {e}"))?;
+        }
         self.check_runs(&must).map_err(|e| format!("before: {e}"))?;
-        self.back_up("three").map_err(|e| format!("the next backup: {e}"))?;
+        let next = self.back_up("three").or_else(|e| match e.kind() {
+            // All volumes were full, or one was to be retired and the other was full.
+            ErrorKind::NoSpace => {
+                let mut writer = unlocked(|| Writer::open(&self.catalog()))?;
+                writer.add_volume(&self.path("store/v3"), 0)?;
+                drop(writer);
+                self.back_up("three")
+            }
+            _ => Err(e),
+        });
+        next.map_err(|e| format!("the next backup: {e}"))?;
         must.insert("three");
         self.check_runs(&must).map_err(|e| format!("after the next backup: {e}"))
     }
@@ -325,42 +385,114 @@ impl Scene {
 
     /// Everything validates, these states are there, and each run holds what its state does.
     fn check_runs(&self, must: &BTreeSet<&str>) -> Result<(), String> {
-        let said = |e: Error| e.to_string();
-        let snapshots = Snapshots::open(&self.catalog(), CACHE_BYTES).map_err(said)?;
-        let report = validate::run(&snapshots, &Progress::default()).map_err(said)?;
-        if !report.is_clean() {
-            return Err(format!("validate found {report:?}"));
+        let read = self.read_all();
+        if !read.is_clean || !read.problems.is_empty() {
+            return Err(format!("validate or a reader found {:?}", read.problems));
         }
-        let mut found = BTreeSet::new();
-        for run in snapshots.runs().map_err(said)? {
-            let found_run = resolve(&snapshots, b".", Some(run.id)).map_err(said)?;
-            let mut archive = Vec::new();
-            let summary = dump::tar(&snapshots, &found_run, &mut archive).map_err(said)?;
-            if summary.problem_count > 0 {
-                return Err(format!("run {}: {:?}", run.id, summary.problems));
+        for (state, found) in &read.runs {
+            let expected = self.contents.get(&**state);
+            let expected = expected.ok_or_else(|| format!("who made {state:?}?"))?;
+            if found != expected {
+                return Err(format!("a run does not hold its state {state:?}"));
             }
-            let expected = self.contents.get(&*run.comment);
-            let expected = expected.ok_or_else(|| format!("who made {:?}?", run.comment))?;
-            if &contents_of(&archive) != expected {
-                return Err(format!("run {} does not hold state {:?}", run.id, run.comment));
-            }
-            found.insert(run.comment);
         }
-        match must.iter().find(|it| !found.contains(**it)) {
+        match must.iter().find(|it| !read.runs.contains_key(**it)) {
             Some(lost) => Err(format!("the run of state {lost:?} is lost")),
             None => Ok(()),
         }
     }
+
+    /// Validates the store and reads all of it. Two runs of one state have to be the same.
+    pub fn read_all(&self) -> Findings {
+        let mut read = Findings::default();
+        let result = self.read_into(&mut read);
+        if let Err(e) = result {
+            read.problems.push(e.to_string());
+            read.is_clean = false;
+        }
+        read
+    }
+
+    fn read_into(&self, read: &mut Findings) -> Result<(), Error> {
+        let snapshots = Snapshots::open(&self.catalog(), CACHE_BYTES)?;
+        let report =
+            validate::run(&snapshots, &validate::Options::default(), &Progress::default())?;
+        read.is_clean = report.is_clean();
+        if !read.is_clean {
+            read.problems.push(format!("{report:?}"));
+        }
+        for run in snapshots.runs()? {
+            let mut archive = Vec::new();
+            let found = resolve(&snapshots, b".", Some(run.id));
+            match found.and_then(|it| dump::tar(&snapshots, &it, &mut archive)) {
+                Ok(summary) => {
+                    read.problems.extend(summary.problems.iter().map(ToString::to_string));
+                }
+                Err(e) => read.problems.push(format!("run {}: {e}", run.id)),
+            }
+            let contents = contents_of(&archive);
+            let known = read.runs.entry(run.comment).or_insert_with(|| contents.clone());
+            known.retain(|name, hash| contents.get(name) == Some(hash));
+        }
+        Ok(())
+    }
+
+    /// Has a store lie in a directory of its own.
+    pub fn lay_out(&self, image: &Image) -> PathBuf {
+        let dir = self.new_dir();
+        image.write_to(&dir);
+        self.point_at(&dir);
+        dir
+    }
+
+    /// A store with two runs.
+    pub fn two_runs(&self) -> Image {
+        let dir = self.new_dir();
+        fs::create_dir(&dir).unwrap();
+        self.point_at(&dir);
+        self.make_base(Base::Run).unwrap();
+        self.back_up("two").unwrap();
+        let image = Image::of_dir(&dir);
+        fs::remove_dir_all(&dir).unwrap();
+        image
+    }
+}
+
+/// What reading a store gave.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Whether `validate` found nothing.
+    pub is_clean: bool,
+    /// The files of each state that could be read.
+    pub runs: BTreeMap<String, Contents>,
+    /// What `validate` and the readers had to say.
+    pub problems: Vec<String>,
+}
+
+/// Tries again while a catalog seems to be locked: a program that another test is just starting has
+/// for a moment all that this process has open.
+fn unlocked<T>(mut work: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    for _ in 0..1_000 {
+        match work() {
+            Err(e) if e.kind() == ErrorKind::Locked => {}
+            result => return result,
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    work()
 }
 
 /// The files of an archive.
-fn contents_of(archive: &[u8]) -> Contents {
+pub fn contents_of(archive: &[u8]) -> Contents {
     let mut contents = Contents::new();
     for entry in tar::Archive::new(archive).entries().unwrap() {
-        let mut entry = entry.unwrap();
+        // An archive that has ended early says so by that.
+        let Ok(mut entry) = entry else { break };
         if entry.header().entry_type().is_file() {
             let mut bytes = Vec::new();
-            entry.read_to_end(&mut bytes).unwrap();
+            if entry.read_to_end(&mut bytes).is_err() {
+                break;
+            }
             let name = entry.path().unwrap();
             let name = bytes_of(name.strip_prefix("./").unwrap_or(&name)).to_vec();
             contents.insert(name, *blake3::hash(&bytes).as_bytes());

@@ -1,7 +1,8 @@
 //! The process is killed, or the power fails, after each operation of a command.
 //!
 //! A killed process leaves what programs see; so the states between two operations are all that a
-//! kill can leave, and one run shows them all. What a power cut can leave of each is chosen by seeds.
+//! kill can leave, and one run shows them all. What a power cut can leave of each is chosen by
+//! seeds.
 
 use std::time::Instant;
 
@@ -130,6 +131,21 @@ fn a_next_backup_may_stop_anywhere() {
 #[test]
 fn genmeta_may_stop_anywhere() {
     stop_everywhere(verb("genmeta"));
+}
+
+#[test]
+fn a_backup_of_two_copies_may_stop_anywhere() {
+    stop_everywhere(verb("backup of two copies"));
+}
+
+#[test]
+fn replicate_may_stop_anywhere() {
+    stop_everywhere(verb("replicate"));
+}
+
+#[test]
+fn retire_may_stop_anywhere() {
+    stop_everywhere(verb("retire"));
 }
 
 #[test]

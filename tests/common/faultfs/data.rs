@@ -79,7 +79,7 @@ impl Data {
         self.write(start, &zeros);
     }
 
-    fn sector(&self, number: usize) -> &[u8] {
+    pub fn sector(&self, number: usize) -> &[u8] {
         const ZEROS: [u8; SECTOR] = [0; SECTOR];
         match self.pages.get(number * SECTOR / PAGE) {
             Some(Some(page)) => &page[number * SECTOR % PAGE..][..SECTOR],
@@ -88,10 +88,10 @@ impl Data {
     }
 
     /// `len` bytes of which each sector is of `self` or, where `is_new` says so, of `new`.
-    pub fn mixed(&self, new: &Data, len: u64, mut is_new: impl FnMut() -> bool) -> Data {
+    pub fn mixed(&self, new: &Data, len: u64, mut is_new: impl FnMut(usize) -> bool) -> Data {
         let mut mixed = Data::default();
         for number in 0..(len as usize).div_ceil(SECTOR) {
-            let sector = if is_new() { new.sector(number) } else { self.sector(number) };
+            let sector = if is_new(number) { new.sector(number) } else { self.sector(number) };
             mixed.write((number * SECTOR) as u64, sector);
         }
         mixed.set_len(len);

@@ -96,6 +96,8 @@ pub struct Disk {
     pub durable: Nodes,
     /// What happened to names since.
     pub pending: Vec<Arc<Change>>,
+    /// What a sync has failed to write: the kernel tells of it once, and does not try again.
+    pub forgotten: BTreeMap<Ino, Arc<Data>>,
     pub rules: Rules,
     /// The states after each operation, if they are kept.
     pub moments: Option<Vec<Moment>>,
@@ -108,13 +110,15 @@ impl Disk {
         let nodes = image.nodes.clone();
         let next = nodes.keys().next_back().map_or(ROOT, |it| *it) + 1;
         let durable = nodes.clone();
-        Disk { nodes, durable, pending: Vec::new(), rules, moments: None, next }
+        let (pending, forgotten) = (Vec::new(), BTreeMap::new());
+        Disk { nodes, durable, pending, forgotten, rules, moments: None, next }
     }
 
     /// A disk as it was at a moment, with all that was not durable then.
     pub fn resume(moment: &Moment) -> Disk {
         let mut disk = Disk::new(&Image { nodes: moment.nodes.clone() }, Rules::default());
         (disk.durable, disk.pending) = (moment.durable.clone(), moment.pending.clone());
+        disk.forgotten = moment.forgotten.clone();
         disk
     }
 
@@ -125,7 +129,8 @@ impl Disk {
 
     pub fn moment(&self, op: Option<Op>, what: String) -> Moment {
         let (nodes, durable) = (self.nodes.clone(), self.durable.clone());
-        Moment { op, what, nodes, durable, pending: self.pending.clone() }
+        let (pending, forgotten) = (self.pending.clone(), self.forgotten.clone());
+        Moment { op, what, nodes, durable, pending, forgotten }
     }
 
     pub fn node(&self, ino: Ino) -> Result<&Arc<Node>> {
@@ -312,12 +317,31 @@ impl Disk {
 
     pub fn sync_file(&mut self, pid: u32, ino: Ino) -> Result<()> {
         let what = self.of(ino);
-        self.change((Op::Fsync, pid), what, |disk, _| {
+        let result = self.change((Op::Fsync, pid), what, |disk, _| {
             if !disk.rules.is_sync_off {
-                disk.durable.insert(ino, disk.node(ino)?.clone());
+                let synced = disk.synced(ino)?;
+                disk.durable.insert(ino, synced);
             }
             Ok(())
-        })
+        });
+        if result == Err(EIO)
+            && let Ok(data) = self.node(ino)?.data().cloned()
+        {
+            self.forgotten.insert(ino, data);
+        }
+        result
+    }
+
+    /// A node as it is on the disk when it is synced: what was forgotten is not written again.
+    fn synced(&self, ino: Ino) -> Result<Arc<Node>> {
+        let node = self.node(ino)?;
+        let (Some(lost), Ok(new)) = (self.forgotten.get(&ino), node.data()) else {
+            return Ok(node.clone());
+        };
+        let old = self.durable.get(&ino).and_then(|it| it.data().ok()).cloned().unwrap_or_default();
+        let is_new = |number| new.sector(number) != lost.sector(number);
+        let body = Body::File(Arc::new(old.mixed(new, new.len(), is_new)));
+        Ok(Arc::new(Node { body, ..(**node).clone() }))
     }
 
     pub fn sync_dir(&mut self, pid: u32, dir: Ino) -> Result<()> {

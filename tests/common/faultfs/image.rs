@@ -4,7 +4,7 @@
 //! there or not, whatever came before or after it; a file that was not synced has its old bytes or
 //! its new ones or any mixture of sectors, at any of its lengths.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -32,6 +32,7 @@ pub struct Moment {
     pub nodes: Nodes,
     pub durable: Nodes,
     pub pending: Vec<Arc<Change>>,
+    pub forgotten: BTreeMap<Ino, Arc<Data>>,
 }
 
 /// What becomes of that which is not durable.
@@ -118,13 +119,13 @@ fn torn(
         0 => old.clone(),
         1 => new.clone(),
         // The length is there and the bytes are not, or the other way round.
-        2 => Arc::new(old.mixed(new, new.len(), || false)),
-        3 => Arc::new(old.mixed(new, old.len(), || keeps(Part::Bytes))),
+        2 => Arc::new(old.mixed(new, new.len(), |_| false)),
+        3 => Arc::new(old.mixed(new, old.len(), |_| keeps(Part::Bytes))),
         _ => {
             let (short, long) = (old.len().min(new.len()), old.len().max(new.len()));
             let sectors = (long - short).div_ceil(SECTOR as u64);
             let len = (short + SECTOR as u64 * seeded.below(sectors + 1)).min(long);
-            Arc::new(old.mixed(new, len, || keeps(Part::Bytes)))
+            Arc::new(old.mixed(new, len, |_| keeps(Part::Bytes)))
         }
     }
 }
@@ -143,10 +144,14 @@ impl Image {
         self
     }
 
-    /// The same for two images of which nobody could tell the difference.
+    /// The same for two images of which no program could tell the difference: who held a lock, and
+    /// what was mapped, no program asks.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         self.visit(ROOT, b"", &mut |path, node| {
+            if path.ends_with(b".lock") || path.ends_with(b"-shm") {
+                return;
+            }
             hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
             match &node.body {
                 Body::File(data) => {
@@ -167,12 +172,23 @@ impl Image {
         self.visit(ROOT, b"", &mut |path, node| {
             let path = String::from_utf8_lossy(path).into_owned();
             let len = node.data().map_or(0, |it| it.len());
-            let own = ["/tmp/", "/.tmp", ".lock", "-shm", "/meta/", "/manifests/"];
+            let own = ["/tmp/", "/.tmp", ".lock", "-shm", "/meta/", "/manifests/", "/catalog/"];
             if !own.iter().any(|it| path.contains(it)) {
                 paths.push((path, len));
             }
         });
         paths
+    }
+
+    /// The paths of all files, with what is in them.
+    pub fn files(&self) -> Vec<(String, Vec<u8>)> {
+        let mut files = Vec::new();
+        self.visit(ROOT, b"", &mut |path, node| {
+            if let Ok(data) = node.data() {
+                files.push((String::from_utf8_lossy(path).into_owned(), data.bytes()));
+            }
+        });
+        files
     }
 
     fn visit(&self, ino: Ino, path: &[u8], each: &mut impl FnMut(&[u8], &Node)) {

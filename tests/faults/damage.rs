@@ -1,0 +1,250 @@
+//! Damage to any file of a store: found, and never read as if it were right.
+//!
+//! Invariant: whatever is damaged, what is read under a name of a run is what that run stored under
+//! it, or an error. Of which files `validate` has to find every damage, the table says.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::scene::{Base, Findings, Scene, tell};
+use super::{seed, trials, verb};
+use crate::common::data::Seeded;
+use crate::common::faultfs::{Cut, Image};
+
+/// A kind of file: which they are, and what is demanded.
+struct Kind {
+    name: &'static str,
+    is: fn(&str) -> bool,
+    /// Whether `validate` finds every damage to it.
+    found: bool,
+    /// Whether it decides what names and runs there are: then those may be missing without a word.
+    /// Never wrong: what is read under a name that a run has.
+    names: bool,
+}
+
+const KINDS: &[Kind] = &[
+    Kind { name: "blocks", is: |it| it.contains("/chunks/"), found: true, names: false },
+    Kind { name: "volume index", is: |it| it.ends_with("_index"), found: true, names: false },
+    Kind { name: "volume manifest", is: |it| it.ends_with("manifest"), found: false, names: false },
+    Kind { name: "metas", is: |it| it.contains("/meta/"), found: false, names: false },
+    Kind { name: "run manifests", is: |it| it.contains("/manifests/"), found: false, names: false },
+    Kind {
+        name: "copies of the catalog",
+        is: |it| it.contains("/catalog/"),
+        found: false,
+        names: false,
+    },
+    Kind {
+        name: "guide",
+        is: |it| it.contains("/RESTORE") || it.ends_with(".sh"),
+        found: false,
+        names: false,
+    },
+    Kind { name: "catalog", is: |it| it.ends_with("c/catalog"), found: false, names: true },
+    Kind { name: "catalog's log", is: |it| it.ends_with("-wal"), found: false, names: true },
+    Kind { name: "jobs", is: |it| it.contains(".jobs"), found: false, names: false },
+    Kind { name: "health", is: |it| it.contains(".health"), found: false, names: false },
+];
+
+/// What is done to a file.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    Flip(u64),
+    /// Only so many bytes are left.
+    Cut(u64),
+    /// This sector is zeros.
+    Zeros(u64),
+    /// It is another file of its kind.
+    Swap,
+    Missing,
+}
+
+/// Figures of one kind.
+#[derive(Default)]
+struct Tally {
+    tried: u64,
+    found: u64,
+    harmless: u64,
+    /// What is there no more, or under other names, and nothing says so.
+    silent: u64,
+}
+
+fn damaged(bytes: &[u8], damage: Damage, other: Option<&Vec<u8>>) -> Option<Vec<u8>> {
+    let mut bytes = bytes.to_vec();
+    match damage {
+        Damage::Flip(bit) => {
+            let at = (bit / 8) as usize % bytes.len();
+            bytes[at] ^= 1 << (bit % 8);
+        }
+        Damage::Cut(len) => bytes.truncate(len as usize % bytes.len()),
+        Damage::Zeros(sector) => {
+            let start = (sector as usize % bytes.len().div_ceil(512)) * 512;
+            let end = bytes.len().min(start + 512);
+            bytes[start..end].fill(0);
+        }
+        Damage::Swap => bytes = other?.clone(),
+        Damage::Missing => return None,
+    }
+    Some(bytes)
+}
+
+/// The files of an image by kind, with what is in them.
+fn by_kind(image: &Image) -> BTreeMap<usize, Vec<(String, Vec<u8>)>> {
+    let mut found: BTreeMap<usize, Vec<_>> = BTreeMap::new();
+    for (path, bytes) in image.files() {
+        let kind = KINDS.iter().position(|it| (it.is)(&path));
+        if let Some(kind) = kind.filter(|_| !bytes.is_empty()) {
+            found.entry(kind).or_default().push((path, bytes));
+        }
+    }
+    found
+}
+
+/// A store in a directory that is put right again after each trial.
+struct Place<'a> {
+    scene: &'a Scene,
+    dir: PathBuf,
+    image: &'a Image,
+}
+
+impl Place<'_> {
+    /// Puts back what was damaged, and what is written by those who only look.
+    fn put_right(&self, touched: &str) {
+        let is_own = |it: &str| it.starts_with("/c/") || it.ends_with("manifest") || it == touched;
+        for entry in fs::read_dir(self.dir.join("c")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        for (path, bytes) in self.image.files().iter().filter(|it| is_own(&it.0)) {
+            fs::write(self.dir.join(&path[1..]), bytes).unwrap();
+        }
+    }
+
+    fn look(&self) -> Result<Findings, String> {
+        let look = catch_unwind(AssertUnwindSafe(|| self.scene.read_all()));
+        look.map_err(|_| "it panicked".to_owned())
+    }
+}
+
+/// What is wrong with what was found, if anything is; else how it counts.
+fn judge(kind: &Kind, read: &Findings, whole: &Findings, tally: &mut Tally) -> Result<(), String> {
+    let mut is_short = false;
+    for (state, expected) in &whole.runs {
+        let Some(found) = read.runs.get(state) else {
+            is_short = true;
+            continue;
+        };
+        for (name, hash) in found {
+            match expected.get(name) {
+                Some(it) if it == hash => {}
+                Some(_) => return Err(format!("wrong bytes in {}", name.escape_ascii())),
+                None if kind.names => is_short = true,
+                None => return Err(format!("no such name: {}", name.escape_ascii())),
+            }
+        }
+        is_short |= found.len() < expected.len();
+    }
+    let is_told = !read.problems.is_empty();
+    match (read.is_clean, is_short) {
+        (false, _) => tally.found += 1,
+        (true, false) if kind.found => return Err("validate has not found it".to_owned()),
+        (true, false) => tally.harmless += 1,
+        (true, true) if !kind.names => {
+            return Err(format!("it is not whole, and validate finds nothing; told: {is_told}"));
+        }
+        (true, true) => tally.silent += 1,
+    }
+    if is_short && !is_told && !kind.names {
+        return Err("what is not whole is read without a word".to_owned());
+    }
+    Ok(())
+}
+
+fn damage_all(scene: &Scene, image: &Image, name: &str, count: u64) {
+    let start = Instant::now();
+    let place = Place { scene, dir: scene.lay_out(image), image };
+    let whole = place.look().unwrap();
+    assert!(whole.is_clean && whole.problems.is_empty(), "{:?}", whole.problems);
+    let files = by_kind(image);
+    let mut seeded = Seeded::new(seed());
+    let mut tallies: BTreeMap<usize, Tally> = BTreeMap::new();
+    for number in 0..count {
+        // The same share for each kind, however many bytes it has.
+        let kind = *files.keys().nth(number as usize % files.len()).unwrap();
+        let list = &files[&kind];
+        let at = seeded.below(list.len() as u64) as usize;
+        let (path, bytes) = &list[at];
+        let damage = match seeded.below(10) {
+            0..5 => Damage::Flip(seeded.next() >> 8),
+            5..7 => Damage::Cut(seeded.next()),
+            7 => Damage::Zeros(seeded.next()),
+            8 => Damage::Swap,
+            _ => Damage::Missing,
+        };
+        let other = list.get((at + 1) % list.len()).map(|it| &it.1);
+        let new = damaged(bytes, damage, other);
+        if new.as_ref() == Some(bytes) {
+            continue;
+        }
+        let file = place.dir.join(&path[1..]);
+        match new {
+            Some(new) => fs::write(&file, new).unwrap(),
+            None => fs::remove_file(&file).unwrap(),
+        }
+        let tally = tallies.entry(kind).or_default();
+        tally.tried += 1;
+        let result = place.look().and_then(|read| {
+            let said = format!("{:?}", read.problems);
+            judge(&KINDS[kind], &read, &whole, tally).map_err(|e| format!("{e} {said}"))
+        });
+        if let Err(e) = result {
+            let seed = seed();
+            panic!("{} {path}: {damage:?} (number {number}, seed {seed}): {e}", KINDS[kind].name);
+        }
+        place.put_right(path);
+    }
+    let time = start.elapsed().as_secs_f64();
+    tell(&format!("damage to {name}: {count} trials, {time:.1} s, seed {}", seed()));
+    for (kind, it) in &tallies {
+        let name = KINDS[*kind].name;
+        let Tally { tried, found, harmless, silent } = it;
+        tell(&format!(
+            "  {name}: {tried} tried, {found} found, {harmless} harmless, {silent} silent"
+        ));
+    }
+    let again = place.look().unwrap();
+    assert!(again.is_clean && again.runs == whole.runs, "not put right");
+}
+
+#[test]
+fn damage_is_found_and_never_read() {
+    let scene = Scene::new();
+    let image = scene.two_runs();
+    damage_all(&scene, &image, "a store", trials("DAMAGES", 8_000));
+}
+
+/// A catalog whose writer was killed after its commit: most of it is in the log.
+#[test]
+fn damage_is_never_read_from_a_log() {
+    let scene = Scene::new();
+    let verb = verb("next backup");
+    let moments = scene.trace(verb, &scene.base(Base::Run), false);
+    let log = |it: &Image| {
+        let files = it.files();
+        files.iter().find(|it| it.0.ends_with("catalog-wal")).map_or(0, |it| it.1.len())
+    };
+    let is_committed = |it: &Image| {
+        let dir = scene.lay_out(it);
+        let read = scene.read_all();
+        fs::remove_dir_all(dir).unwrap();
+        read.runs.contains_key("two")
+    };
+    let mut images = moments.iter().map(|it| it.cut(Cut::Kept));
+    let image = images.find(|it| log(it) > 10_000 && is_committed(it)).unwrap();
+    damage_all(&scene, &image, "a store with a log", trials("DAMAGES", 8_000) / 4);
+}
