@@ -130,7 +130,7 @@ impl Rebuild {
         let lock = WriteLock::take(target)?;
         // What a killed one has left is of no use.
         remove_built(target)?;
-        let conn = schema::create(&built_path(target))?;
+        let conn = schema::create(&built_path(target), |_| Ok(()))?;
         // Nothing of it counts before it is whole and synced.
         for (pragma, value) in [("journal_mode", "DELETE"), ("synchronous", "OFF")] {
             conn.pragma_update(None, pragma, value).map_err(sql)?;
