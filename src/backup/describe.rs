@@ -114,8 +114,11 @@ impl Work<'_, '_> {
             is_whole = false;
             failed(e);
         };
-        self.write(volume, &due, &mut tell)?;
-        Ok(note.filter(|_| is_whole))
+        if let Err(e) = self.write(volume, &due, &mut tell) {
+            tell(e);
+        }
+        // What was not written is as it was: what was said before still holds.
+        Ok(if is_whole { note } else { since })
     }
 
     /// The copies on a volume whose metas are due beside those of new versions; `None` if that is

@@ -99,7 +99,9 @@ impl Work<'_> {
                 }
                 match result {
                     None => self.report.lock().unjudged += 1,
-                    Some(Ok(survey)) => right = right.or(Some(survey)),
+                    Some(Ok(Some(survey))) => right = right.or(Some(survey)),
+                    // A run that did not end has left it, and this one could not replace it.
+                    Some(Ok(None)) => absent.push(volume.config.path.clone()),
                     Some(Err(e)) => {
                         let path = volume.config.path.clone();
                         self.fault(Fault::new(Part::Manifest, path, format!("{name}: {e}")));
@@ -111,7 +113,7 @@ impl Work<'_> {
                 self.report.lock().due += absent.len() as u64;
             } else {
                 for path in absent {
-                    let message = format!("{name} is missing");
+                    let message = format!("{name} is missing, or another run's");
                     self.fault(Fault::new(Part::Manifest, path, message));
                 }
             }
@@ -120,19 +122,19 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Reads a manifest, which has to be the one of a run.
-    fn manifest(&self, path: &Path, run: &Run, wanted: Option<Digest>) -> Result<Survey> {
+    /// Reads the manifest of a run; `None` if it is another run's.
+    fn manifest(&self, path: &Path, run: &Run, wanted: Option<Digest>) -> Result<Option<Survey>> {
         let survey = history::survey(path, &|| self.progress.check())?;
         if (survey.head.run, &*survey.head.uuid) != (run.id, &*run.uuid) {
-            return Err(Error::corrupt("it is another run's"));
+            return Ok(None);
         }
         // Format 1 has no more to say.
-        let Some(tail) = &survey.tail else { return Ok(survey) };
+        let Some(tail) = &survey.tail else { return Ok(Some(survey)) };
         if tail.counts != run.counts || tail.finished != run.finished {
             return Err(Error::corrupt("it does not say what the catalog says"));
         }
         match wanted.is_none_or(|it| it == survey.digest) {
-            true => Ok(survey),
+            true => Ok(Some(survey)),
             false => Err(Error::corrupt("it is not the one that was written")),
         }
     }
