@@ -117,6 +117,12 @@ impl Writer {
         if reserve_percent > 99 {
             return Err(Error::usage("the reserve must be 0 to 99 percent"));
         }
+        for config in self.volumes()?.into_iter().filter(|it| it.path == path) {
+            // Begun by a process that died before it was done.
+            if Volume::finish(&config)? {
+                return Ok(config);
+            }
+        }
         let settings = self.settings()?;
         let next: i64 = self
             .conn

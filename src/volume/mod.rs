@@ -120,12 +120,20 @@ impl Volume {
         VolumeManifest::settle(path)
     }
 
-    /// Opens the volume, checking that what lies at its path is really it.
-    pub fn open(config: VolumeConfig) -> Result<Volume> {
+    /// Finishes what [`Volume::create`] has begun for a volume that is known; `false` if there is
+    /// nothing to finish.
+    pub fn finish(config: &VolumeConfig) -> Result<bool> {
         let prepared = VolumeManifest::prepared(&config.path);
-        if prepared.is_some_and(|it| it.uuid == config.uuid) {
+        let is_due = prepared.is_some_and(|it| it.uuid == config.uuid);
+        if is_due {
             VolumeManifest::settle(&config.path)?;
         }
+        Ok(is_due)
+    }
+
+    /// Opens the volume, checking that what lies at its path is really it.
+    pub fn open(config: VolumeConfig) -> Result<Volume> {
+        Volume::finish(&config)?;
         let manifest = VolumeManifest::read(&config.path)?;
         if manifest.uuid != config.uuid {
             let message = format!(

@@ -17,6 +17,7 @@ use super::{Status, Volume, Volumes};
 use crate::chunk::frame::Frame;
 use crate::chunk::{ChunkRef, HashAlgo, Hasher};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::quoted;
 
 /// What is left free beyond the reserve, in bytes: a block also needs its directories, its index
 /// record and its meta, and without those it would not count.
@@ -342,10 +343,15 @@ impl<'a> Writer<'a> {
         blocks: &[(u64, &BlockIndex)],
     ) -> Result<Vec<CopyAt>> {
         let mut lens = self.index_len.lock();
-        let (Some(volume), Some(Some(index_len))) =
-            (self.volumes.present().get(at), lens.get_mut(at))
+        let (Some(volume), Some(index_len)) = (self.volumes.present().get(at), lens.get_mut(at))
         else {
             return Err(Error::usage("a volume that this writer does not know"));
+        };
+        let Some(index_len) = index_len else {
+            // A copy could not be written there, and this block was begun before.
+            let path = quoted(&volume.config.path);
+            let message = format!("volume {path} has failed in this run: look at its disk");
+            return Err(Error::new(ErrorKind::Io, message));
         };
         let (mut records, mut places) = (Vec::new(), Vec::new());
         for (number, index) in blocks {

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use super::scene::{Base, Done, Scene, Verb, contents_of, tell};
+use super::scene::{Base, Done, Said, Scene, Verb, contents_of, tell};
 use super::{seed, trials, verb};
 use crate::common::data::Seeded;
 use crate::common::faultfs::disk::{Disk, EIO};
@@ -33,13 +33,19 @@ pub fn judge(
         return Err(format!("it panicked: {said}"));
     }
     let is_done = matches!(code, 0 | 3);
+    let end = match code {
+        0 => Said::Done,
+        3 => Said::Problems,
+        _ => Said::Nothing,
+    };
     // SQLite knows no quotas, and tells of a file that it cannot make for want of room in other
     // words; whether the disk is full is asked then, and it may not be any more.
     let expected: &[i32] = match fault {
         Fault::Errno(ENOSPC) if lasting == Lasting::ForEver => &[6],
         Fault::Errno(ENOSPC | EDQUOT) | Fault::Short => &[6, 1],
-        // It takes a volume whose index cannot be synced for one that is full.
-        _ if verb.name == "retire" => &[1, 6],
+        // It takes a volume whose index cannot be synced for one that is full, and one that cannot
+        // be opened for one that is not there.
+        _ if verb.name == "retire" => &[1, 4, 6],
         _ => &[1],
     };
     if !is_done && !expected.contains(&code) {
@@ -55,10 +61,10 @@ pub fn judge(
     if hits == 0 && code != 0 {
         return Err(format!("code {code}, and nothing went wrong: {said}"));
     }
-    scene.check(verb, &last.cut(Cut::Kept), is_done).map_err(|e| format!("code {code}: {e}"))?;
+    scene.check(verb, &last.cut(Cut::Kept), end).map_err(|e| format!("code {code}: {e}"))?;
     if is_done {
         // What was acknowledged lasts, whatever went wrong on the way.
-        let lost = scene.check(verb, &last.cut(Cut::Lost), true);
+        let lost = scene.check(verb, &last.cut(Cut::Lost), end);
         lost.map_err(|e| format!("code {code}, then a power cut: {e}"))?;
     }
     Ok(())
@@ -165,7 +171,7 @@ fn what_a_failed_sync_has_forgotten_is_not_built_upon() {
         assert_eq!(done.code, Some(0), "sync {at}: {}{}", done.said, done.errors);
         let last = done.disk.lock().unwrap().moment(None, String::new());
         let wanted = Verb { base: Base::Volumes, ..*next };
-        let checked = scene.check(&wanted, &last.cut(Cut::Lost), true);
+        let checked = scene.check(&wanted, &last.cut(Cut::Lost), Said::Done);
         checked.unwrap_or_else(|e| panic!("sync {at} failed, then a run, then a power cut: {e}"));
     }
     tell(&format!("{} syncs that forget, {:.1} s", syncs.len(), start.elapsed().as_secs_f64()));

@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use super::errors::judge;
-use super::scene::{Scene, Verb, tell};
+use super::scene::{Said, Scene, Verb, tell};
 use super::{VERBS, seed, trials, verb};
 use crate::common::data::Seeded;
 use crate::common::faultfs::disk::EIO;
@@ -41,7 +41,7 @@ fn kills_and_cuts_by_chance() {
         killed += u64::from(done.signal == Some(9));
         cut += u64::from(how != Cut::Kept);
         let moment = done.disk.lock().unwrap().moment(None, String::new());
-        let result = scene.check(&LARGE, &moment.cut(how), done.code == Some(0));
+        let result = scene.check(&LARGE, &moment.cut(how), Said::when(done.code == Some(0)));
         if let Err(e) = result {
             panic!(
                 "killed at {at} ({is_done}) and {how:?} (number {number}, seed {}): {e}",
@@ -102,7 +102,8 @@ fn power_cuts_by_chance() {
         for number in 0..count / 3 {
             let at = seeded.below(moments.len() as u64) as usize;
             let cut = Cut::Some(seeded.next());
-            let checked = scene.check(verb, &moments[at].cut(cut), at == moments.len() - 1);
+            let checked =
+                scene.check(verb, &moments[at].cut(cut), Said::when(at == moments.len() - 1));
             stores += u32::from(checked.unwrap_or_else(|e| {
                 panic!("{}: {cut:?} at {at} (number {number}, seed {}): {e}", verb.name, seed())
             }));

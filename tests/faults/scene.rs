@@ -83,6 +83,22 @@ impl Base {
     }
 }
 
+/// What a command has said of its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// Not that it was done.
+    Nothing,
+    Done,
+    /// That it was done but for some problems.
+    Problems,
+}
+
+impl Said {
+    pub fn when(done: bool) -> Said {
+        if done { Said::Done } else { Said::Nothing }
+    }
+}
+
 /// What came of a command.
 pub struct Done {
     pub code: Option<i32>,
@@ -225,7 +241,8 @@ impl Scene {
         };
         let run = || backup::run(&self.catalog(), &options, &Progress::default());
         let summary = unlocked(run)?;
-        match summary.problems.first() {
+        // Volumes may have been full; the run is whole.
+        match summary.problems.iter().find(|it| it.path != b"copies") {
             Some(problem) => Err(Error::corrupt(format!("a problem: {problem}"))),
             None => Ok(summary.run),
         }
@@ -288,9 +305,9 @@ impl Scene {
 
     /// Checks a store that is on no disk that fails; what has been checked is not checked again.
     /// `done`: whether the verb had said that it was done.
-    pub fn check(&self, verb: &Verb, image: &Image, done: bool) -> Result<bool, String> {
+    pub fn check(&self, verb: &Verb, image: &Image, done: Said) -> Result<bool, String> {
         let mut digest = image.digest();
-        digest[0] = u8::from(done);
+        digest[0] = done as u8;
         if !self.checked.lock().unwrap().insert(digest) {
             return Ok(false);
         }
@@ -312,7 +329,7 @@ impl Scene {
 
     /// The same, with the store where the program saw it. Not on the mount itself: this process
     /// serves that, and must not wait for itself if it is killed.
-    fn check_in_place(&self, verb: &Verb, image: &Image, done: bool) -> Result<(), String> {
+    fn check_in_place(&self, verb: &Verb, image: &Image, done: Said) -> Result<(), String> {
         let dir = self.new_dir();
         fs::create_dir(&dir).unwrap();
         image.write_to(&dir.join("disk"));
@@ -324,17 +341,17 @@ impl Scene {
         result
     }
 
-    fn check_here(&self, verb: &Verb, done: bool) -> Result<(), String> {
+    fn check_here(&self, verb: &Verb, done: Said) -> Result<(), String> {
         let mut must = BTreeSet::new();
         if verb.base.has_run() {
             must.insert("one");
         }
-        must.extend(verb.stores.filter(|_| done));
+        must.extend(verb.stores.filter(|_| done != Said::Nothing));
         if matches!(verb.base, Base::Nothing | Base::Catalog) {
             self.make_ready(verb, done)?;
         }
-        if verb.base == Base::Bare {
-            // What was missing before is missing still, where it was not made anew.
+        if verb.base == Base::Bare || done == Said::Problems {
+            // What was missing before is missing still, and what could not be written was told.
             let again =
                 genmeta::run(&self.catalog(), &genmeta::Options::default(), &Progress::default());
             again.map_err(|e| format!("genmeta again: {e}"))?;
@@ -356,7 +373,7 @@ impl Scene {
     }
 
     /// The same command once more, where it was not said to be done, and what has to follow it.
-    fn make_ready(&self, verb: &Verb, done: bool) -> Result<(), String> {
+    fn make_ready(&self, verb: &Verb, done: Said) -> Result<(), String> {
         let again = |line: &[&str], may_be: &[i32]| {
             let mut command = Command::new(RAIDTAPE);
             command.arg("--catalog").arg(self.catalog()).arg(line[0]);
@@ -372,7 +389,7 @@ impl Scene {
                 false => Err(format!("{line:?} again: code {code:?}: {errors}")),
             }
         };
-        if !done {
+        if done == Said::Nothing {
             // What is there already is refused, but only if it really is there.
             again(verb.line, &[0, 2])?;
         }

@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use super::scene::{Base, Scene, Verb, tell};
+use super::scene::{Base, Said, Scene, Verb, tell};
 use super::verb;
 use crate::common::faultfs::disk::Disk;
 use crate::common::faultfs::{Cut, Fault, Lasting, Rules};
@@ -26,7 +26,7 @@ fn stop_everywhere(verb: &Verb) {
         let seeds = (0..SEEDS).map(|it| Cut::Some(number as u64 * SEEDS + it));
         for cut in cuts.into_iter().chain(seeds) {
             trials += 1;
-            let checked = scene.check(verb, &moment.cut(cut), number == last);
+            let checked = scene.check(verb, &moment.cut(cut), Said::when(number == last));
             stores += u32::from(checked.unwrap_or_else(|e| {
                 let (op, what) = (moment.op, &moment.what);
                 panic!("{}: {cut:?} after operation {number} ({op:?} {what}): {e}", verb.name)
@@ -55,7 +55,7 @@ fn cut_after_the_next(verb: &Verb) {
         assert!(done.code == Some(0) || is_known, "{at}: {}{}", done.said, done.errors);
         let last = done.disk.lock().unwrap().moment(None, String::new());
         for cut in [Cut::Lost, Cut::Some(number as u64)] {
-            let checked = scene.check(verb, &last.cut(cut), true);
+            let checked = scene.check(verb, &last.cut(cut), Said::Done);
             checked.unwrap_or_else(|e| panic!("{at}, then done, then {cut:?}: {e}"));
         }
     }
@@ -103,7 +103,9 @@ fn kills_leave_what_a_trace_shows() {
             let left = killed.disk.lock().unwrap().moment(None, String::new()).cut(Cut::Kept);
             let shown = moments[at - usize::from(!done)].cut(Cut::Kept);
             assert_eq!(stable(left.paths()), stable(shown.paths()), "operation {at}");
-            scene.check(verb, &left, false).unwrap_or_else(|e| panic!("killed at {at}: {e}"));
+            scene
+                .check(verb, &left, Said::Nothing)
+                .unwrap_or_else(|e| panic!("killed at {at}: {e}"));
         }
     }
 }
@@ -155,11 +157,11 @@ fn without_syncs_a_power_cut_loses_what_was_acknowledged() {
     let base = scene.base(verb.base);
     let moments = scene.trace(verb, &base, true);
     let last = moments.last().unwrap();
-    assert!(scene.check(verb, &last.cut(Cut::Kept), true).unwrap());
-    let lost = scene.check(verb, &last.cut(Cut::Lost), true).unwrap_err();
+    assert!(scene.check(verb, &last.cut(Cut::Kept), Said::Done).unwrap());
+    let lost = scene.check(verb, &last.cut(Cut::Lost), Said::Done).unwrap_err();
     assert!(lost.contains("\"two\" is lost"), "{lost}");
     // Half of it is worse: nothing of what was written can be relied on.
     let broken =
-        (0..50).filter(|seed| scene.check(verb, &last.cut(Cut::Some(*seed)), true).is_err());
+        (0..50).filter(|seed| scene.check(verb, &last.cut(Cut::Some(*seed)), Said::Done).is_err());
     assert!(broken.count() > 10);
 }
