@@ -130,7 +130,7 @@ impl Rebuild {
         let lock = WriteLock::take(target)?;
         // What a killed one has left is of no use.
         remove_built(target)?;
-        let conn = schema::create(&built_path(target))?;
+        let conn = schema::create(&built_path(target), |_| Ok(()))?;
         // Nothing of it counts before it is whole and synced.
         for (pragma, value) in [("journal_mode", "DELETE"), ("synchronous", "OFF")] {
             conn.pragma_update(None, pragma, value).map_err(sql)?;
@@ -370,7 +370,7 @@ fn built_path(target: &Path) -> PathBuf {
 /// Removes what is left of a building.
 fn remove_built(target: &Path) -> Result<()> {
     for base in [BUILT, SCRATCH] {
-        for suffix in ["", "-journal", "-wal", "-shm"] {
+        for suffix in ["", "-journal", "-wal", "-shm", ".new", ".new-journal"] {
             let path = beside(target, &format!("{base}{suffix}"));
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

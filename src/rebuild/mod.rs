@@ -191,6 +191,7 @@ fn usual_settings(hash: HashAlgo, reserve_percent: u8) -> Result<Settings> {
         compression: Compression::Zstd(3),
         block_bytes: 128 << 20,
         reserve_percent,
+        copies: 1,
     })
 }
 
@@ -286,7 +287,7 @@ fn report_lacking(
     summary.blocks = reader.totals()?.blocks;
     let mut after = 0;
     loop {
-        let page = reader.blocks_lacking(after, 1024)?;
+        let page = reader.unknown_blocks(after, 1024)?;
         let Some(last) = page.last() else { break };
         after = last.0;
         for (number, id) in page {
