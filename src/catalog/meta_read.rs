@@ -344,7 +344,7 @@ impl Reader {
 
     /// Blocks that files need and of which nothing is known but the name: numbers and names, at
     /// most `limit` of them, from the first number greater than `after`.
-    pub fn blocks_unknown(&self, after: u64, limit: u64) -> Result<Vec<(u64, BlockId)>> {
+    pub fn unknown_blocks(&self, after: u64, limit: u64) -> Result<Vec<(u64, BlockId)>> {
         let query = "SELECT number, id FROM blocks WHERE number > ?1 AND length(frames) <= 1 \
                      ORDER BY number LIMIT ?2";
         let mut statement = self.conn().prepare_cached(query).map_err(sql)?;

@@ -370,7 +370,7 @@ fn built_path(target: &Path) -> PathBuf {
 /// Removes what is left of a building.
 fn remove_built(target: &Path) -> Result<()> {
     for base in [BUILT, SCRATCH] {
-        for suffix in ["", "-journal", "-wal", "-shm"] {
+        for suffix in ["", "-journal", "-wal", "-shm", ".new", ".new-journal"] {
             let path = beside(target, &format!("{base}{suffix}"));
             match std::fs::remove_file(&path) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -287,7 +287,7 @@ fn report_lacking(
     summary.blocks = reader.totals()?.blocks;
     let mut after = 0;
     loop {
-        let page = reader.blocks_unknown(after, 1024)?;
+        let page = reader.unknown_blocks(after, 1024)?;
         let Some(last) = page.last() else { break };
         after = last.0;
         for (number, id) in page {

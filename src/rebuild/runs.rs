@@ -99,7 +99,7 @@ pub fn read(sources: &[Source], notes: &mut Notes<'_>, progress: &Progress) -> R
             Progress::add(&progress.entries, 1);
         }
     }
-    let newest_copy = sources.iter().filter_map(|it| newest_copy_on(it)).max();
+    let newest_copy = sources.iter().filter_map(newest_copy_on).max();
     let mut history = choose(found, notes)?;
     let newest = history.runs.last().map_or(0, |it| it.run);
     if let Some(run) = newest_copy.filter(|it| *it > newest)

@@ -45,7 +45,7 @@ pub fn open(dirs: &[PathBuf]) -> Result<Vec<Source>> {
 
 /// Gives the volumes their numbers; gives those that were not given.
 pub fn settle(
-    sources: &mut Vec<Source>,
+    sources: &mut [Source],
     newest: Option<&Around>,
     notes: &mut Notes<'_>,
 ) -> Result<Vec<VolumeConfig>> {

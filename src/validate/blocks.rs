@@ -137,7 +137,8 @@ impl Work<'_> {
             self.beside(volume, &row, *record_at, tools)?;
         }
         if copies == 0 {
-            let error = Error::corrupt("no volume of the catalog has it");
+            // One that was missed when the catalog was rebuilt may have it.
+            let error = self.volumes.why_none(&[], &row.id);
             bad.push(Bad { volume: PathBuf::new(), error, lost: whole(&row) });
         }
         let mut report = self.report.lock();
@@ -386,6 +387,10 @@ fn is_of_this_process(error: &Error) -> bool {
 }
 
 fn whole(row: &BlockRow) -> Ranges {
+    if row.frames.is_empty() {
+        // Nothing is known of it: all that uses it is lost.
+        return vec![(0, u64::MAX)];
+    }
     vec![(0, row.frames.iter().map(|it| u64::from(it.plain_len)).sum())]
 }
 
