@@ -29,6 +29,7 @@ pub mod dump;
 pub mod genmeta;
 pub mod copies;
 pub mod validate;
+pub mod repair;
 pub mod rebuild;
 pub mod job;
 pub mod fs;

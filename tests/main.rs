@@ -93,6 +93,8 @@ mod queries;
 mod reads;
 /// A lost catalog comes back from its volumes.
 mod rebuild;
+/// Repair of what is damaged.
+mod repair;
 /// Files come back without the program: the script on a volume.
 mod restore_script;
 /// Restoring onto what is there: overwriting, deleting, parts, owners, hostile targets.

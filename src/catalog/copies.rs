@@ -9,6 +9,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::read::Reader;
+use super::run::{RunId, VersionId};
 use super::write::{Writer, put_index_len};
 use super::{Settings, sql};
 use crate::chunk::frame::put_frames;
@@ -106,6 +107,60 @@ impl Writer {
         })
     }
 
+    /// Gives a block, under all of its numbers, another name, the frames and the copies that go
+    /// with it, and notes how far the indexes of the volumes go. Its plain content is the same.
+    pub fn rename_block(
+        &mut self,
+        numbers: &[u64],
+        index: &BlockIndex,
+        copies: &[CopyAt],
+        index_lens: &[(i64, u64)],
+    ) -> Result<()> {
+        let mut frames = Vec::new();
+        put_frames(&mut frames, &index.frames);
+        self.transact(|conn| {
+            for number in numbers {
+                let query = "UPDATE blocks SET id = ?2, stored_len = ?3, frames = ?4 \
+                             WHERE number = ?1 AND plain_len = ?5";
+                let (stored, plain) = (index.stored_len(), index.plain_len());
+                let row = (number, &index.id.0[..], stored, &frames, plain);
+                if conn.execute(query, row).map_err(sql)? != 1 {
+                    let message = format!("block {number} has another content than {}", index.id);
+                    return Err(Error::corrupt(message));
+                }
+                let query = "DELETE FROM block_copies WHERE block = ?1";
+                conn.execute(query, [number]).map_err(sql)?;
+                copies.iter().try_for_each(|at| put(conn, *number, *at))?;
+            }
+            index_lens.iter().try_for_each(|(volume, len)| put_index_len(conn, *volume, *len))
+        })
+    }
+
+    /// Notes that a volume's index is to be read from its beginning, and that nothing is added to
+    /// it meanwhile.
+    pub fn doubt_index(&mut self, volume: i64) -> Result<()> {
+        let query = "UPDATE volumes SET index_len = 0, status = 'sealed' WHERE number = ?1";
+        self.conn.execute(query, [volume]).map_err(sql)?;
+        Ok(())
+    }
+
+    /// Notes where the records of a volume's index are now.
+    pub fn trust_index(
+        &mut self,
+        volume: i64,
+        status: Status,
+        places: &[(u64, CopyAt)],
+        index_len: u64,
+    ) -> Result<()> {
+        self.transact(|conn| {
+            places.iter().try_for_each(|(block, at)| put(conn, *block, *at))?;
+            put_index_len(conn, volume, index_len)?;
+            let query = "UPDATE volumes SET status = ?2 WHERE number = ?1";
+            conn.execute(query, (volume, status.as_str())).map_err(sql)?;
+            Ok(())
+        })
+    }
+
     pub(super) fn transact(&mut self, work: impl FnOnce(&Connection) -> Result<()>) -> Result<()> {
         // Taken back when it is dropped without its end.
         let transaction = self
@@ -154,6 +209,31 @@ impl Reader {
         let query = "SELECT number FROM blocks WHERE id = ?1 ORDER BY number";
         let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
         let rows = statement.query_map([&id.0[..]], |row| row.get(0)).map_err(sql)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(sql)
+    }
+
+    /// The blocks of a volume, each with where its record begins, in the order of the index.
+    pub fn records_on(&self, volume: i64) -> Result<Vec<(u64, u64)>> {
+        let query = "SELECT record_at, block FROM block_copies WHERE volume = ?1 \
+                     ORDER BY record_at, block";
+        let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
+        let rows = statement.query_map([volume], |row| Ok((row.get(0)?, row.get(1)?)));
+        rows.map_err(sql)?.collect::<rusqlite::Result<_>>().map_err(sql)
+    }
+
+    /// The newest version before `before` that has bytes in a block.
+    pub fn user_before(&self, block: u64, before: VersionId) -> Result<Option<VersionId>> {
+        let query = "SELECT max(version) FROM uses WHERE block = ?1 AND version < ?2";
+        let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
+        statement.query_row((block, before), |row| row.get(0)).map_err(sql)
+    }
+
+    /// The runs whose manifests name a block.
+    pub fn runs_that_name(&self, block: u64) -> Result<Vec<RunId>> {
+        let query = "SELECT DISTINCT first_run FROM entries WHERE version IN \
+                     (SELECT version FROM uses WHERE block = ?1) ORDER BY first_run";
+        let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
+        let rows = statement.query_map([block], |row| row.get(0)).map_err(sql)?;
         rows.collect::<rusqlite::Result<_>>().map_err(sql)
     }
 

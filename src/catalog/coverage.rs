@@ -240,8 +240,8 @@ impl Reader {
             let runs = || marks.runs.get(from..to).unwrap_or_default().iter().copied();
             let this = (number, name);
             if before.as_ref() == Some(&this) {
-                if let Some(it) = loss.first.last_mut().filter(|_| loss.files as usize <= NAMES_MAX)
-                {
+                let is_named = loss.files == loss.first.len() as u64;
+                if let Some(it) = loss.first.last_mut().filter(|_| is_named) {
                     it.runs.extend(runs());
                 }
                 continue;

@@ -196,6 +196,10 @@ pub struct ListChanges {
 pub struct Validate {
     #[command(flatten)]
     pub args: ValidateArgs,
+    /// Make what is bad good again: from other copies, or from the files that were backed up where
+    /// they are unchanged
+    #[arg(long)]
+    pub repair: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

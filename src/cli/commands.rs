@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{args, bar, exit, report, show};
+use super::{args, bar, exit, repair, report, show};
 use crate::backup::{Options, Planned};
 use crate::catalog::{EntryRow, Reader, Settings, Writer};
 use crate::chunk::split::Chunking;
@@ -178,12 +178,24 @@ pub fn validate(catalog: &Path, args: &args::Validate) -> Result<u8> {
     let report =
         bar::with_bar(&progress, || crate::validate::run(&snapshots, &options, &progress))?;
     let mut out = show::Out::new();
-    match args.json {
-        true => out.json(&report::to_json(&report))?,
-        false => report::print(&mut out, &report)?,
+    let mut value = if args.json { report::to_json(&report) } else { Value::Null };
+    if !args.json {
+        report::print(&mut out, &report)?;
+    }
+    let mut code = report.worst().map_or(exit::DONE, exit::of_kind);
+    if args.repair && !report.is_clean() {
+        let done = repair::repair(catalog, &report)?;
+        code = repair::exit_code(&done, &report);
+        match value.as_object_mut() {
+            Some(map) => drop(map.insert("repair".to_owned(), repair::to_json(&done))),
+            None => repair::print(&mut out, &done)?,
+        }
+    }
+    if args.json {
+        out.json(&value)?;
     }
     out.finish()?;
-    Ok(report.worst().map_or(exit::DONE, exit::of_kind))
+    Ok(code)
 }
 
 pub fn genmeta(catalog: &Path, args: &args::Genmeta) -> Result<u8> {

@@ -132,7 +132,7 @@ pub fn volumes(catalog: &Path, args: &args::Volumes) -> Result<u8> {
     note_presence(catalog)?;
     let reader = Reader::open(catalog)?;
     let mut out = show::Out::new();
-    let mut list = Vec::new();
+    let (mut list, mut is_away) = (Vec::new(), false);
     if !args.json {
         out.line(&format!(
             "{:<8} {:>8} {:>10} {:>10} {:>8}  {}",
@@ -167,6 +167,13 @@ pub fn volumes(catalog: &Path, args: &args::Volumes) -> Result<u8> {
             config.reserve_percent,
             quoted(&config.path)
         ))?;
+        is_away |= status == Status::Missing;
+    }
+    if is_away {
+        out.line(
+            "a volume that is missing: mount it, say where it is now with volumes --readopt PATH, \
+             or give it up with volumes --retire",
+        )?;
     }
     if args.json {
         out.json(&Value::Array(list))?;

@@ -1,8 +1,8 @@
 //! Copies of blocks on several volumes: made where they lack, and kept while volumes come and go.
 //!
 //! Nothing here takes a copy away: a volume that is retired keeps its files, and its rows leave the
-//! catalog when each of its blocks was read, found right and is elsewhere. Whatever is killed can be
-//! started again: what it has made is taken over.
+//! catalog when each of its blocks was read, found right and is elsewhere. Whatever is killed can
+//! be started again: what it has made is taken over.
 
 mod readopt;
 mod replicate;
@@ -63,6 +63,16 @@ impl Store {
             problems: adopted.problems,
         };
         Ok((store, volumes))
+    }
+
+    /// The valid length of each present volume's index.
+    pub fn index_lens(&self) -> &[Option<u64>] {
+        &self.index_lens
+    }
+
+    /// Notes that indexes have been written to, or written anew.
+    pub fn set_index_lens(&mut self, lens: Vec<Option<u64>>) {
+        self.index_lens = lens;
     }
 
     /// Copies the blocks of a group as `jobs` say, and notes what was made.

@@ -12,9 +12,6 @@ use crate::progress::Progress;
 use crate::sys::quoted;
 use crate::volume::{Record, Status, Stored, Volume, VolumeManifest};
 
-/// Records handed to the catalog at a time; their chunk lists are long.
-const RECORDS_MAX: usize = 8;
-
 /// What came of it.
 #[derive(Debug)]
 pub struct Readopted {
@@ -41,9 +38,8 @@ pub fn readopt(catalog: &Path, path: &Path, progress: &Progress) -> Result<Reado
     let mut writer = Writer::open(catalog)?;
     let known = writer.volumes()?.into_iter().find(|it| it.uuid == manifest.uuid);
     let Some(config) = known else {
-        let retired = manifest.other.iter().find(|it| it.0 == super::retire::RETIRED_KEY);
-        let why = match retired {
-            Some((_, date)) => format!("was retired on {date}"),
+        let why = match manifest.other(super::retire::RETIRED_KEY) {
+            Some(date) => format!("was retired on {date}"),
             None => "belongs to another catalog".to_owned(),
         };
         let message = format!("volume {} at {} {why}", manifest.uuid, quoted(&path));
@@ -92,32 +88,31 @@ fn look_through(
     let number = volume.config.number;
     let known_len = store.reader.index_len(number)?;
     let mut records = volume.index_from(0)?;
-    let mut next = store.writer.next_block()?;
-    let mut stored = Vec::new();
     loop {
         progress.check()?;
         let record_at = records.offset();
-        let Some(Record { index, .. }) = records.next_record()? else { break };
+        let Some(Record { number: said, index }) = records.next_record()? else { break };
         if record_at >= known_len {
             break;
         }
         if store.reader.has_copy(&index.id, number)? {
             continue;
         }
-        match Stored::adopt(volume, next, index, record_at)? {
-            Some(it) => stored.push(it),
+        // Its own number, if no other block has it by now.
+        let next = store.writer.next_block()?;
+        let block = match said {
+            Some(said) if said >= next => said,
+            _ => next,
+        };
+        match Stored::adopt(volume, block, index, record_at)? {
+            Some(it) => store.writer.adopt(&[it], number, known_len)?,
             None => {
                 done.lost += 1;
                 continue;
             }
         }
         done.found += 1;
-        next += 1;
-        if stored.len() >= RECORDS_MAX {
-            store.writer.adopt(&std::mem::take(&mut stored), number, known_len)?;
-        }
     }
-    store.writer.adopt(&stored, number, known_len)?;
     if records.offset() < known_len {
         let message = format!(
             "the index of volume {} is damaged at byte {}: run validate --repair",

@@ -181,7 +181,10 @@ mod tests {
                 Node::Ingest(cut(n, 60).cast_unsigned()),
                 Node::Job(job),
                 Node::JobFile(job, file, 0).alias(alias),
-                Node::Verb(VERBS[usize::from(m.to_le_bytes()[1]) % VERBS.len()], m.to_le_bytes()[2].into()),
+                {
+                    let [_, verb, handle, ..] = m.to_le_bytes();
+                    Node::Verb(VERBS[usize::from(verb) % VERBS.len()], handle.into())
+                },
             ] {
                 prop_assert_eq!(node.ino().and_then(Node::from_ino), Some(node));
             }

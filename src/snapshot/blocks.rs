@@ -10,12 +10,13 @@ use parking_lot::RwLock;
 
 use super::buffers::{Buffer, Buffers};
 use super::cache::FrameCache;
+use super::due::Due;
 use super::pool::Pool;
 use super::weighed::Weighed;
 use crate::catalog::Reader;
 use crate::chunk::frame::{Codec, Frame};
 use crate::error::{Error, ErrorKind, Result};
-use crate::volume::{BlockId, Volumes};
+use crate::volume::{BlockId, Volume, Volumes};
 
 /// Memory for the frame tables of blocks. One of a full block is seldom more than 100 KiB.
 const MAPS_BYTES_MAX: usize = 6 << 20;
@@ -50,12 +51,15 @@ pub struct Blocks {
     pub frames: FrameCache,
     pub buffers: Arc<Buffers>,
     maps: Weighed<u64, BlockMap>,
+    /// Its thread ends with this.
+    _due: Arc<Due>,
 }
 
 impl Blocks {
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Blocks> {
         let reader = Reader::open(path)?;
-        let volumes = Volumes::open(reader.volumes()?);
+        let due = Arc::new(Due::new(path));
+        let volumes = Volumes::open(reader.volumes()?).with_faults(Arc::new(due.faults()));
         let readers = Pool::new();
         readers.put(reader);
         Ok(Blocks {
@@ -65,6 +69,7 @@ impl Blocks {
             frames: FrameCache::new(cache_bytes),
             buffers: Arc::default(),
             maps: Weighed::new(MAPS_BYTES_MAX),
+            _due: due,
         })
     }
 
@@ -163,7 +168,7 @@ impl Blocks {
             return Ok(plain);
         }
         let mut stored = self.buffers.take(place.frame.stored_len as usize);
-        self.volumes().from_copies(&map.volumes, &map.id, |volume| {
+        self.read_copy(map, |volume| {
             volume.store.read_at(&map.id, place.stored_at, &mut stored)?;
             let decoded = match len == place.len() {
                 true => place.frame.decode_to(&stored, &mut plain),
@@ -174,11 +179,62 @@ impl Blocks {
         Ok(plain)
     }
 
+    /// Calls `read` with the volumes that have a block. Where that fails, there may be copies that
+    /// were made, or volumes that came back, since the block was looked up.
+    pub fn read_copy<T>(
+        &self,
+        map: &BlockMap,
+        mut read: impl FnMut(&Volume) -> Result<T>,
+    ) -> Result<T> {
+        let error = match self.volumes().from_copies(&map.volumes, &map.id, &mut read) {
+            Err(e) => e,
+            ok => return ok,
+        };
+        let Ok(row) = self.with_reader(|reader| reader.block(map.number)) else {
+            return Err(error);
+        };
+        let (volumes, row_volumes) = (self.volumes(), row.volumes);
+        if row.id != map.id || row_volumes != map.volumes {
+            self.maps.forget(&map.number);
+        }
+        let is_there = |it: &i64| volumes.get(*it).is_some();
+        if row.id != map.id || row_volumes.iter().all(|it| map.volumes.contains(it)) {
+            return Err(error);
+        }
+        let volumes = match row_volumes.iter().all(is_there) {
+            true => volumes,
+            false => {
+                let configs = self.with_reader(Reader::volumes)?;
+                let volumes = Arc::new(self.volumes().open_missing(configs));
+                *self.volumes.write() = volumes.clone();
+                volumes
+            }
+        };
+        let others: Vec<i64> =
+            row_volumes.iter().copied().filter(|it| !map.volumes.contains(it)).collect();
+        volumes.from_copies(&others, &map.id, read).map_err(|_| error)
+    }
+
     /// Fills `out` with a raw frame, past the cache: the system has its bytes cached.
     fn read_raw(&self, map: &BlockMap, place: &FramePlace, out: &mut [u8]) -> Result<()> {
-        self.volumes().from_copies(&map.volumes, &map.id, |volume| {
+        self.read_copy(map, |volume| {
             volume.store.read_at(&map.id, place.stored_at, out)?;
             place.frame.verify(out).map_err(|e| e.context(place.name_in(map)))
+        })
+    }
+
+    /// Whether the copy of a block on `volume` is as it was written, where its raw frames cover
+    /// `len` bytes from `offset` of the plain content on.
+    pub fn is_sound(&self, map: &BlockMap, volume: &Volume, offset: u64, len: u64) -> bool {
+        let frames = map.frames.iter().skip(map.frame_at(offset));
+        let mut frames = frames.take_while(|it| it.plain_at < offset.saturating_add(len));
+        frames.all(|place| {
+            if place.frame.codec != Codec::Raw {
+                return true;
+            }
+            let mut bytes = self.buffers.take(place.frame.stored_len as usize);
+            let read = volume.store.read_at(&map.id, place.stored_at, &mut bytes);
+            read.is_ok() && place.frame.verify(&bytes).is_ok()
         })
     }
 

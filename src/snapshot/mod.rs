@@ -9,6 +9,7 @@ mod blocks;
 mod buffers;
 mod cache;
 mod data;
+mod due;
 mod pieces;
 mod pool;
 mod resolve;

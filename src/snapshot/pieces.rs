@@ -148,6 +148,10 @@ impl Snapshots {
             let map = self.blocks.map(block)?;
             let volumes = self.volumes();
             let Some(volume) = volumes.first_present(&map.volumes) else { continue };
+            // Of several copies, what is read may come from another than what is shared.
+            if map.volumes.len() > 1 && !self.blocks.is_sound(&map, volume, offset, len) {
+                continue;
+            }
             for run in raw_runs(&map, *extent_at, offset, len) {
                 let Some((skip, len)) = aligned(&run, map.stored_len, file.size) else { continue };
                 let range = BlockRange { id: &map.id, offset: run.stored_at + skip, len };

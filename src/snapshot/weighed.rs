@@ -36,6 +36,14 @@ impl<K: Hash + Eq, V> Weighed<K, V> {
         self.state.lock().kept.get(key).map(|it| it.0.clone())
     }
 
+    /// Keeps it no longer.
+    pub fn forget(&self, key: &K) {
+        let mut state = self.state.lock();
+        if let Some((_, bytes)) = state.kept.pop(key) {
+            state.bytes -= bytes;
+        }
+    }
+
     /// Keeps `thing`, which takes `bytes`.
     pub fn put(&self, key: K, thing: Arc<V>, bytes: usize) {
         let bytes = bytes + OVERHEAD_BYTES;

@@ -68,14 +68,12 @@ impl Snapshots {
         if !is_raw || map.stored_len != len {
             return Ok(None);
         }
-        let opened = self.volumes().from_copies(&map.volumes, &map.id, |volume| {
-            match volume.store.open(&map.id)? {
-                Some(file) => {
-                    let checked = self.check_whole(&map, &file)?;
-                    Ok(Some(WholeBlock { number: block, file, checked }))
-                }
-                None => Ok(None),
+        let opened = self.blocks.read_copy(&map, |volume| match volume.store.open(&map.id)? {
+            Some(file) => {
+                let checked = self.check_whole(&map, &file)?;
+                Ok(Some(WholeBlock { number: block, file, checked }))
             }
+            None => Ok(None),
         });
         Ok(opened.unwrap_or_else(|e| {
             // Whoever reads it is told, and the log was when it was found.

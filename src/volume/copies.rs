@@ -387,6 +387,14 @@ impl Writer<'_> {
         Ok(second_best)
     }
 
+    /// Appends the record of a block that is durable on a volume; gives where it is.
+    pub fn add_record(&self, volume: i64, block: u64, index: &BlockIndex) -> Result<CopyAt> {
+        let at = self.volumes.present().iter().position(|it| it.config.number == volume);
+        let places = at.map(|at| self.append_records(at, &[(block, index)])).transpose()?;
+        let unknown = || Error::usage("a volume that this writer does not know");
+        places.and_then(|it| it.first().copied()).ok_or_else(unknown)
+    }
+
     /// What could not be done since this was asked last.
     pub fn take_lacking(&self) -> Lacking {
         std::mem::take(&mut self.lacking.lock())

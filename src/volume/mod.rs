@@ -3,6 +3,7 @@
 pub mod block;
 mod copies;
 mod described;
+mod faults;
 mod guide;
 mod manifest;
 mod mend;
@@ -12,6 +13,7 @@ mod writer;
 pub use block::{BlockId, BlockIndex, Record};
 pub use copies::{CopyFault, CopyJob, Lacking, copy_block, verify_block};
 pub use described::Described;
+pub use faults::Faults;
 pub use manifest::{Facts, VolumeManifest};
 pub use mend::{IndexMender, prove};
 pub use writer::{Batch, CopyAt, OpenBlock, Place, Stored, Writer};
@@ -280,6 +282,29 @@ impl Volume {
         }
     }
 
+    /// Gives the file of a block a second name in `damaged/`, if it is there: what replaces it then
+    /// takes nothing away.
+    pub fn keep_damaged(&self, id: &BlockId) -> Result<()> {
+        let path = DirStore::new(self.config.path.clone()).path_of(id);
+        let dir = self.config.path.join("damaged");
+        let failed = |e| Error::io(format!("keeping {} in {}", quoted(&path), quoted(&dir)), e);
+        sys::make_private_dir(&dir).map_err(failed)?;
+        let now = sys::Time::now();
+        let kept = dir.join(format!("{id}-{}.{:09}", now.secs, now.nanos));
+        match std::fs::hard_link(&path, &kept) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(failed(e)),
+            Ok(()) => sys::sync_dir(&dir).and_then(|()| sys::sync_dir(&self.config.path)),
+        }
+    }
+
+    /// Replaces the whole index by what `fill` writes.
+    pub fn replace_index(&self, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+        let mut documents = self.documents();
+        documents.add(INDEX_NAME, fill)?;
+        documents.finish()
+    }
+
     /// Appends records after the first `valid` bytes of the index (what follows them is a torn
     /// record) and makes them durable; gives the new length.
     fn append_index(&self, valid: u64, records: &[u8]) -> Result<u64> {
@@ -369,6 +394,7 @@ impl Drop for Documents<'_> {
 pub struct Volumes {
     present: Vec<Volume>,
     missing: Vec<(VolumeConfig, Error)>,
+    faults: Option<Arc<Faults>>,
 }
 
 impl Volumes {
@@ -379,7 +405,8 @@ impl Volumes {
 
     /// The same, but what is open already stays as it is, and its disk is not asked.
     pub fn open_missing(&self, configs: Vec<VolumeConfig>) -> Volumes {
-        let mut volumes = Volumes { present: Vec::new(), missing: Vec::new() };
+        let mut volumes = Volumes::with_stores(Vec::new());
+        volumes.faults.clone_from(&self.faults);
         for config in configs {
             let open = self.get(config.number).filter(|it| it.config.uuid == config.uuid);
             match open.map_or_else(|| Volume::open(config.clone()), |it| Ok(it.clone())) {
@@ -392,7 +419,14 @@ impl Volumes {
 
     /// Volumes with stores of the caller's making.
     pub fn with_stores(present: Vec<Volume>) -> Volumes {
-        Volumes { present, missing: Vec::new() }
+        Volumes { present, missing: Vec::new(), faults: None }
+    }
+
+    /// The same, but copies that are found bad are told to `faults`, and asked last from then on.
+    #[must_use]
+    pub fn with_faults(mut self, faults: Arc<Faults>) -> Volumes {
+        self.faults = Some(faults);
+        self
     }
 
     /// The volumes that are there, in the catalog's order.
@@ -420,13 +454,16 @@ impl Volumes {
     ) -> Result<T> {
         let mut failed: Option<Error> = None;
         let mut offline = None;
-        for number in numbers {
+        let is_bad = |it: &i64| self.faults.as_ref().is_some_and(|all| all.has(*it, id));
+        // A copy that is known to be bad in one place may be the one that is good in another.
+        let good = numbers.iter().filter(|it| !is_bad(it));
+        for number in good.chain(numbers.iter().filter(|it| is_bad(it))) {
             let Some(volume) = self.get(*number) else {
                 offline = offline.or_else(|| self.why_missing(*number, id));
                 continue;
             };
             if let Some(e) = &failed {
-                log::warn!("{e}: reading the copy at {}", quoted(&volume.config.path));
+                log::debug!("{e}: reading the copy at {}", quoted(&volume.config.path));
             }
             let mut result = read(volume);
             if let Err(e) = &result {
@@ -439,7 +476,13 @@ impl Volumes {
             }
             match result {
                 Ok(it) => return Ok(it),
-                Err(e) => failed = Some(e.context(quoted(&volume.config.path))),
+                Err(e) => {
+                    let e = e.context(quoted(&volume.config.path));
+                    if let Some(faults) = &self.faults {
+                        faults.found(volume, id, &e);
+                    }
+                    failed = Some(e);
+                }
             }
         }
         Err(failed.or(offline).unwrap_or_else(|| self.why_none(&[], id)))
