@@ -195,6 +195,8 @@ fn a_volume_that_is_away_is_missed_by_every_file() {
     let lacks = |path: &str| lines.iter().find(|it| it["path"] == path);
     assert_eq!(lacks("dir/large").unwrap()["runs"], serde_json::json!([2]));
     assert!(lacks("only here").is_none() && lacks("late").is_none());
+    let away = sandbox.path("away");
+    fs::rename(&first, &away).unwrap();
     let volumes = on(&new, args!["volumes", "--json"]).code(0).json();
     assert_eq!(
         (&volumes[0]["status"], &volumes[0]["path"]),
@@ -206,6 +208,7 @@ fn a_volume_that_is_away_is_missed_by_every_file() {
     assert!(ran.text().contains("dir/large"), "{}", ran.text());
     on(&new, args!["restore", "late", sandbox.path("late"), "--run", "4"]).code(0);
     // Nothing is lost when it is back.
+    fs::rename(&away, &first).unwrap();
     let (whole, ran) = rebuild(&sandbox, "whole", &[first, second], &[]);
     ran.code(0);
     assert_dumps(&dump(&sandbox.catalog), &dump(&whole));
