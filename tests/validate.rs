@@ -142,7 +142,7 @@ fn faults_of_the_catalog_are_named() {
     with_sql(&sandbox, "DELETE FROM block_copies WHERE block = 1", || {
         let report = check(&sandbox, &all());
         let bad = &report.bad_blocks.items[0];
-        assert!(bad.reason.contains("no volume") && bad.files.count > 0, "{report:?}");
+        assert!(bad.reason.contains("no known volume") && bad.files.count > 0, "{report:?}");
     });
     assert!(check(&sandbox, &all()).is_clean());
 }

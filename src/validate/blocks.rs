@@ -338,7 +338,7 @@ impl Work<'_> {
             _ if is_missing && (former.exists() || self.is_elsewhere(volume, &index.id)) => true,
             (None, _) => true,
             (Some(changed), Some(run)) => changed > run,
-            // Nobody says up to when they are, as after a crash or in a store of an earlier version.
+            // Nobody says up to when they are: after a crash, or in a store of an earlier version.
             (Some(_), None) => !is_missing || volume.document_path("meta").is_dir(),
         };
         Ok(Some(match is_due {
