@@ -398,7 +398,7 @@ fn what_a_run_has_left_is_written_later_and_nothing_else() {
         let text = zstd::decode_all(&fs::read(it).unwrap()[..]).unwrap();
         String::from_utf8(text).unwrap().contains("\"path\":\"b\"")
     });
-    let other = of_b.last().unwrap();
+    let other = of_b.max().unwrap();
     let text = String::from_utf8(zstd::decode_all(&before[other][..]).unwrap()).unwrap();
     let forged = zstd::encode_all(text.replace("\"b\"", "\"c\"").as_bytes(), 1).unwrap();
     fs::write(other, &forged).unwrap();
