@@ -91,12 +91,12 @@ fn each_block_is_on_as_many_volumes_as_wanted() {
             let metas = metas.map(|it| it.unwrap()).filter(is_meta).count();
             assert_eq!(metas, count, "metas on {volume}");
         }
-        assert_whole(&sandbox, &[tree.clone()], "all");
+        assert_whole(&sandbox, std::slice::from_ref(&tree), "all");
         // Any one may go, and all is read from another.
         for volume in ["a", "b"] {
             assert_eq!(survives(&sandbox, volume)["survives"], true);
             take_away(&sandbox, volume);
-            assert_readable(&sandbox, &[tree.clone()], "less");
+            assert_readable(&sandbox, std::slice::from_ref(&tree), "less");
             put_back(&sandbox, volume);
         }
         let said = sandbox.ok(["replicate"]).text();

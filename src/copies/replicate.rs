@@ -44,10 +44,12 @@ impl Replicated {
         };
         if self.blocks_lacking > 0 {
             line.push_str(&format!(
-                "; {} blocks ({} bytes) are on fewer than {} volumes, and no other has room: add \
-                 one with add-volume",
+                "; {} blocks ({} bytes) are on fewer than {} volumes",
                 self.blocks_lacking, self.bytes_lacking, self.wanted
             ));
+            if self.failure().is_none() {
+                line.push_str(", and no other has room: add one with add-volume");
+            }
         }
         if self.problems.count > 0 {
             line.push_str(&format!("; {} problems", self.problems.count));
@@ -61,7 +63,13 @@ impl Replicated {
         let kinds = [ErrorKind::Corrupt, ErrorKind::Offline];
         let found = kinds.into_iter().find(|it| has(*it));
         let lacks = (self.blocks_lacking > 0).then_some(ErrorKind::NoSpace);
-        found.or(lacks).or(self.problems.list.first().map(|it| it.kind))
+        found.or(self.failure()).or(lacks).or(self.problems.list.first().map(|it| it.kind))
+    }
+
+    /// What went wrong other than that there was no room.
+    fn failure(&self) -> Option<ErrorKind> {
+        let mut kinds = self.problems.list.iter().map(|it| it.kind);
+        kinds.find(|it| *it != ErrorKind::NoSpace)
     }
 }
 

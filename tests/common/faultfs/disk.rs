@@ -185,9 +185,9 @@ impl Disk {
                 Err(EIO)
             }
         };
-        if self.moments.is_some() {
-            let moment = self.moment(Some(op), what);
-            self.moments.as_mut().unwrap().push(moment);
+        let moment = self.moments.is_some().then(|| self.moment(Some(op), what));
+        if let Some(moments) = &mut self.moments {
+            moments.extend(moment);
         }
         result
     }
