@@ -43,9 +43,11 @@ pub fn judge(
     let expected: &[i32] = match fault {
         Fault::Errno(ENOSPC) if lasting == Lasting::ForEver => &[6],
         Fault::Errno(ENOSPC | EDQUOT) | Fault::Short => &[6, 1],
-        // It takes a volume whose index cannot be synced for one that is full, and one that cannot
-        // be opened for one that is not there.
+        // They take a volume whose index cannot be synced for one that is full, and what cannot be
+        // opened for want of descriptors for what is not there, or damaged; the cause is told.
         _ if verb.name == "retire" => &[1, 4, 6],
+        Fault::Errno(EMFILE) if verb.name == "replicate" => &[1, 4, 5, 6],
+        _ if verb.name == "replicate" => &[1, 6],
         _ => &[1],
     };
     if !is_done && !expected.contains(&code) {

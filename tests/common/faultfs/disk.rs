@@ -297,6 +297,11 @@ impl Disk {
         let Body::File(data) = &mut node.body else { return Err(EINVAL) };
         Arc::make_mut(data).write(offset, bytes);
         (node.mtime, node.ctime) = (SystemTime::now(), SystemTime::now());
+        if let Some(lost) = self.forgotten.get_mut(&ino) {
+            // What is written anew is written at the next sync: it is none of what was lost.
+            let others: Vec<u8> = bytes.iter().map(|it| !it).collect();
+            Arc::make_mut(lost).write(offset, &others);
+        }
         Ok(())
     }
 
@@ -309,6 +314,9 @@ impl Disk {
     ) -> Result<()> {
         let what = self.of(ino);
         self.change(by, what, |disk, _| {
+            if by.0 == Op::Truncate {
+                disk.forgotten.remove(&ino);
+            }
             let node = disk.node_mut(ino)?;
             node.ctime = SystemTime::now();
             work(node)
