@@ -131,6 +131,9 @@ fn what_is_installed_is_complete_and_in_its_place() {
             expected.push(format!("-rw-r--r-- usr/share/{place}"));
         }
     }
+    for name in ["genmeta", "rebuildmeta"] {
+        expected.push(format!("lrwxrwxrwx usr/bin/raidtape-{name} raidtape"));
+    }
     for helper in ["mount.raidtape", "umount.raidtape"] {
         expected.push(format!("-rw-r--r-- usr/share/man/man8/{helper}.8"));
         let by_type = helper.replace('.', ".fuse.");
