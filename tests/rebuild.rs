@@ -332,7 +332,7 @@ fn what_nothing_decides_is_refused() {
     for volume in &volumes {
         let _ = fs::remove_file(manifest(volume, 2));
     }
-    let words = ["manifest of run 2", "Runs 4", "catalog-restore", "--allow-gaps"];
+    let words = ["manifest of run 2", "Runs 4", "zstd -d", "--allow-gaps"];
     refused("gap", 5, &words);
     let (new, ran) = rebuild(&sandbox, "gaps", &volumes, &["--allow-gaps"]);
     let said = summary(&ran.code(3));

@@ -1,4 +1,4 @@
-//! `rebuildmeta` and `rebuild-catalog`: a catalog from its volumes.
+//! `rebuildmeta`: a catalog from its volumes.
 
 use std::path::{Path, PathBuf};
 

@@ -318,10 +318,10 @@ impl History {
         text.push_str("Give all volumes with --volumes");
         let copies = sources.iter().filter_map(|it| Some((newest_copy_on(it)?, it)));
         if let Some((run, source)) = copies.max_by_key(|it| it.0) {
-            let dir = source.volume.config.path.join(copy::DIR);
-            let dir = Quoted(dir.as_os_str().as_bytes()).to_string();
+            let path = source.volume.config.path.join(copy::document_name(run));
+            let path = Quoted(path.as_os_str().as_bytes()).to_string();
             text.push_str(&format!(
-                ", or take the copy of the catalog of after run {run} in {dir} with catalog-restore"
+                ", or unpack the copy of the catalog of after run {run}: zstd -d {path} -o CATALOG"
             ));
         }
         text.push_str("; --allow-gaps builds a catalog without these runs");
