@@ -66,6 +66,15 @@ pub struct Totals {
     pub stored_bytes: u64,
 }
 
+/// Fails if numbers that were asked for in order do not rise: pages of a damaged database may lead
+/// in a circle, and who goes on from the last of them would never end.
+pub(super) fn in_order(numbers: impl Iterator<Item = u64>) -> Result<()> {
+    match numbers.is_sorted_by(|a, b| a < b) {
+        true => Ok(()),
+        false => Err(Error::corrupt("catalog: rows that are out of order")),
+    }
+}
+
 /// Reads a catalog. One thread at a time; open more for more.
 pub struct Reader {
     conn: Connection,
@@ -298,7 +307,9 @@ impl Reader {
         let query = "SELECT number FROM blocks WHERE number > ?1 ORDER BY number LIMIT ?2";
         let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
         let rows = statement.query_map((after, limit), |row| row.get(0)).map_err(sql)?;
-        rows.collect::<rusqlite::Result<_>>().map_err(sql)
+        let numbers = rows.collect::<rusqlite::Result<Vec<u64>>>().map_err(sql)?;
+        in_order(std::iter::once(after).chain(numbers.iter().copied()))?;
+        Ok(numbers)
     }
 
     /// Sums over all blocks.

@@ -11,7 +11,7 @@ use rusqlite::OptionalExtension;
 use super::changes::{Change, ChangeKind};
 use super::manifest::Previous;
 use super::meta::{self, DirNames, Due};
-use super::read::Reader;
+use super::read::{Reader, in_order};
 use super::run::{DirId, Run, RunId};
 use super::{Spool, sql};
 use crate::chunk::{Digest, HashAlgo};
@@ -31,7 +31,9 @@ impl Reader {
                 Ok(Due { block: row.get(0)?, volume, record_at: row.get(1)? })
             })
             .map_err(sql)?;
-        rows.collect::<rusqlite::Result<_>>().map_err(sql)
+        let due = rows.collect::<rusqlite::Result<Vec<Due>>>().map_err(sql)?;
+        in_order(std::iter::once(after).chain(due.iter().map(|it| it.block)))?;
+        Ok(due)
     }
 
     /// Writes the text of a block's meta.
