@@ -42,7 +42,7 @@ impl Writer {
         Settings { copies, ..self.settings()? }.check()?;
         let query = "INSERT INTO settings (k, v) VALUES ('copies', ?1) \
                      ON CONFLICT (k) DO UPDATE SET v = excluded.v";
-        self.conn.execute(query, [copies.to_string()]).map_err(sql)?;
+        self.conn().execute(query, [copies.to_string()]).map_err(sql)?;
         Ok(())
     }
 
@@ -86,7 +86,7 @@ impl Writer {
     pub fn set_volume_path(&mut self, number: i64, path: &Path, status: Status) -> Result<()> {
         let query = "UPDATE volumes SET path = ?2, status = ?3 WHERE number = ?1";
         let row = (number, path.as_os_str().as_bytes(), status.as_str());
-        self.conn.execute(query, row).map_err(sql)?;
+        self.conn().execute(query, row).map_err(sql)?;
         Ok(())
     }
 
@@ -140,7 +140,7 @@ impl Writer {
     /// it meanwhile.
     pub fn doubt_index(&mut self, volume: i64) -> Result<()> {
         let query = "UPDATE volumes SET index_len = 0, status = 'sealed' WHERE number = ?1";
-        self.conn.execute(query, [volume]).map_err(sql)?;
+        self.conn().execute(query, [volume]).map_err(sql)?;
         Ok(())
     }
 
@@ -159,16 +159,6 @@ impl Writer {
             conn.execute(query, (volume, status.as_str())).map_err(sql)?;
             Ok(())
         })
-    }
-
-    pub(super) fn transact(&mut self, work: impl FnOnce(&Connection) -> Result<()>) -> Result<()> {
-        // Taken back when it is dropped without its end.
-        let transaction = self
-            .conn
-            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
-            .map_err(sql)?;
-        work(&transaction)?;
-        transaction.commit().map_err(sql)
     }
 }
 

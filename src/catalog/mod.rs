@@ -29,6 +29,7 @@ mod numbers;
 mod read;
 mod remake;
 pub mod replay;
+mod rows;
 mod run;
 mod schema;
 mod settings;

@@ -17,13 +17,13 @@ use std::path::{Path, PathBuf};
 use lru::LruCache;
 use rusqlite::{Connection, OptionalExtension};
 
-use super::brief::{AttributeKind, note_attribute};
 use super::chain::put_last_manifest;
 use super::history::{Head, Tail};
 use super::manifest::Previous;
 use super::numbers::{self, Numbered};
+use super::rows::{self, RunRow};
 use super::run::{Counts, DirId, RunId, Tally, VersionId};
-use super::{Content, Extent, OPEN, Reader, Settings, WriteLock, extent, schema, sql};
+use super::{Content, Extent, OPEN, Reader, Settings, WriteLock, schema, sql};
 use crate::chunk::Digest;
 use crate::entry::{Kind, Metadata, check_name};
 use crate::error::{Error, Quoted, Result};
@@ -241,54 +241,32 @@ impl Rebuild {
             }
             counts = said.counts;
         }
-        self.put_run(head, &current, &counts, finished)
+        self.put_run(head, &counts, finished)
     }
 
-    fn put_run(&self, head: &Head, at: &Current, counts: &Counts, finished: Time) -> Result<()> {
-        let query = "INSERT INTO runs (run, uuid, source, path, started_s, started_n, finished_s, \
-             finished_n, added, modified, deleted, unchanged, dirs_added, dirs_modified, \
-             dirs_deleted, dirs_unchanged, files, bytes, bytes_read, bytes_stored, problems, host, \
-             program, comment) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, \
-             ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24)";
+    fn put_run(&self, head: &Head, counts: &Counts, finished: Time) -> Result<()> {
         let (path, host, program) = match &head.around {
             Some(it) => (&*it.path, &*it.host, &*it.program),
             // The name of most sources is their path.
             None if head.source.starts_with(b"/") => (&*head.source, &b""[..], "unknown"),
             None => (&b"-"[..], &b""[..], "unknown"),
         };
-        let [added, modified, deleted, unchanged, a, m, d, u, files, bytes, read, stored, trouble] =
-            counts.columns();
-        let row = rusqlite::params![
-            head.run,
-            head.uuid,
-            at.source,
-            path,
-            head.started.secs,
-            head.started.nanos,
-            finished.secs,
-            finished.nanos,
-            added,
-            modified,
-            deleted,
-            unchanged,
-            a,
-            m,
-            d,
-            u,
-            files,
-            bytes,
-            read,
-            stored,
-            trouble,
-            host,
-            program,
-            head.comment,
-        ];
-        self.conn.execute(query, row).map_err(sql)?;
-        for tag in &head.tags {
-            let query = "INSERT OR IGNORE INTO run_tags (run, tag) VALUES (?1, ?2)";
-            self.conn.execute(query, (head.run, tag)).map_err(sql)?;
-        }
+        rows::put_run(
+            &self.conn,
+            &RunRow {
+                run: head.run,
+                uuid: &head.uuid,
+                source: &head.source,
+                path,
+                started: head.started,
+                finished,
+                counts,
+                host,
+                program,
+                tags: &head.tags,
+                comment: &head.comment,
+            },
+        )?;
         // Deferred to here, for they name the run.
         let query = "INSERT INTO run_problems SELECT * FROM scratch.problems";
         self.conn.execute(query, []).map_err(sql)?;

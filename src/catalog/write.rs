@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::brief::{AttributeKind, note_attribute};
 use super::chain::{PROGRAM, setting_rows};
 use super::numbers::{self, Numbered};
 use super::read::{EntryRow, volumes};
+use super::rows::{self, RunRow};
 use super::run::{Counts, DirId, RunId, VersionId};
 use super::{Content, Extent, OPEN, Settings, copies, extent, schema, sql};
 use crate::chunk::frame::put_frames;
@@ -75,7 +75,7 @@ fn lock_path(catalog: &Path) -> PathBuf {
 
 /// Writes a catalog. Holds the writer's lock.
 pub struct Writer {
-    pub(super) conn: Connection,
+    conn: Connection,
     _lock: WriteLock,
 }
 
@@ -100,6 +100,16 @@ impl Writer {
 
     pub(super) fn conn(&self) -> &Connection {
         &self.conn
+    }
+
+    pub(super) fn transact(&mut self, work: impl FnOnce(&Connection) -> Result<()>) -> Result<()> {
+        // Taken back when it is dropped without its end.
+        let transaction = self
+            .conn
+            .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
+            .map_err(sql)?;
+        work(&transaction)?;
+        transaction.commit().map_err(sql)
     }
 
     /// The catalog's settings.
@@ -379,60 +389,12 @@ impl RunWriter<'_> {
 
     /// Adds a name, alive from this run on.
     pub fn put_entry(&self, entry: &NewEntry<'_>) -> Result<()> {
-        let query = "INSERT INTO entries (dir, name, first_run, last_run, version, child, kind, \
-             mode, uid, gid, size, mtime_s, mtime_n, ctime_s, ctime_n, ino, nlink, rdev, \
-             data_len) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, \
-             ?16, ?17, ?18, ?19)";
-        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
-        let meta = entry.meta;
-        statement
-            .execute(rusqlite::params![
-                entry.dir,
-                entry.name,
-                self.run,
-                OPEN,
-                entry.version,
-                entry.child,
-                meta.kind as u8,
-                meta.mode,
-                meta.uid,
-                meta.gid,
-                meta.size,
-                meta.mtime.secs,
-                meta.mtime.nanos,
-                meta.ctime.secs,
-                meta.ctime.nanos,
-                meta.ino.cast_signed(),
-                meta.nlink,
-                meta.rdev.cast_signed(),
-                entry.data_len,
-            ])
-            .map_err(sql)?;
-        Ok(())
+        rows::put_entry(self.conn, self.run, entry).map_err(sql)
     }
 
     /// Adds what a version has besides its metadata. Versions with nothing need no call.
     pub fn put_content(&self, version: VersionId, kind: Kind, content: &Content) -> Result<()> {
-        if kind != Kind::File && content.extra.is_empty() {
-            return Ok(());
-        }
-        let query = "INSERT INTO versions (version, hash, extents, extra) VALUES (?1, ?2, ?3, ?4)";
-        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
-        let hash = content.hash.as_ref().map(|it| &it.0[..]);
-        let extents = (kind == Kind::File).then(|| extent::encode(&content.extents));
-        let extra = (!content.extra.is_empty()).then(|| content.extra.encode());
-        statement.execute((version, hash, extents, extra)).map_err(sql)?;
-        for kind in content.extra.xattrs.iter().filter_map(|it| AttributeKind::of(&it.0)) {
-            note_attribute(self.conn, kind)?;
-        }
-        let query = "INSERT OR IGNORE INTO uses (block, version) VALUES (?1, ?2)";
-        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
-        for extent in &content.extents {
-            if let Extent::Data { block, .. } = extent {
-                statement.execute((block, version)).map_err(sql)?;
-            }
-        }
-        Ok(())
+        rows::put_content(self.conn, version, kind, content)
     }
 
     /// Ends the life of an entry with the run before this one.
@@ -494,44 +456,22 @@ impl RunWriter<'_> {
         problems: &[Problem],
         finished: Time,
     ) -> Result<RunId> {
-        let query = "INSERT INTO runs (run, uuid, source, path, started_s, started_n, finished_s, \
-             finished_n, added, modified, deleted, unchanged, dirs_added, dirs_modified, \
-             dirs_deleted, dirs_unchanged, files, bytes, bytes_read, bytes_stored, problems, host, \
-             program, comment) VALUES (?1, ?2, (SELECT number FROM sources WHERE name = ?3), ?4, \
-             ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, \
-             ?23, ?24)";
-        let (entries, dirs) = (&counts.entries, &counts.dirs);
-        let row = rusqlite::params![
-            self.run,
-            self.uuid,
-            self.name,
-            self.path.as_os_str().as_bytes(),
-            self.started.secs,
-            self.started.nanos,
-            finished.secs,
-            finished.nanos,
-            entries.added,
-            entries.modified,
-            entries.deleted,
-            entries.unchanged,
-            dirs.added,
-            dirs.modified,
-            dirs.deleted,
-            dirs.unchanged,
-            counts.files,
-            counts.bytes,
-            counts.bytes_read,
-            counts.bytes_stored,
-            counts.problems,
-            sys::host_name(),
-            PROGRAM,
-            comment,
-        ];
-        self.conn.execute(query, row).map_err(sql)?;
-        for tag in tags {
-            let query = "INSERT OR IGNORE INTO run_tags (run, tag) VALUES (?1, ?2)";
-            self.conn.execute(query, (self.run, tag)).map_err(sql)?;
-        }
+        rows::put_run(
+            self.conn,
+            &RunRow {
+                run: self.run,
+                uuid: &self.uuid,
+                source: &self.name,
+                path: self.path(),
+                started: self.started,
+                finished,
+                counts,
+                host: &sys::host_name(),
+                program: PROGRAM,
+                tags,
+                comment,
+            },
+        )?;
         for (n, problem) in (1i64..).zip(problems) {
             let query = "INSERT INTO run_problems (run, n, path, kind, message) \
                          VALUES (?1, ?2, ?3, ?4, ?5)";

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{args, exit, show};
-use crate::catalog::{DamagedFile, Loss, Reader};
+use crate::catalog::{Loss, Reader};
 use crate::error::{Quoted, Result};
 use crate::sys::quoted;
 use crate::volume::{Status, Volumes};
@@ -129,13 +129,6 @@ fn case_lines(out: &mut show::Out, case: &Case) -> Result<()> {
 }
 
 fn case_json(case: &Case) -> Value {
-    let file = |it: &DamagedFile| {
-        let mut map = Map::new();
-        show::put_name(&mut map, "source", &it.source);
-        show::put_name(&mut map, "path", &it.path);
-        map.insert("runs".into(), json!(it.runs));
-        Value::Object(map)
-    };
     let path = |it: &std::path::PathBuf| {
         let mut map = Map::new();
         show::put_name(&mut map, "path", it.as_os_str().as_bytes());
@@ -148,6 +141,6 @@ fn case_json(case: &Case) -> Value {
         "bytes": case.loss.amount.bytes,
         "files": case.loss.files,
         "runs": case.loss.runs,
-        "first": case.loss.first.iter().map(file).collect::<Value>(),
+        "first": case.loss.first.iter().map(show::damaged_file_json).collect::<Value>(),
     })
 }

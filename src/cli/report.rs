@@ -189,14 +189,7 @@ fn fault_json(it: &Fault) -> Value {
 }
 
 fn files_json(files: &Kept<DamagedFile>) -> Value {
-    let file = |it: &DamagedFile| {
-        let mut map = Map::new();
-        show::put_name(&mut map, "source", &it.source);
-        show::put_name(&mut map, "path", &it.path);
-        map.insert("runs".into(), json!(it.runs));
-        Value::Object(map)
-    };
-    files.items.iter().map(file).collect()
+    files.items.iter().map(show::damaged_file_json).collect()
 }
 
 fn block_json(it: &BadBlock) -> Value {

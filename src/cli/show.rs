@@ -12,7 +12,7 @@ use bytesize::ByteSize;
 use serde_json::{Map, Value, json};
 
 use crate::backup::{Copies, Planned};
-use crate::catalog::{Change, ChangeKind, Counts, EntryRow, Run, Tally};
+use crate::catalog::{Change, ChangeKind, Counts, DamagedFile, EntryRow, Run, Tally};
 use crate::entry::Kind;
 use crate::error::{Error, Problem, Quoted, Result};
 use crate::sys::{Time, quoted};
@@ -163,6 +163,15 @@ pub fn print_warnings(warnings: &[Error]) {
     for warning in warnings {
         eprintln!("raidtape: warning: {warning}");
     }
+}
+
+/// A file that damage or a loss reaches, as JSON.
+pub fn damaged_file_json(file: &DamagedFile) -> Value {
+    let mut map = Map::new();
+    put_name(&mut map, "source", &file.source);
+    put_name(&mut map, "path", &file.path);
+    map.insert("runs".into(), json!(file.runs));
+    Value::Object(map)
 }
 
 /// A run as JSON.

@@ -10,12 +10,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 
 use super::{
-    Alive, AttributeKind, Content, Digest, DirId, Error, Extent, Kind, KnownBlock, Live, Metadata,
-    OPEN, OptionalExtension, Quoted, Rebuild, Result, RunId, VersionId, check_name, extent,
-    note_attribute, sql,
+    Alive, Content, Digest, DirId, Error, Extent, Kind, KnownBlock, Live, Metadata, OPEN,
+    OptionalExtension, Quoted, Rebuild, Result, RunId, VersionId, check_name, sql,
 };
 use crate::catalog::history::{check_version, name_from, time_from};
 use crate::catalog::read::{ENTRY_COLUMNS, entry_from};
+use crate::catalog::{NewEntry, rows};
 use crate::entry::{Extra, flags_from_letters, split_path};
 
 /// Enough of a line to see whose turn it is.
@@ -223,7 +223,7 @@ impl Rebuild {
         }
         let content = self.content(raw, &meta)?;
         self.put_entry(&path, version, &meta, content.data_len())?;
-        self.put_content(version, meta.kind, &content)?;
+        rows::put_content(&self.conn, version, meta.kind, &content)?;
         self.last_version = self.last_version.max(version);
         Ok(())
     }
@@ -340,61 +340,12 @@ impl Rebuild {
             self.dirs.put(path, child);
         }
         let run = self.current()?.run;
-        let query = "INSERT INTO entries (dir, name, first_run, last_run, version, child, kind, \
-             mode, uid, gid, size, mtime_s, mtime_n, ctime_s, ctime_n, ino, nlink, rdev, \
-             data_len) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, \
-             ?16, ?17, ?18, ?19)";
-        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
-        let row = rusqlite::params![
-            dir,
-            name,
-            run,
-            OPEN,
-            version,
-            child,
-            meta.kind as u8,
-            meta.mode,
-            meta.uid,
-            meta.gid,
-            meta.size,
-            meta.mtime.secs,
-            meta.mtime.nanos,
-            meta.ctime.secs,
-            meta.ctime.nanos,
-            meta.ino.cast_signed(),
-            meta.nlink,
-            meta.rdev.cast_signed(),
-            data_len,
-        ];
-        statement.execute(row).map_err(|e| match e.sqlite_error_code() {
+        let entry = NewEntry { dir, name: &name, version, child, meta, data_len };
+        rows::put_entry(&self.conn, run, &entry).map_err(|e| match e.sqlite_error_code() {
             Some(rusqlite::ErrorCode::ConstraintViolation) => bad("a path is said twice"),
             _ => sql(e),
         })?;
-        drop(statement);
         self.count(meta.kind, meta.size, true)
-    }
-
-    fn put_content(&self, version: VersionId, kind: Kind, content: &Content) -> Result<()> {
-        if kind != Kind::File && content.extra.is_empty() {
-            return Ok(());
-        }
-        let query = "INSERT INTO versions (version, hash, extents, extra) VALUES (?1, ?2, ?3, ?4)";
-        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
-        let hash = content.hash.as_ref().map(|it| &it.0[..]);
-        let extents = (kind == Kind::File).then(|| extent::encode(&content.extents));
-        let extra = (!content.extra.is_empty()).then(|| content.extra.encode());
-        statement.execute((version, hash, extents, extra)).map_err(sql)?;
-        for kind in content.extra.xattrs.iter().filter_map(|it| AttributeKind::of(&it.0)) {
-            note_attribute(&self.conn, kind)?;
-        }
-        let query = "INSERT OR IGNORE INTO uses (block, version) VALUES (?1, ?2)";
-        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
-        for extent in &content.extents {
-            if let Extent::Data { block, .. } = extent {
-                statement.execute((block, version)).map_err(sql)?;
-            }
-        }
-        Ok(())
     }
 
     fn link(&mut self, raw: &Raw) -> Result<()> {
