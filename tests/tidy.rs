@@ -51,6 +51,13 @@ fn root() -> &'static Path {
 }
 
 fn sources(dirs: &[&str]) -> Vec<Source> {
+    let found = texts(dirs, "rs");
+    assert!(found.len() >= 10, "where are the sources?");
+    found
+}
+
+/// The files with this extension below these directories.
+fn texts(dirs: &[&str], extension: &str) -> Vec<Source> {
     let mut found = Vec::new();
     let mut left: Vec<PathBuf> = dirs.iter().map(|it| root().join(it)).collect();
     while let Some(dir) = left.pop() {
@@ -58,13 +65,12 @@ fn sources(dirs: &[&str]) -> Vec<Source> {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 left.push(path);
-            } else if path.extension().is_some_and(|it| it == "rs") {
+            } else if path.extension().is_some_and(|it| it == extension) {
                 let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
                 found.push(Source { path: name, text: fs::read_to_string(&path).unwrap() });
             }
         }
     }
-    assert!(found.len() >= 10, "where are the sources?");
     found.sort_by(|a, b| a.path.cmp(&b.path));
     found
 }
@@ -244,6 +250,32 @@ fn files_are_short_enough_to_be_read() {
         }
     }
     assert_none("a file has at most 600 lines without its tests", &faults);
+}
+
+#[test]
+fn samples_in_documents_end() {
+    let mut documents = texts(&["src", "docs"], "md");
+    for name in ["README.md", "CHANGELOG.md"] {
+        let text = fs::read_to_string(root().join(name)).unwrap();
+        documents.push(Source { path: name.to_owned(), text });
+    }
+    let mut faults = Vec::new();
+    for document in documents {
+        let mut begun = None;
+        let fences =
+            document.text.lines().zip(1..).filter_map(|(line, number)| {
+                Some((line.trim_start().strip_prefix("```")?, number))
+            });
+        // What begins a sample says its language, so what does not must end one.
+        for (language, number) in fences {
+            if language.is_empty() == begun.is_none() {
+                faults.push(format!("{}: line {number}", document.path));
+            }
+            begun = (!language.is_empty()).then_some(number);
+        }
+        faults.extend(begun.map(|it| format!("{}: line {it}", document.path)));
+    }
+    assert_none("a sample names its language and ends before the next begins", &faults);
 }
 
 /// The exit codes that the program's table gives.
