@@ -7,7 +7,9 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use raidtape::catalog::{Checking, Reader, extent};
+use raidtape::catalog::replay::Rebuild;
+use raidtape::catalog::{Checking, Reader, RunId, extent, history, meta_read};
+use raidtape::chunk::HashAlgo;
 use raidtape::chunk::frame::{Codec, Frame, get_frames};
 use raidtape::entry::Extra;
 use raidtape::job::grammar::{self, Site, VERBS};
@@ -24,6 +26,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("content", content),
     ("control-line", control_line),
     ("frame", frame),
+    ("manifest", manifest),
+    ("meta", meta),
     ("volume-index", volume_index),
     ("volume-manifest", volume_manifest),
 ];
@@ -87,6 +91,87 @@ fn content(data: &[u8]) {
     if let Ok(extra) = Extra::decode(data) {
         assert_eq!(Extra::decode(&extra.encode()).unwrap(), extra);
     }
+}
+
+/// A meta.
+fn meta(data: &[u8]) {
+    let mut mappings = 0usize;
+    let read = meta_read::read_text(data, &mut |_| {
+        mappings += 1;
+        Ok(())
+    });
+    if read.is_ok() {
+        assert!(mappings <= data.len());
+    }
+}
+
+/// Manifests that a catalog is being built from, one run each, until it is begun anew.
+struct Building {
+    dir: tempfile::TempDir,
+    rebuild: Option<Rebuild>,
+    run: RunId,
+}
+
+/// Runs that are replayed into one catalog.
+const RUNS_MAX: RunId = 200;
+
+impl Building {
+    fn new() -> Building {
+        let dir = tempfile::Builder::new().prefix("raidtape-fuzz-").tempdir_in("/dev/shm").unwrap();
+        Building { dir, rebuild: None, run: 0 }
+    }
+
+    fn next(&mut self) -> (RunId, &mut Rebuild) {
+        if self.run == RUNS_MAX {
+            // First the lock of the former one has to go.
+            self.rebuild = None;
+            self.run = 0;
+        }
+        self.run += 1;
+        let path = self.dir.path().join("catalog");
+        (self.run, self.rebuild.get_or_insert_with(|| Rebuild::create(&path).unwrap()))
+    }
+}
+
+/// A first line that is as it should be.
+const HEAD: &[u8] = br#"{"op":"run","format":1,"run":1,"uuid":"a","source":"s","started":[1,0],
+"hash_algo":"blake3"}"#;
+
+/// A manifest as it is, one whose last line has the right digest, and its lines as they are taken
+/// when a catalog is built from them.
+fn manifest(data: &[u8]) {
+    thread_local! {
+        static BUILDING: RefCell<Building> = RefCell::new(Building::new());
+    }
+    let _ = history::survey_text(&mut &*data, &|| Ok(()));
+    let lines: Vec<&[u8]> = data.split_inclusive(|it| *it == b'\n').collect();
+    let Some((first, rest)) = lines.split_first() else { return };
+    let mut text = data.to_vec();
+    text.push(b'\n');
+    let end = format!(
+        r#"{{"op":"end","finished":[1,0],"added":0,"modified":0,"deleted":0,"unchanged":0,
+"dirs_added":0,"dirs_modified":0,"dirs_deleted":0,"dirs_unchanged":0,"files":1,"bytes":5,
+"bytes_read":0,"bytes_stored":0,"problems":0,"changes":{},"digest":"{}"}}"#,
+        text.iter().filter(|it| **it == b'\n').count() - 1,
+        HashAlgo::Blake3.hash(&text)
+    )
+    .replace('\n', "");
+    text.extend(end.into_bytes());
+    let survey = history::survey_text(&mut &*text, &|| Ok(()));
+    let head = history::Head::parse(first).or_else(|_| history::Head::parse(HEAD));
+    BUILDING.with_borrow_mut(|building| {
+        let (run, rebuild) = building.next();
+        let head = history::Head { run, uuid: format!("run-{run}"), ..head.unwrap() };
+        let _ = rebuild.begin_run(&head);
+        let is_taken = rest.iter().all(|it| rebuild.take_first(it).is_ok())
+            && rest.iter().all(|it| rebuild.take_second(it).is_ok());
+        let tail = survey.ok().and_then(|it| it.tail);
+        let is_ended = rebuild.end_run(&head, tail.as_ref()).is_ok();
+        // As whoever builds a catalog does at the first error.
+        if !(is_taken && is_ended) {
+            building.run = RUNS_MAX.min(building.run + 10);
+        }
+    });
 }
 
 /// A catalog of which bytes have been changed: pairs of a place (3 bytes) and what is there then.

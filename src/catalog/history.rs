@@ -359,7 +359,8 @@ pub fn survey(path: &Path, check: &dyn Fn() -> Result<()>) -> Result<Survey> {
     survey_text(&mut text_of(path)?, check).map_err(|e| e.context(quoted(path)))
 }
 
-fn survey_text(text: &mut impl BufRead, check: &dyn Fn() -> Result<()>) -> Result<Survey> {
+/// Reads the text of a manifest from its first line to its last, as [`survey`] does.
+pub fn survey_text(text: &mut impl BufRead, check: &dyn Fn() -> Result<()>) -> Result<Survey> {
     let damaged = |e| Error::with_source(ErrorKind::Corrupt, "it does not decompress", e);
     let mut first = Vec::new();
     text.by_ref().take(HEADER_BYTES_MAX).read_until(b'\n', &mut first).map_err(damaged)?;

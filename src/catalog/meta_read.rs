@@ -242,21 +242,23 @@ pub fn read_head(volume: &Volume, block: &BlockId) -> Option<BlockIndex> {
 
 /// Reads the meta at `path`, and calls `each` with its mappings; gives what is in the block.
 pub fn read_meta(path: &Path, each: Each<'_>) -> Result<BlockIndex> {
-    let (mut head, mut failed) = (None, None);
-    let gather = Gather { head: &mut head, each: Some(each), failed: &mut failed };
     let is_former = path.extension().is_some_and(|it| it == "json");
-    let result = match is_former {
-        true => parse(BufReader::new(open_document(path)?), gather),
-        false => parse(text_of(path)?, gather),
-    };
+    match is_former {
+        true => read_text(BufReader::new(open_document(path)?), each),
+        false => read_text(text_of(path)?, each),
+    }
+    .map_err(|e| e.context(format!("the meta {}", quoted(path))))
+}
+
+/// Reads the text of a meta, and calls `each` with its mappings; gives what is in the block.
+pub fn read_text(text: impl Read, each: Each<'_>) -> Result<BlockIndex> {
+    let (mut head, mut failed) = (None, None);
+    let result = parse(text, Gather { head: &mut head, each: Some(each), failed: &mut failed });
     if let Some(e) = failed {
         return Err(e);
     }
-    result.map_err(|e| {
-        let message = format!("the meta {} is damaged", quoted(path));
-        Error::with_source(ErrorKind::Corrupt, message, e)
-    })?;
-    head.unwrap_or_else(|| Err(Error::corrupt(format!("{} has no mappings", quoted(path)))))
+    result.map_err(|e| Error::with_source(ErrorKind::Corrupt, "it is damaged", e))?;
+    head.unwrap_or_else(|| Err(Error::corrupt("it has no mappings")))
 }
 
 fn parse(text: impl Read, gather: Gather<'_>) -> serde_json::Result<()> {
