@@ -7,6 +7,10 @@
 use std::fmt;
 use std::io;
 
+const ENOMEM: i32 = 12;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
 /// Result of everything in the engine.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -115,6 +119,12 @@ impl Error {
     /// The operating system's error number, where one is the cause.
     pub fn errno(&self) -> Option<i32> {
         self.source.as_ref()?.downcast_ref::<io::Error>()?.raw_os_error()
+    }
+
+    /// Whether the machine ran out of memory or of open files. What was asked for may be as it
+    /// should be, so nobody concludes from this that it is damaged or away.
+    pub fn is_shortage(&self) -> bool {
+        matches!(self.errno(), Some(ENOMEM | ENFILE | EMFILE))
     }
 
     /// The same error, told from further out: `context: message`.
@@ -267,6 +277,16 @@ mod tests {
         for (name, shown) in cases {
             assert_eq!(Quoted(name).to_string(), *shown);
         }
+    }
+
+    #[test]
+    fn what_the_machine_lacks_is_told_apart() {
+        for (errno, is) in [(ENOMEM, true), (ENFILE, true), (EMFILE, true), (5, false)] {
+            let error = Error::io("opening x", io::Error::from_raw_os_error(errno));
+            assert_eq!((error.is_shortage(), error.kind()), (is, ErrorKind::Io));
+            assert_eq!(error.context("y").is_shortage(), is);
+        }
+        assert!(!Error::usage("x").is_shortage());
     }
 
     #[test]

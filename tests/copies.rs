@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::common::disk::Disk;
 use crate::common::{Sandbox, Tree, args, assert_same, data};
+use crate::rebuild::on;
 
 /// Names of all blocks of a volume.
 fn names(sandbox: &Sandbox, volume: &str) -> Vec<String> {
@@ -288,6 +289,32 @@ fn a_volume_is_emptied_before_it_is_retired() {
     sandbox.run(args!["volumes", "--retire", &sandbox.path("b")]).code(6);
     sandbox.run(args!["volumes", "--retire", &sandbox.path("nothing")]).code(1);
     sandbox.backup();
+}
+
+/// Manifests of runs name volumes by number, also those that are gone.
+#[test]
+fn the_number_of_a_retired_volume_is_not_given_again() {
+    let sandbox = store(&[], &["a", "b"]);
+    sandbox.backup();
+    let number = |it: &Sandbox, path: &str| {
+        let manifest = fs::read_to_string(it.path(path).join(".rt_volume_manifest")).unwrap();
+        let line = manifest.lines().find_map(|it| it.strip_prefix("number="));
+        line.unwrap().parse::<u64>().unwrap()
+    };
+    sandbox.ok(args!["volumes", "--retire", &sandbox.path("b")]);
+    // Nor by a catalog that knows no more than what is left.
+    let again = sandbox.path("again");
+    // The one that is gone is missed still: the newest run was before it went.
+    on(&again, args!["rebuildmeta", "--volumes", &sandbox.path("a")]).code(3);
+    on(&again, args!["add-volume", &sandbox.path("d")]).code(0);
+    assert_eq!(number(&sandbox, "d"), 3);
+    sandbox.add_volume("c");
+    assert_eq!(number(&sandbox, "c"), 3);
+    sandbox.ok(args!["volumes", "--retire", &sandbox.path("a")]);
+    sandbox.add_volume("e");
+    assert_eq!(number(&sandbox, "e"), 4);
+    sandbox.backup();
+    sandbox.assert_valid();
 }
 
 #[test]

@@ -90,10 +90,16 @@ fn try_backup(sandbox: &Sandbox, first: &Tree, make_room: impl FnOnce(bool)) -> 
 }
 
 /// Tries all sizes; some must have been enough, and some not.
-fn try_sizes(mut each: impl FnMut(u64, u64) -> bool) {
+fn try_sizes(what: &str, mut each: impl FnMut(u64, u64) -> bool) {
     let count = sizes().max(2);
     let done: Vec<bool> = (0..count).map(|number| each(number, count)).collect();
     assert!(done.contains(&true) && done.contains(&false), "{done:?}");
+    tell(count, what, done.iter().filter(|it| **it).count());
+}
+
+fn tell(count: u64, what: &str, enough: usize) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "sizes: {count} of {what}, {enough} enough, 0 lost");
 }
 
 fn add_large(sandbox: &Sandbox) {
@@ -106,7 +112,7 @@ fn add_large(sandbox: &Sandbox) {
 fn a_volume_without_room() {
     let mut sandbox = Sandbox::bare();
     let disk = Disk::ext4(&sandbox, "disk", 40);
-    try_sizes(|number, count| {
+    try_sizes("a volume's disk", |number, count| {
         let dir = sandbox.path(&format!("c{number}"));
         fs::create_dir(&dir).unwrap();
         let volume = disk.point.join(format!("v{number}"));
@@ -131,7 +137,7 @@ fn a_volume_without_files_left() {
     let mut sandbox = Sandbox::bare();
     let make = ["mkfs.ext4", "-q", "-F", "-m", "0", "-N", "256"];
     let disk = Disk::new(&sandbox, "disk", 64, &make);
-    try_sizes(|number, count| {
+    try_sizes("a volume's files", |number, count| {
         let dir = sandbox.path(&format!("c{number}"));
         fs::create_dir(&dir).unwrap();
         let volume = disk.point.join(format!("v{number}"));
@@ -166,6 +172,7 @@ fn one_of_two_volumes_without_room() {
         assert!(done, "there was room on the other one: size {number}");
         fs::remove_dir_all(&volumes[0]).unwrap();
     }
+    tell(count, "one of two volumes", count as usize);
 }
 
 #[test]
@@ -174,7 +181,7 @@ fn the_catalog_without_room() {
     let disk = Disk::ext4(&sandbox, "disk", 40);
     let volume = sandbox.path("volumes");
     fs::create_dir(&volume).unwrap();
-    try_sizes(|number, count| {
+    try_sizes("the catalog's disk", |number, count| {
         let dir = disk.point.join(format!("c{number}"));
         fs::create_dir(&dir).unwrap();
         let first = store(&mut sandbox, &dir, &[&volume.join(number.to_string())]);
@@ -194,7 +201,7 @@ fn the_writable_tree_without_room() {
     let disk = Disk::ext4(&sandbox, "disk", 24);
     let volume = sandbox.path("volume");
     let first = store(&mut sandbox, &disk.point.clone(), &[&volume]);
-    let count = sizes().max(2);
+    let (count, mut enough) = (sizes().max(2), 0);
     for number in 0..count {
         let filled = Filled::data(&disk, number * (4 << 20) / (count - 1));
         let name = format!("file{number}");
@@ -218,7 +225,9 @@ fn the_writable_tree_without_room() {
         assert!(fs::read(&path).unwrap() == bytes);
         fs::remove_file(&path).unwrap();
         mount.end();
+        enough += usize::from(whole);
     }
+    tell(count, "the writable tree", enough);
     sandbox.assert_valid();
     assert_same(&first, &Tree::of(&sandbox.revert(1, "out")));
 }

@@ -36,7 +36,7 @@ fn assert_dumps(before: &str, after: &str) {
     }
 }
 
-fn on(catalog: &Path, line: impl IntoIterator<Item = OsString>) -> Ran {
+pub fn on(catalog: &Path, line: impl IntoIterator<Item = OsString>) -> Ran {
     let mut command = Command::new(RAIDTAPE);
     command.env_remove("RAIDTAPE_CATALOG").env_remove("RAIDTAPE_LOG").stdin(Stdio::null());
     run(command.arg("--catalog").arg(catalog).args(line))

@@ -3,19 +3,21 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, RenameFlags, XattrFlags};
 use serde_json::Value;
 
 use crate::common::disk::Disk;
 use crate::common::{
-    NOBODY, Sandbox, Tree, args, assert_same, data, kill, need_root, path_of, run, tool, wait_for,
+    NOBODY, Sandbox, Tree, args, assert_same, data, kill, need_root, number_from_env, path_of, run,
+    tool, wait_for,
 };
 
 fn mode_of(path: &Path) -> u32 {
@@ -896,10 +898,10 @@ fn nothing_is_written_outside_while_others_swap_directories() {
     // Beside the directory stands a link out of the target, and the two change places.
     let trap = out.join("other/trap");
     symlink(&outside, &trap).unwrap();
-    let done = AtomicBool::new(false);
-    let swaps = std::thread::scope(|scope| {
+    let (done, made, start) = (AtomicBool::new(false), AtomicU64::new(0), Instant::now());
+    let wanted = number_from_env("RAIDTAPE_FAULT_SWAPS", 0);
+    let restores = std::thread::scope(|scope| {
         let swapping = scope.spawn(|| {
-            let mut swaps = 0u64;
             let cwd = rustix::fs::CWD;
             while !done.load(Ordering::Relaxed) {
                 for (dir, name) in [("", "victim"), ("victim", "inner")] {
@@ -910,7 +912,7 @@ fn nothing_is_written_outside_while_others_swap_directories() {
                     let flags = RenameFlags::EXCHANGE;
                     let swap = || rustix::fs::renameat_with(&dir, name, cwd, &trap, flags);
                     let swapped = swap();
-                    swaps += u64::from(swapped.is_ok());
+                    made.fetch_add(u64::from(swapped.is_ok()), Ordering::Relaxed);
                     std::thread::yield_now();
                     if swapped.is_ok() {
                         let _ = swap();
@@ -920,9 +922,10 @@ fn nothing_is_written_outside_while_others_swap_directories() {
                     let _ = symlink(&outside, &trap);
                 }
             }
-            swaps
         });
-        for round in 0..40 {
+        // As many restores as are usual, or as it takes for so many swaps.
+        let mut round = 0;
+        while round < 40 || made.load(Ordering::Relaxed) < wanted {
             let options: &[&str] = match round % 4 {
                 0 => &["--delete"],
                 1 => &["--overwrite", "if-newer"],
@@ -933,11 +936,20 @@ fn nothing_is_written_outside_while_others_swap_directories() {
             line.extend(options.iter().map(Into::into));
             let code = sandbox.program().args(line).output().unwrap().status.code();
             assert!(matches!(code, Some(0 | 3)), "exit code {code:?}");
+            round += 1;
+            if round % 500 == 0 {
+                assert_same(&untouched, &Tree::of(&outside));
+            }
         }
         done.store(true, Ordering::Relaxed);
-        swapping.join().unwrap()
+        swapping.join().unwrap();
+        round
     });
+    let swaps = made.into_inner();
     assert!(swaps > 100, "only {swaps} swaps");
+    let time = start.elapsed().as_secs_f64();
+    let line = format!("swaps: {swaps}, {restores} restores, nothing outside touched, {time:.1} s");
+    let _ = writeln!(std::io::stderr(), "{line}");
     assert_same(&untouched, &Tree::of(&outside));
     let _ = fs::remove_file(&trap);
     let leftover = out.join("victim");

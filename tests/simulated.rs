@@ -249,7 +249,8 @@ fn place() -> tempfile::TempDir {
 #[test]
 fn what_is_called_stored_survives_every_trouble_and_crash() {
     let dir = place();
-    let first = number_from_env("RAIDTAPE_FAULT_SEED", 1) << 32;
+    let from = number_from_env("RAIDTAPE_FAULT_FROM", 0);
+    let first = (number_from_env("RAIDTAPE_FAULT_SEED", 1) << 32) + from;
     let count = number_from_env("RAIDTAPE_FAULT_LIVES", 3_000);
     let mut met = std::collections::BTreeMap::new();
     for seed in first..first + count {
@@ -263,7 +264,8 @@ fn what_is_called_stored_survives_every_trouble_and_crash() {
         assert!(met.get(&format!("{op:?}")).is_some_and(|it| *it > 20), "{met:?}");
     }
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "{count} simulated lives, trouble met: {met:?}");
+    let line = format!("lives: {count} from {from}, 0 lost, trouble met: {met:?}");
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 #[test]

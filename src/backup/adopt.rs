@@ -6,7 +6,8 @@
 use std::os::unix::ffi::OsStrExt;
 
 use crate::catalog::Writer as CatalogWriter;
-use crate::error::{Problem, Result};
+use crate::error::{Error, Problem, Result};
+use crate::sys::quoted;
 use crate::volume::{Record, Stored, Volume, Volumes};
 
 /// What an earlier run has left on the volumes.
@@ -31,10 +32,16 @@ pub fn adopt_all(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<Adopte
             // It costs a rebuild some words, and no run: the next writer tries again.
             log::warn!("{e}: the volume's own manifest is not up to date");
         }
-        let known = writer.index_len(volume.config.number)?;
+        let number = volume.config.number;
+        let known = writer.index_len(number)?;
+        let doubted = writer.doubted(number)?;
+        let settle = || match doubted {
+            Some(blocks) => expect_whole(writer, volume, blocks),
+            None => Ok(()),
+        };
         // A run that was killed may have written records that are not synced; the catalog must not
         // know more than the disk.
-        let len = match volume.settle_index(known) {
+        let len = match volume.settle_index(known).and_then(|()| settle()) {
             Ok(()) => Some(adopt(writer, volume, known, first_free, &mut adopted.bytes)?),
             Err(e) => {
                 let path = volume.config.path.as_os_str().as_bytes();
@@ -49,6 +56,23 @@ pub fn adopt_all(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<Adopte
         log::info!("took over {} bytes from a run that did not end", adopted.bytes);
     }
     Ok(adopted)
+}
+
+/// Fails if the index of a volume, which a repair that was killed was to write anew, is still the
+/// old one.
+fn expect_whole(writer: &CatalogWriter, volume: &Volume, blocks: u64) -> Result<()> {
+    let (mut records, mut found) = (volume.index_from(0)?, 0);
+    while let Some(Record { index, .. }) = records.next_record()? {
+        found += u64::from(writer.has_copy(&index.id, volume.config.number)?);
+    }
+    match found >= blocks && records.offset() == volume.index_len()? {
+        true => Ok(()),
+        false => {
+            let path = quoted(&volume.config.path);
+            let message = format!("the index of {path} is damaged: run validate --repair");
+            Err(Error::corrupt(message))
+        }
+    }
 }
 
 /// Takes over the blocks whose records follow byte `known` of a volume's index; gives its length.

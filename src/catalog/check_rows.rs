@@ -183,7 +183,8 @@ impl Reader {
         if let Err(e) = self.settings() {
             (checking.found)(e.to_string());
         }
-        for what in [Numbered::Run, Numbered::Version, Numbered::Dir, Numbered::Block] {
+        use Numbered::{Block, Dir, Run, Version, Volume};
+        for what in [Run, Version, Dir, Block, Volume] {
             if let Err(e) = last_given(self.conn(), what) {
                 (checking.found)(e.to_string());
             }

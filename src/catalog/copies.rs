@@ -8,6 +8,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
+use super::numbers::{self, Numbered};
 use super::read::Reader;
 use super::run::{RunId, VersionId};
 use super::write::{Writer, put_index_len};
@@ -34,6 +35,13 @@ pub(super) fn known_as(conn: &Connection, index: &BlockIndex) -> Result<Option<u
     let query = "SELECT max(number) FROM blocks WHERE id = ?1 AND frames = ?2";
     let mut statement = conn.prepare_cached(query).map_err(sql)?;
     statement.query_row((&index.id.0[..], frames), |row| row.get(0)).map_err(sql)
+}
+
+fn has_copy(conn: &Connection, id: &BlockId, volume: i64) -> Result<bool> {
+    let query = "SELECT EXISTS (SELECT 1 FROM blocks JOIN block_copies ON block = number \
+                 WHERE id = ?1 AND volume = ?2)";
+    let mut statement = conn.prepare_cached(query).map_err(sql)?;
+    statement.query_row((&id.0[..], volume), |row| row.get(0)).map_err(sql)
 }
 
 impl Writer {
@@ -100,6 +108,8 @@ impl Writer {
                 let message = format!("{alone} blocks are on no other volume: nothing is retired");
                 return Err(Error::new(ErrorKind::Corrupt, message));
             }
+            // Manifests of runs go on naming it.
+            numbers::keep_one(conn, Numbered::Volume)?;
             let query = "DELETE FROM block_copies WHERE volume = ?1";
             conn.execute(query, [number]).map_err(sql)?;
             conn.execute("DELETE FROM volumes WHERE number = ?1", [number]).map_err(sql)?;
@@ -136,28 +146,37 @@ impl Writer {
         })
     }
 
-    /// Notes that a volume's index is to be read from its beginning, and that nothing is added to
-    /// it meanwhile.
+    /// Notes that nothing of a volume's index is to be counted on: see [`Writer::doubted`].
     pub fn doubt_index(&mut self, volume: i64) -> Result<()> {
-        let query = "UPDATE volumes SET index_len = 0, status = 'sealed' WHERE number = ?1";
+        let query = "UPDATE volumes SET index_len = 0 WHERE number = ?1";
         self.conn().execute(query, [volume]).map_err(sql)?;
         Ok(())
+    }
+
+    /// How many blocks a volume has, if nothing of its index is counted on all the same: a repair
+    /// was to write it anew, and has not come to its end.
+    pub fn doubted(&self, volume: i64) -> Result<Option<u64>> {
+        let query = "SELECT count(*) FROM block_copies JOIN volumes ON number = volume \
+                     WHERE volume = ?1 AND index_len = 0";
+        let count: u64 = self.conn().query_row(query, [volume], |row| row.get(0)).map_err(sql)?;
+        Ok(Some(count).filter(|it| *it > 0))
+    }
+
+    /// Whether a volume is said to have a block of this name.
+    pub fn has_copy(&self, id: &BlockId, volume: i64) -> Result<bool> {
+        has_copy(self.conn(), id, volume)
     }
 
     /// Notes where the records of a volume's index are now.
     pub fn trust_index(
         &mut self,
         volume: i64,
-        status: Status,
         places: &[(u64, CopyAt)],
         index_len: u64,
     ) -> Result<()> {
         self.transact(|conn| {
             places.iter().try_for_each(|(block, at)| put(conn, *block, *at))?;
-            put_index_len(conn, volume, index_len)?;
-            let query = "UPDATE volumes SET status = ?2 WHERE number = ?1";
-            conn.execute(query, (volume, status.as_str())).map_err(sql)?;
-            Ok(())
+            put_index_len(conn, volume, index_len)
         })
     }
 }
@@ -229,10 +248,7 @@ impl Reader {
 
     /// Whether the catalog has a copy of a block of this name on a volume.
     pub fn has_copy(&self, id: &BlockId, volume: i64) -> Result<bool> {
-        let query = "SELECT EXISTS (SELECT 1 FROM blocks JOIN block_copies ON block = number \
-                     WHERE id = ?1 AND volume = ?2)";
-        let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
-        statement.query_row((&id.0[..], volume), |row| row.get(0)).map_err(sql)
+        has_copy(self.conn(), id, volume)
     }
 
     /// The chunks that the catalog finds in a block, with their offsets, in order. Chunks that were

@@ -1,8 +1,8 @@
-//! Numbers of runs, versions, directories and blocks, none of which is given twice.
+//! Numbers of runs, versions, directories, blocks and volumes, none of which is given twice.
 //!
 //! A mount and the kernel remember what they have seen under a number for as long as the mount
-//! lives. So the highest number that was given of each kind is kept, and holds when its row is
-//! gone.
+//! lives, and manifests of runs know volumes by theirs. So the highest number that was given of
+//! each kind is kept, and holds when its row is gone.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -20,10 +20,14 @@ pub enum Numbered {
     Dir,
     /// A block.
     Block,
+    /// A volume.
+    Volume,
 }
 
 impl Numbered {
-    const ALL: [Numbered; 4] = [Numbered::Run, Numbered::Version, Numbered::Dir, Numbered::Block];
+    /// What every run gives numbers of.
+    const OF_RUNS: [Numbered; 4] =
+        [Numbered::Run, Numbered::Version, Numbered::Dir, Numbered::Block];
 
     /// The setting that keeps the highest that was given.
     pub(super) fn setting(self) -> &'static str {
@@ -32,6 +36,9 @@ impl Numbered {
             Numbered::Version => "last_version",
             Numbered::Dir => "last_dir",
             Numbered::Block => "last_block",
+            // Kept when one is retired. Manifests say all settings but those that begin with
+            // `last_`; this one they must say: they are all that a rebuilt catalog has.
+            Numbered::Volume => "highest_volume",
         }
     }
 
@@ -42,6 +49,7 @@ impl Numbered {
             Numbered::Version => "SELECT coalesce(max(version), 0) FROM entries",
             Numbered::Dir => "SELECT coalesce(max(child), 0) FROM entries WHERE child > 0",
             Numbered::Block => "SELECT coalesce(max(number), 0) FROM blocks",
+            Numbered::Volume => "SELECT coalesce(max(number), 0) FROM volumes",
         }
     }
 }
@@ -62,15 +70,18 @@ pub fn next(conn: &Connection, what: Numbered) -> Result<i64> {
     next.ok_or_else(|| Error::corrupt(format!("catalog: setting {} is too large", what.setting())))
 }
 
-/// Keeps the highest numbers that are in use. Belongs to the transaction that has given them, and
-/// to any that gives some up.
+/// Keeps the highest numbers of a run that are in use. Belongs to the transaction that has given
+/// them, and to any that gives some up.
 pub fn keep(conn: &Connection) -> Result<()> {
+    Numbered::OF_RUNS.into_iter().try_for_each(|it| keep_one(conn, it))
+}
+
+/// The same of one kind.
+pub fn keep_one(conn: &Connection, what: Numbered) -> Result<()> {
     let query = "INSERT INTO settings (k, v) VALUES (?1, ?2) \
                  ON CONFLICT (k) DO UPDATE SET v = excluded.v WHERE v <> excluded.v";
-    for what in Numbered::ALL {
-        let last = last_given(conn, what)?.to_string();
-        conn.execute(query, (what.setting(), last)).map_err(sql)?;
-    }
+    let last = last_given(conn, what)?.to_string();
+    conn.execute(query, (what.setting(), last)).map_err(sql)?;
     Ok(())
 }
 
@@ -81,7 +92,7 @@ mod tests {
     use crate::error::ErrorKind;
 
     fn nexts(conn: &Connection) -> [i64; 4] {
-        Numbered::ALL.map(|it| next(conn, it).unwrap())
+        Numbered::OF_RUNS.map(|it| next(conn, it).unwrap())
     }
 
     #[test]

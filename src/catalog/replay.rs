@@ -121,6 +121,8 @@ impl Rebuild {
     /// Begins a catalog that will be at `target`, where nothing may be.
     pub fn create(target: &Path) -> Result<Rebuild> {
         if target.symlink_metadata().is_ok() {
+            // A rebuild that was killed may have made it, and not have come to this.
+            let _ = sys::sync_dir(target.parent().unwrap_or(Path::new("/")));
             let message = format!("{} exists already: give a new name", quoted(target));
             return Err(Error::usage(message));
         }

@@ -134,10 +134,7 @@ impl Writer {
             }
         }
         let settings = self.settings()?;
-        let next: i64 = self
-            .conn
-            .query_row("SELECT coalesce(max(number), 0) + 1 FROM volumes", [], |row| row.get(0))
-            .map_err(sql)?;
+        let next = numbers::next(&self.conn, Numbered::Volume)?;
         let config = VolumeConfig {
             number: next,
             uuid: uuid::Uuid::new_v4().to_string(),

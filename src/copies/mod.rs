@@ -52,7 +52,11 @@ impl Store {
     pub fn open(catalog: &Path) -> Result<(Store, Volumes)> {
         sys::raise_open_files_limit();
         let mut writer = Writer::open(catalog)?;
-        let volumes = writer.open_volumes()?;
+        let mut volumes = writer.open_volumes()?;
+        if let Some(reason) = volumes.take_shortage() {
+            // That says nothing of where the volume is.
+            return Err(reason);
+        }
         let adopted = adopt_all(&mut writer, &volumes)?;
         let store = Store {
             reader: Reader::open(catalog)?,

@@ -191,7 +191,7 @@ fn copy_group(
             if is_lost {
                 message.push_str("; no copy of it is good: run validate --repair");
             }
-            done.problems.note(progress, &name, &Error::corrupt(message));
+            done.problems.note(progress, &name, &Error::new(error.kind(), message));
         }
     }
     result

@@ -72,13 +72,17 @@ pub fn retire(catalog: &Path, word: &Path, progress: &Progress) -> Result<Retire
     if let Some(volume) = volumes.get(config.number) {
         volume.set_status(Status::Sealed)?;
     }
+    let mut problems = Problems::default();
+    for problem in std::mem::take(&mut store.problems) {
+        problems.add(problem);
+    }
     let done = Retired {
         uuid: config.uuid.clone(),
         path: config.path.clone(),
         blocks: 0,
         copies: 0,
         bytes: 0,
-        problems: Problems::default(),
+        problems,
     };
     let (number, there) = (config.number, volumes.get(config.number));
     let mut work = Work {
@@ -271,7 +275,10 @@ impl Work<'_> {
                                    this again";
                     Error::new(ErrorKind::NoSpace, message)
                 };
-                return Err(failed.next().map_or_else(full, |it| it.1));
+                // A volume of which the index could not be read takes nothing either.
+                let met = self.done.problems.list.first();
+                let met = met.map(|it| Error::new(it.kind, it.to_string()));
+                return Err(failed.next().map(|it| it.1).or(met).unwrap_or_else(full));
             }
         }
         Ok(())

@@ -92,7 +92,12 @@ fn read_block(
     take: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> std::result::Result<(), CopyFault> {
     let len = index.stored_len();
-    let found = from.store.len_of(&index.id).map_err(CopyFault::Source)?;
+    // What the machine lacks is no fault of the copy.
+    let fault = |e: Error| match e.is_shortage() {
+        true => CopyFault::Stopped(e),
+        false => CopyFault::Source(e),
+    };
+    let found = from.store.len_of(&index.id).map_err(fault)?;
     if found != Some(len) {
         let message = match found {
             Some(found) => format!("block {} is {found} bytes long instead of {len}", index.id),
@@ -107,7 +112,7 @@ fn read_block(
         let piece = usize::try_from(PIECE_BYTES.min(len - at)).unwrap_or_default();
         each(piece as u64).map_err(CopyFault::Stopped)?;
         let piece = buffer.get_mut(..piece).unwrap_or_default();
-        from.store.read_at(&index.id, at, piece).map_err(CopyFault::Source)?;
+        from.store.read_at(&index.id, at, piece).map_err(fault)?;
         hasher.update(piece);
         take(piece).map_err(CopyFault::Target)?;
         at += piece.len() as u64;

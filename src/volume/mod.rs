@@ -200,6 +200,13 @@ impl Volume {
         Ok(RecordReader::new(file, offset))
     }
 
+    /// How long the index is, in bytes.
+    pub fn index_len(&self) -> Result<u64> {
+        let path = self.config.path.join(INDEX_NAME);
+        let failed = |e| Error::io(format!("volume index {}", quoted(&path)), e);
+        Ok(path.metadata().map_err(failed)?.len())
+    }
+
     /// Makes durable what the index holds now, and checks that it is not shorter than `known`
     /// bytes, which is what somebody has counted on.
     pub fn settle_index(&self, known: u64) -> Result<()> {
@@ -439,6 +446,13 @@ impl Volumes {
         &self.missing
     }
 
+    /// Why a volume could not be looked at, where that is no fault of it: this machine had no room
+    /// in its memory, or for another open file.
+    pub fn take_shortage(&mut self) -> Option<Error> {
+        let at = self.missing.iter().position(|it| it.1.is_shortage())?;
+        Some(self.missing.swap_remove(at).1)
+    }
+
     /// The volume with this number in the catalog.
     pub fn get(&self, number: i64) -> Option<&Volume> {
         self.present.iter().find(|it| it.config.number == number)
@@ -476,6 +490,8 @@ impl Volumes {
             }
             match result {
                 Ok(it) => return Ok(it),
+                // No copy is any worse for that, and the next one could not be read either.
+                Err(e) if e.is_shortage() => return Err(e.context(quoted(&volume.config.path))),
                 Err(e) => {
                     let e = e.context(quoted(&volume.config.path));
                     if let Some(faults) = &self.faults {
@@ -527,7 +543,8 @@ impl Volumes {
             config.uuid,
             quoted(&config.path)
         );
-        Some(Error::new(ErrorKind::Offline, message))
+        let kind = if reason.is_shortage() { ErrorKind::Io } else { ErrorKind::Offline };
+        Some(Error::new(kind, message))
     }
 }
 

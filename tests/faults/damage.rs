@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::Instant;
 
 use super::scene::{Base, Findings, Scene, tell};
-use super::{seed, trials, verb};
-use crate::common::data::Seeded;
+use super::{chance, numbers, seed, verb};
 use crate::common::faultfs::{Cut, Image};
 
 /// A kind of file: which they are, and what is demanded.
@@ -165,15 +165,16 @@ fn judge(kind: &Kind, read: &Findings, whole: &Findings, tally: &mut Tally) -> R
     Ok(())
 }
 
-fn damage_all(scene: &Scene, image: &Image, name: &str, count: u64) {
+fn damage_all(scene: &Scene, image: &Image, name: &str, all: Range<u64>) {
     let start = Instant::now();
     let place = Place { scene, dir: scene.lay_out(image), image };
     let whole = place.look().unwrap();
     assert!(whole.is_clean && whole.problems.is_empty(), "{:?}", whole.problems);
     let files = by_kind(image);
-    let mut seeded = Seeded::new(seed());
+    let (count, from) = (all.end - all.start, all.start);
     let mut tallies: BTreeMap<usize, Tally> = BTreeMap::new();
-    for number in 0..count {
+    for number in all {
+        let mut seeded = chance(number);
         // The same share for each kind, however many bytes it has.
         let kind = *files.keys().nth(number as usize % files.len()).unwrap();
         let list = &files[&kind];
@@ -209,14 +210,14 @@ fn damage_all(scene: &Scene, image: &Image, name: &str, count: u64) {
         place.put_right(path);
     }
     let time = start.elapsed().as_secs_f64();
-    tell(&format!("damage to {name}: {count} trials, {time:.1} s, seed {}", seed()));
+    let mut line = format!("damages: {count} from {from} to {name}, {time:.1} s, seed {}", seed());
+    line.push_str("; tried, found, harmless, silent of each kind");
     for (kind, it) in &tallies {
-        let name = KINDS[*kind].name;
         let Tally { tried, found, harmless, silent } = it;
-        tell(&format!(
-            "  {name}: {tried} tried, {found} found, {harmless} harmless, {silent} silent"
-        ));
+        let name = KINDS[*kind].name;
+        line.push_str(&format!("; {name} {tried} {found} {harmless} {silent}"));
     }
+    tell(&line);
     let again = place.look().unwrap();
     assert!(again.is_clean && again.runs == whole.runs, "not put right");
 }
@@ -225,7 +226,7 @@ fn damage_all(scene: &Scene, image: &Image, name: &str, count: u64) {
 fn damage_is_found_and_never_read() {
     let scene = Scene::new();
     let image = scene.two_runs();
-    damage_all(&scene, &image, "a store", trials("DAMAGES", 8_000));
+    damage_all(&scene, &image, "a store", numbers("DAMAGES", 8_000));
 }
 
 /// A catalog whose writer was killed after its commit: most of it is in the log.
@@ -246,5 +247,6 @@ fn damage_is_never_read_from_a_log() {
     };
     let mut images = moments.iter().map(|it| it.cut(Cut::Kept));
     let image = images.find(|it| log(it) > 10_000 && is_committed(it)).unwrap();
-    damage_all(&scene, &image, "a store with a log", trials("DAMAGES", 8_000) / 4);
+    let all = numbers("DAMAGES", 8_000);
+    damage_all(&scene, &image, "a store with a log", all.start / 4..all.end / 4);
 }

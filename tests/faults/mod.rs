@@ -8,6 +8,8 @@ mod errors;
 mod ingest;
 /// Faults by chance, many at a time, in larger runs.
 mod random;
+/// Stores that need a repair or a catalog.
+mod made;
 /// A store on a disk that fails, and the check after each trial.
 mod scene;
 /// Processes killed and power cut at every operation.
@@ -15,6 +17,7 @@ mod stops;
 
 use scene::{Base, Verb};
 
+use crate::common::data::Seeded;
 use crate::common::number_from_env;
 
 /// The commands that are tried, one line each: name, what it begins with, its line, what it stores.
@@ -57,6 +60,13 @@ const VERBS: &[Verb] = &[
         line: &["volumes", "--retire", "/store/v1"],
         stores: None,
     },
+    Verb { name: "repair", base: Base::Damaged, line: &["validate", "--repair"], stores: None },
+    Verb {
+        name: "rebuildmeta",
+        base: Base::Uncatalogued,
+        line: &["rebuildmeta", "--volumes", "/store/v1", "/store/v2"],
+        stores: None,
+    },
 ];
 
 fn verb(name: &str) -> &'static Verb {
@@ -66,6 +76,18 @@ fn verb(name: &str) -> &'static Verb {
 /// How many trials of a kind; scripts/judge-faults asks for more.
 fn trials(kind: &str, default: u64) -> u64 {
     number_from_env(&format!("RAIDTAPE_FAULT_{kind}"), default)
+}
+
+/// Numbers of the trials of a kind: a run of them can be done in parts.
+fn numbers(kind: &str, default: u64) -> std::ops::Range<u64> {
+    let from = number_from_env("RAIDTAPE_FAULT_FROM", 0);
+    from..from + trials(kind, default)
+}
+
+/// All that is left to chance in a trial, whichever came before.
+fn chance(number: u64) -> Seeded {
+    let (seed, number) = (Seeded::new(seed()).next(), Seeded::new(number).next());
+    Seeded::new(seed.wrapping_add(number))
 }
 
 /// What decides all that is left to chance.

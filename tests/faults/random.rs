@@ -7,8 +7,7 @@ use std::time::Instant;
 
 use super::errors::judge;
 use super::scene::{Said, Scene, Verb, tell};
-use super::{VERBS, seed, trials, verb};
-use crate::common::data::Seeded;
+use super::{VERBS, chance, numbers, seed, verb};
 use crate::common::faultfs::disk::EIO;
 use crate::common::faultfs::fault::{EDQUOT, ENOSPC};
 use crate::common::faultfs::{Cut, Fault, Lasting, Rules};
@@ -30,10 +29,11 @@ fn kills_and_cuts_by_chance() {
     let whole = scene.run(&LARGE, &base, Rules::default(), false);
     assert_eq!(whole.code, Some(0), "{}", whole.errors);
     let ops = whole.disk.lock().unwrap().rules.changes;
-    let count = trials("KILLS", 20);
-    let mut seeded = Seeded::new(seed());
+    let all = numbers("KILLS", 20);
+    let (count, from) = (all.end - all.start, all.start);
     let (mut killed, mut cut) = (0, 0);
-    for number in 0..count {
+    for number in all {
+        let mut seeded = chance(number);
         let (at, is_done) = (1 + seeded.below(ops), seeded.below(2) == 0);
         let rules = Rules::with(&[(at, Fault::Kill(is_done), Lasting::Once)]);
         let done = scene.run(&LARGE, &base, rules, false);
@@ -53,7 +53,8 @@ fn kills_and_cuts_by_chance() {
     let time = start.elapsed().as_secs_f64();
     let seed = seed();
     tell(&format!(
-        "large runs of {ops} operations: {killed} kills, {cut} power cuts, {time:.1} s, seed {seed}"
+        "kills: {count} from {from}, of large runs of {ops} operations: {killed} killed, {cut} with \
+         a power cut, 0 lost, {time:.1} s, seed {seed}"
     ));
 }
 
@@ -64,10 +65,11 @@ fn pairs_of_errors_by_chance() {
     let verb = verb("next backup");
     let base = scene.base(verb.base);
     let ops = scene.trace(verb, &base, false).len() as u64 - 1;
-    let mut seeded = Seeded::new(seed());
-    let count = trials("PAIRS", 60);
+    let all = numbers("PAIRS", 60);
+    let (count, from) = (all.end - all.start, all.start);
     let mut both = 0;
-    for number in 0..count {
+    for number in all {
+        let mut seeded = chance(number);
         let mut fault = || {
             let fault = match seeded.below(4) {
                 0 => Fault::Errno(ENOSPC),
@@ -88,18 +90,23 @@ fn pairs_of_errors_by_chance() {
         }
     }
     let time = start.elapsed().as_secs_f64();
-    tell(&format!("{count} pairs of errors, {both} met both, {time:.1} s, seed {}", seed()));
+    let seed = seed();
+    tell(&format!(
+        "pairs: {count} from {from}, {both} met both errors, 0 lost, {time:.1} s, seed {seed}"
+    ));
 }
 
 #[test]
 fn power_cuts_by_chance() {
     let start = Instant::now();
-    let (count, mut stores) = (trials("CUTS", 200), 0);
-    let mut seeded = Seeded::new(seed());
-    for verb in ["first backup", "next backup", "genmeta"].map(verb) {
+    let all = numbers("CUTS", 200);
+    let (count, from, mut stores) = (all.end - all.start, all.start, 0);
+    let verbs = ["first backup", "next backup", "genmeta"].map(verb);
+    for (part, verb) in verbs.into_iter().enumerate() {
         let scene = Scene::new();
         let moments = scene.trace(verb, &scene.base(verb.base), false);
-        for number in 0..count / 3 {
+        for number in all.clone().filter(|it| *it as usize % 3 == part) {
+            let mut seeded = chance(number);
             let at = seeded.below(moments.len() as u64) as usize;
             let cut = Cut::Some(seeded.next());
             let checked =
@@ -110,5 +117,6 @@ fn power_cuts_by_chance() {
         }
     }
     let time = start.elapsed().as_secs_f64();
-    tell(&format!("{count} power cuts, {stores} states, {time:.1} s, seed {}", seed()));
+    let seed = seed();
+    tell(&format!("cuts: {count} from {from}, {stores} states, 0 lost, {time:.1} s, seed {seed}"));
 }

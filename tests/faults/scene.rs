@@ -32,7 +32,7 @@ use crate::common::{RAIDTAPE, bytes_of, mount};
 /// The states of the source, each in a directory of its own and told from the others by the comment
 /// of its runs.
 pub const STATES: [&str; 3] = ["one", "two", "three"];
-const CACHE_BYTES: u64 = 4 << 20;
+pub const CACHE_BYTES: u64 = 4 << 20;
 
 /// Files by name, with the hashes of what is in them.
 pub type Contents = BTreeMap<Vec<u8>, [u8; 32]>;
@@ -43,6 +43,8 @@ pub struct Scene {
     pub fs: FaultFs,
     dir: TempDir,
     pub contents: BTreeMap<&'static str, Contents>,
+    /// What the catalog has said that is lost in `Base::Uncatalogued`.
+    pub lost_dump: Mutex<String>,
     plain: Mutex<u64>,
     checked: Mutex<BTreeSet<[u8; 32]>>,
 }
@@ -74,12 +76,21 @@ pub enum Base {
     Bare,
     /// The same, and each block is to be on two volumes from now on.
     Lacking,
+    /// The same, and they are; but a copy is damaged, and the indexes of the volumes.
+    Damaged,
+    /// The states `one` and `two` stored, and no catalog.
+    Uncatalogued,
 }
 
 impl Base {
     /// Whether the state `one` is stored.
     fn has_run(self) -> bool {
-        matches!(self, Base::Run | Base::Bare | Base::Lacking)
+        !matches!(self, Base::Nothing | Base::Catalog | Base::Volumes)
+    }
+
+    /// Whether the command keeps where it has found the volumes.
+    pub fn keeps_places(self) -> bool {
+        matches!(self, Base::Nothing | Base::Catalog | Base::Uncatalogued)
     }
 }
 
@@ -112,6 +123,10 @@ pub struct Done {
 
 impl Scene {
     pub fn new() -> Scene {
+        // Small stores: what threads cost is more than they give. A thread that is in a pool stays
+        // in it, and a test has one thread.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
+        let _ = pool.map(std::mem::forget);
         let memory = Path::new("/dev/shm");
         let parent = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
         let dir = tempfile::Builder::new().prefix("raidtape-faults-").tempdir_in(parent).unwrap();
@@ -120,6 +135,7 @@ impl Scene {
             dir,
             fs,
             contents: BTreeMap::new(),
+            lost_dump: Mutex::default(),
             plain: Mutex::default(),
             checked: Mutex::default(),
         };
@@ -188,6 +204,11 @@ impl Scene {
         fs::create_dir(&dir).unwrap();
         self.point_at(&dir);
         self.make_base(base).unwrap();
+        if base == Base::Uncatalogued {
+            *self.lost_dump.lock().unwrap() = self.dump();
+            fs::remove_dir_all(dir.join("c")).unwrap();
+            fs::create_dir(dir.join("c")).unwrap();
+        }
         if base == Base::Bare {
             for volume in ["v1", "v2"] {
                 for kind in ["meta", "manifests"] {
@@ -225,10 +246,14 @@ impl Scene {
         if base.has_run() {
             self.back_up("one")?;
         }
-        if base == Base::Lacking {
-            unlocked(|| Writer::open(&self.catalog()))?.set_copies(2)?;
+        match base {
+            Base::Lacking | Base::Damaged => {
+                unlocked(|| Writer::open(&self.catalog()))?.set_copies(2)?;
+            }
+            Base::Uncatalogued => drop(self.back_up("two")?),
+            _ => {}
         }
-        Ok(())
+        if base == Base::Damaged { self.damage() } else { Ok(()) }
     }
 
     pub fn back_up(&self, state: &str) -> Result<i64, Error> {
@@ -282,6 +307,10 @@ impl Scene {
             };
         }
         command.env_remove("RAIDTAPE_CATALOG").env_remove("RAIDTAPE_LOG").env("TMPDIR", "/tmp");
+        if verb.base == Base::Damaged {
+            // So that the operations come in the same order each time.
+            command.env("RAYON_NUM_THREADS", "1");
+        }
         let output = command.stdin(Stdio::null()).output().unwrap();
         Done {
             code: output.status.code(),
@@ -312,7 +341,7 @@ impl Scene {
             return Ok(false);
         }
         // What the program has been told of places is kept as it was then.
-        if matches!(verb.base, Base::Nothing | Base::Catalog) {
+        if verb.base.keeps_places() {
             return self.check_in_place(verb, image, done).map(|()| true);
         }
         let dir = self.new_dir();
@@ -347,8 +376,18 @@ impl Scene {
             must.insert("one");
         }
         must.extend(verb.stores.filter(|_| done != Said::Nothing));
-        if matches!(verb.base, Base::Nothing | Base::Catalog) {
+        if verb.base == Base::Uncatalogued {
+            must.insert("two");
+        }
+        if verb.base.keeps_places() {
             self.make_ready(verb, done)?;
+        }
+        if verb.base == Base::Damaged {
+            self.repair_again(&must, done)?;
+            self.check_all_take_blocks()?;
+        }
+        if verb.base == Base::Uncatalogued {
+            self.check_dump(verb)?;
         }
         if verb.base == Base::Bare || done == Said::Problems {
             // What was missing before is missing still, and what could not be written was told.
@@ -356,7 +395,7 @@ impl Scene {
                 genmeta::run(&self.catalog(), &genmeta::Options::default(), &Progress::default());
             again.map_err(|e| format!("genmeta again: {e}"))?;
         }
-        self.check_runs(&must).map_err(|e| format!("before: {e}"))?;
+        self.check_names(&must).map_err(|e| format!("before: {e}"))?;
         let next = self.back_up("three").or_else(|e| match e.kind() {
             // All volumes were full, or one was to be retired and the other was full.
             ErrorKind::NoSpace => {
@@ -400,6 +439,25 @@ impl Scene {
         Ok(())
     }
 
+    /// Everything validates, and these states are there. What they hold is read after the next
+    /// run, which changes none of it.
+    fn check_names(&self, must: &BTreeSet<&str>) -> Result<(), String> {
+        let look = || -> Result<(Findings, BTreeSet<String>), Error> {
+            let mut read = Findings::default();
+            let snapshots = Snapshots::open(&self.catalog(), CACHE_BYTES)?;
+            validate_into(&snapshots, &mut read)?;
+            Ok((read, snapshots.runs()?.into_iter().map(|it| it.comment).collect()))
+        };
+        let (read, runs) = look().map_err(|e| e.to_string())?;
+        if !read.is_clean {
+            return Err(format!("validate found {:?}", read.problems));
+        }
+        match must.iter().find(|it| !runs.contains(**it)) {
+            Some(lost) => Err(format!("the run of state {lost:?} is lost")),
+            None => Ok(()),
+        }
+    }
+
     /// Everything validates, these states are there, and each run holds what its state does.
     fn check_runs(&self, must: &BTreeSet<&str>) -> Result<(), String> {
         let read = self.read_all();
@@ -432,12 +490,7 @@ impl Scene {
 
     fn read_into(&self, read: &mut Findings) -> Result<(), Error> {
         let snapshots = Snapshots::open(&self.catalog(), CACHE_BYTES)?;
-        let report =
-            validate::run(&snapshots, &validate::Options::default(), &Progress::default())?;
-        read.is_clean = report.is_clean();
-        if !read.is_clean {
-            read.problems.push(format!("{report:?}"));
-        }
+        validate_into(&snapshots, read)?;
         for run in snapshots.runs()? {
             let mut archive = Vec::new();
             let found = resolve(&snapshots, b".", Some(run.id));
@@ -475,6 +528,15 @@ impl Scene {
     }
 }
 
+fn validate_into(snapshots: &Snapshots, read: &mut Findings) -> Result<(), Error> {
+    let report = validate::run(snapshots, &validate::Options::default(), &Progress::default())?;
+    read.is_clean = report.is_clean();
+    if !read.is_clean {
+        read.problems.push(format!("{report:?}"));
+    }
+    Ok(())
+}
+
 /// What reading a store gave.
 #[derive(Debug, Default)]
 pub struct Findings {
@@ -488,7 +550,7 @@ pub struct Findings {
 
 /// Tries again while a catalog seems to be locked: a program that another test is just starting has
 /// for a moment all that this process has open.
-fn unlocked<T>(mut work: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+pub fn unlocked<T>(mut work: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
     for _ in 0..1_000 {
         match work() {
             Err(e) if e.kind() == ErrorKind::Locked => {}

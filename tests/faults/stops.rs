@@ -51,11 +51,13 @@ fn cut_after_the_next(verb: &Verb) {
         let (op, what) = (moment.op, &moment.what);
         let at = format!("{}: killed after {number} ({op:?} {what})", verb.name);
         // It may have been done already.
-        let is_known = matches!(verb.base, Base::Nothing | Base::Catalog) && done.code == Some(2);
+        let is_known = verb.base.keeps_places() && done.code == Some(2);
         assert!(done.code == Some(0) || is_known, "{at}: {}{}", done.said, done.errors);
         let last = done.disk.lock().unwrap().moment(None, String::new());
+        // A repair that finds nothing to do any more has made nothing last: then it is due again.
+        let end = if verb.base == Base::Damaged { Said::Nothing } else { Said::Done };
         for cut in [Cut::Lost, Cut::Some(number as u64)] {
-            let checked = scene.check(verb, &last.cut(cut), Said::Done);
+            let checked = scene.check(verb, &last.cut(cut), end);
             checked.unwrap_or_else(|e| panic!("{at}, then done, then {cut:?}: {e}"));
         }
     }
@@ -76,6 +78,16 @@ fn add_volume_after_a_kill_lasts() {
 #[test]
 fn a_backup_after_a_kill_lasts() {
     cut_after_the_next(verb("next backup"));
+}
+
+#[test]
+fn a_repair_after_a_kill_lasts() {
+    cut_after_the_next(verb("repair"));
+}
+
+#[test]
+fn rebuildmeta_after_a_kill_lasts() {
+    cut_after_the_next(verb("rebuildmeta"));
 }
 
 /// Copies of the catalog shrink to different lengths: times and names of runs are in them.
@@ -148,6 +160,16 @@ fn replicate_may_stop_anywhere() {
 #[test]
 fn retire_may_stop_anywhere() {
     stop_everywhere(verb("retire"));
+}
+
+#[test]
+fn a_repair_may_stop_anywhere() {
+    stop_everywhere(verb("repair"));
+}
+
+#[test]
+fn rebuildmeta_may_stop_anywhere() {
+    stop_everywhere(verb("rebuildmeta"));
 }
 
 #[test]

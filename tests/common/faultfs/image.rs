@@ -145,7 +145,7 @@ impl Image {
     }
 
     /// The same for two images of which no program could tell the difference: who held a lock, and
-    /// what was mapped, no program asks.
+    /// what was mapped, no program asks, and what a killed one had half written is removed.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
         self.visit(ROOT, b"", &mut |path, node| {
@@ -153,6 +153,9 @@ impl Image {
                 return;
             }
             hasher.update(&(path.len() as u64).to_le_bytes()).update(path);
+            if is_unread(path) {
+                return;
+            }
             match &node.body {
                 Body::File(data) => {
                     hasher.update(&data.len().to_le_bytes()).update(&data.bytes());
@@ -261,4 +264,10 @@ impl Image {
             Body::Other(..) => {}
         }
     }
+}
+
+/// Whether a file is removed before anybody reads it: it has not got its name.
+fn is_unread(path: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(path);
+    text.contains("/tmp/") && text.ends_with(".part") || text.contains(".rebuilding")
 }
