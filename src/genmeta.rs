@@ -71,6 +71,7 @@ pub fn run(catalog: &Path, options: &Options, progress: &Progress) -> Result<Sum
     progress.set_phase("preparing");
     let mut writer = Writer::open(catalog)?;
     let volumes = Volumes::open(writer.volumes()?);
+    writer.refuse_lost_runs(&volumes)?;
     let mut work = Work {
         reader: Reader::open(catalog)?,
         hash: writer.settings()?.hash,

@@ -12,14 +12,19 @@ mod blocks;
 mod choice;
 mod files;
 mod report;
+mod runs;
 
-pub use report::{BadBlock, BadFile, Coverage, Fault, Kept, Part, Report, Sample};
+pub use report::{
+    BadBlock, BadFile, CATALOG_REMEDY, Coverage, Fault, Kept, Part, Report, Sample, Stranger,
+};
 
+use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::catalog::told::{History, Told};
 use crate::catalog::{Checking, Health, Needed, Reader, RunId, Settings, WriteLock};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
@@ -76,6 +81,10 @@ struct Work<'a> {
     is_begun: AtomicBool,
     /// What the run needs, if it is about one.
     needed: Option<Needed>,
+    /// What the manifests tell of their runs, and where they lie.
+    told: Mutex<Vec<(RunId, PathBuf, Told)>>,
+    /// What the catalog says of them, if it could be read to its end.
+    history: Mutex<Option<History>>,
 }
 
 /// Validates what `options` say.
@@ -96,6 +105,8 @@ pub fn run(snapshots: &Snapshots, options: &Options, progress: &Progress) -> Res
         deadline: options.max_duration.and_then(|it| Instant::now().checked_add(it)),
         is_begun: AtomicBool::new(false),
         needed: None,
+        told: Mutex::default(),
+        history: Mutex::default(),
     };
     if let Some(run) = options.run {
         let run = snapshots.run(run)?;
@@ -106,8 +117,10 @@ pub fn run(snapshots: &Snapshots, options: &Options, progress: &Progress) -> Res
         let totals = snapshots.with_reader(Reader::totals)?;
         Progress::add(&progress.entries_total, totals.blocks);
         Progress::add(&progress.bytes_total, work.bytes_of_copies()?);
-        // The catalog keeps one processor busy, and the disks wait for nobody.
-        let (rest, blocks) = rayon::join(|| work.all_but_blocks(), || work.told(work.blocks()));
+        let rest_due = work.is_catalog_due()?;
+        // Each keeps one processor busy, and the disks wait for nobody.
+        let rest = || if rest_due { work.all_but_blocks() } else { Ok(()) };
+        let (rest, blocks) = rayon::join(rest, || work.told(work.blocks()));
         rest.and(blocks)?;
     }
     if options.files {
@@ -127,12 +140,48 @@ pub fn run(snapshots: &Snapshots, options: &Options, progress: &Progress) -> Res
 }
 
 impl Work<'_> {
+    /// The catalog has its turn among the blocks: with a limit of time it is checked again when
+    /// each copy has been verified since.
+    fn is_catalog_due(&self) -> Result<bool> {
+        if self.options.max_duration.is_none() {
+            return Ok(true);
+        }
+        let (last, oldest) = (self.health.catalog_verified_at(), self.coverage()?.oldest);
+        let is_due = last.is_none_or(|last| oldest.is_none_or(|it| last.secs < it.secs));
+        if !is_due {
+            self.report.lock().catalog_checked = last;
+        }
+        Ok(is_due)
+    }
+
+    /// The catalog and what lies beside the blocks, in parts that need not wait for each other.
     fn all_but_blocks(&self) -> Result<()> {
-        self.told(self.volume_files())?;
-        self.told(self.snapshots.runs().and_then(|runs| self.manifests(&runs)))?;
-        self.told(self.indexes())?;
-        self.told(self.waste())?;
-        self.told(self.catalog(Reader::check))
+        let rows = || self.told(self.rows());
+        let pages = || self.told(self.catalog(Reader::check_pages));
+        let beside = || {
+            self.told(self.volume_files())?;
+            self.told(self.snapshots.runs().and_then(|runs| self.manifests(&runs)))?;
+            self.told(self.strangers())?;
+            self.told(self.copies_of_catalog())?;
+            self.told(self.indexes())?;
+            self.told(self.waste())
+        };
+        let (beside, (rows, pages)) = rayon::join(beside, || rayon::join(rows, pages));
+        beside.and(rows).and(pages)?;
+        if let Some(history) = self.history.lock().take() {
+            self.told(self.compare(&history))?;
+        }
+        match self.report.lock().faults.is_empty() {
+            true => self.health.note_good_catalog(self.started),
+            false => self.health.forget_catalog(),
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> Result<()> {
+        let history = self.catalog(Reader::check_rows)?;
+        *self.history.lock() = Some(history);
+        Ok(())
     }
 
     /// Damage of the catalog that has ended a part of the work is a fault like others.
@@ -158,15 +207,18 @@ impl Work<'_> {
         self.snapshots.with_reader(|reader| check(reader, &mut checking))
     }
 
-    /// Whether what was found still is so while nobody writes; `None` if somebody does now, or has
-    /// the right to when this has not.
+    /// Looks again at what was found; `None` if somebody writes, so that it says nothing. The
+    /// writer's lock is not kept: a backup that begins meanwhile is not to be refused.
     fn settled<T>(&self, look: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
-        match WriteLock::take(self.snapshots.catalog()) {
-            Ok(_lock) => look().map(Some),
-            Err(e) if e.kind() == ErrorKind::Locked => Ok(None),
-            // Who may not write has to believe what he sees.
-            Err(_) => look().map(Some),
+        // Who may not ask has to believe what he sees.
+        let is_written = || WriteLock::is_held(self.snapshots.catalog()).unwrap_or(false);
+        let newest = || self.snapshots.with_reader(Reader::last_run_given).ok();
+        let before = newest();
+        if is_written() {
+            return Ok(None);
         }
+        let found = look()?;
+        Ok((!is_written() && newest() == before).then_some(found))
     }
 
     fn bytes_of_copies(&self) -> Result<u64> {

@@ -111,6 +111,8 @@ mod streams;
 mod tidy;
 /// What a validation looks at, finds and remembers.
 mod validate;
+/// Validation of runs: lost ones, and what they have not stored.
+mod validate_runs;
 /// Those who wait for jobs, and jobs that wait for others.
 mod waiting;
 

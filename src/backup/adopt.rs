@@ -22,6 +22,8 @@ pub struct Adopted {
 /// Takes over what a run that did not end has stored, and clears what it left half written. A
 /// volume whose index is damaged takes no blocks in this run; the others do.
 pub fn adopt_all(writer: &mut CatalogWriter, volumes: &Volumes) -> Result<Adopted> {
+    // Before anything is written.
+    writer.refuse_lost_runs(volumes)?;
     let mut adopted = Adopted::default();
     // Asked once: what one volume has left may be numbered between what another one has.
     let first_free = writer.next_block()?;

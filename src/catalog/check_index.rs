@@ -4,7 +4,9 @@ use rusqlite::OptionalExtension;
 
 use super::read::Reader;
 use super::run::RunId;
+use super::told::Sum;
 use super::{OPEN, sql};
+use crate::chunk::Digest;
 use crate::error::Result;
 use crate::volume::{BlockId, BlockIndex};
 
@@ -16,6 +18,26 @@ impl Reader {
         let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
         let row = statement.query_row((&id.0, volume, record_at), |row| row.get(0));
         row.optional().map_err(sql)
+    }
+
+    /// All places of chunks that the catalog has, summed up as [`add_chunks`] does. `check` is asked
+    /// now and then; what it fails with ends the work.
+    pub fn chunk_sum(&self, check: &dyn Fn() -> Result<()>) -> Result<Sum> {
+        let mut statement =
+            self.conn().prepare("SELECT id, block, at, len FROM chunks").map_err(sql)?;
+        let mut rows = statement.query([]).map_err(sql)?;
+        let (mut sum, mut item) = (Sum::default(), Vec::new());
+        while let Some(row) = rows.next().map_err(sql)? {
+            let id = row.get_ref(0).map_err(sql)?;
+            let id = Digest::from_slice(id.as_blob().map_err(|e| sql(e.into()))?)?;
+            let place = (row.get(2).map_err(sql)?, row.get(3).map_err(sql)?);
+            put_chunk(&mut item, &id, row.get(1).map_err(sql)?, place);
+            sum.add(&item);
+            if sum.count.is_multiple_of(1 << 16) {
+                check()?;
+            }
+        }
+        Ok(sum)
     }
 
     /// How many chunks the catalog has.
@@ -72,5 +94,22 @@ impl Reader {
                      JOIN entries e ON e.version = u.version WHERE b.id = ?1";
         let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
         statement.query_row((&id.0, OPEN), |row| row.get(0)).map_err(sql)
+    }
+}
+
+/// Adds the places of all chunks of a block that has this number.
+pub fn add_chunks(sum: &mut Sum, number: u64, index: &BlockIndex) {
+    let mut item = Vec::new();
+    for (at, chunk) in index.placed_chunks() {
+        put_chunk(&mut item, &chunk.id, number, (at, u64::from(chunk.len)));
+        sum.add(&item);
+    }
+}
+
+fn put_chunk(item: &mut Vec<u8>, id: &Digest, block: u64, (at, len): (u64, u64)) {
+    item.clear();
+    item.extend_from_slice(&id.0);
+    for number in [block, at, len] {
+        item.extend_from_slice(&number.to_le_bytes());
     }
 }

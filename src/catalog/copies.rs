@@ -9,7 +9,7 @@ use std::path::Path;
 use rusqlite::Connection;
 
 use super::numbers::{self, Numbered};
-use super::read::Reader;
+use super::read::{Reader, in_order};
 use super::run::{RunId, VersionId};
 use super::write::{Writer, put_index_len};
 use super::{Settings, sql};
@@ -201,7 +201,9 @@ impl Reader {
         let rows = statement
             .query_map((after, copies, limit), |row| Ok((row.get(0)?, row.get(1)?)))
             .map_err(sql)?;
-        rows.collect::<rusqlite::Result<_>>().map_err(sql)
+        let blocks = rows.collect::<rusqlite::Result<Vec<(u64, u64)>>>().map_err(sql)?;
+        in_order(std::iter::once(after).chain(blocks.iter().map(|it| it.0)))?;
+        Ok(blocks)
     }
 
     /// How many blocks have fewer than `copies` copies, and the bytes of the copies they lack.

@@ -13,9 +13,11 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 
 use super::Checking;
+use super::chain::LAST_MANIFEST;
+use super::history::open_document;
 use super::read::Reader;
-use super::run::RunId;
-use super::sql;
+use super::run::{Run, RunId};
+use super::{schema, sql};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, quoted};
 
@@ -167,6 +169,58 @@ pub fn unpack(from: &Path, to: &Path, check: &dyn Fn() -> Result<()>) -> Result<
 
 /// Faults of a copy that are told.
 const FAULTS_MAX: usize = 3;
+
+/// What a SQLite file begins with.
+const MAGIC: &[u8] = b"SQLite format 3\0";
+/// Length of what a SQLite file says of itself at its beginning.
+const HEADER_BYTES: usize = 100;
+/// So much from the beginning on is searched for the settings, whose table is the first of all.
+const HEAD_BYTES: usize = 1 << 18;
+
+/// Reads the copy at `from` to its end without keeping it: its bytes are those that zstd's checksum
+/// is of, it is as long as it says, a catalog that this program knows, and of after `run`.
+/// [`unpack`] goes deeper.
+pub fn verify(from: &Path, run: Option<&Run>, check: &dyn Fn() -> Result<()>) -> Result<()> {
+    let damaged = |e| Error::with_source(ErrorKind::Corrupt, "it is damaged", e);
+    let mut text = zstd::Decoder::new(open_document(from)?).map_err(damaged)?;
+    let (mut head, mut len) = (Vec::new(), 0u64);
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        check()?;
+        let read = text.read(&mut piece).map_err(damaged)?;
+        let Some(bytes) = piece.get(..read).filter(|it| !it.is_empty()) else { break };
+        let room = HEAD_BYTES.saturating_sub(head.len()).min(bytes.len());
+        head.extend_from_slice(bytes.get(..room).unwrap_or_default());
+        len += bytes.len() as u64;
+    }
+    let number = |at: usize| -> Option<u32> {
+        let bytes = head.get(..HEADER_BYTES)?.get(at..at + 4)?;
+        bytes.try_into().ok().map(u32::from_be_bytes)
+    };
+    let (id, version) = (number(68), number(60));
+    if !head.starts_with(MAGIC) || id != Some(schema::APPLICATION_ID.cast_unsigned()) {
+        return Err(Error::corrupt("it is no catalog"));
+    }
+    if version.is_none_or(|it| it == 0 || it > schema::VERSION.cast_unsigned()) {
+        let message = "it is of a version that this program does not know";
+        return Err(Error::new(ErrorKind::Version, message));
+    }
+    // The page size has two bytes, of which 1 stands for 65536.
+    let page = match number(16).map_or(0, |it| it >> 16) {
+        1 => 1 << 16,
+        bytes => u64::from(bytes),
+    };
+    if u64::from(number(28).unwrap_or_default()) * page != len {
+        return Err(Error::corrupt("it is not as long as it says"));
+    }
+    // Key and value of a setting lie side by side.
+    let has = |words: &str| head.windows(words.len()).any(|it| it == words.as_bytes());
+    let newest = run.map(|it| format!("{LAST_MANIFEST}{} {} ", it.id, it.uuid));
+    match newest.is_none_or(|it| has(&it)) || !has(LAST_MANIFEST) {
+        true => Ok(()),
+        false => Err(Error::corrupt("it is not of after its run")),
+    }
+}
 
 #[cfg(test)]
 mod tests {

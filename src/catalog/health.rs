@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::beside::{self, Beside};
+use super::read::in_order;
 use super::sql;
 use crate::chunk::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,6 +29,9 @@ const HEALTH: Beside = Beside {
     script: include_str!("health.sql"),
     cache_kib: 1024,
 };
+
+/// Stands for the catalog in the place of a volume's UUID, with a block of zeros.
+const CATALOG: &str = "catalog";
 
 /// Longest reason that is kept, in bytes.
 const REASON_BYTES_MAX: usize = 1000;
@@ -173,6 +177,9 @@ impl Health {
                 let (volume, block) = copy_from(row, 0)?;
                 copies.push(BadCopy { volume, block, since, reason });
             }
+            let before = after.map(|it| (it.0, it.1.0));
+            let keys = copies.iter().map(|it| (&*it.volume, it.block.0));
+            in_order(before.into_iter().chain(keys))?;
             Ok(copies)
         })
     }
@@ -187,7 +194,7 @@ impl Health {
     ) -> Vec<VerifiedCopy> {
         self.read(|conn| {
             let query = "SELECT verified_s, volume, block FROM copies WHERE verified_s < ?1 \
-                         AND (verified_s, volume, block) > (?2, ?3, ?4) \
+                         AND volume <> 'catalog' AND (verified_s, volume, block) > (?2, ?3, ?4) \
                          ORDER BY verified_s, volume, block LIMIT ?5";
             let first = (i64::MIN, "", Digest([0; 32]));
             let (at, volume, block) = after.map_or(first, |it| (it.at.secs, &it.volume, it.block));
@@ -201,8 +208,25 @@ impl Health {
                 let (volume, block) = copy_from(row, 1)?;
                 copies.push(VerifiedCopy { at, volume, block });
             }
+            let keys = after.into_iter().chain(&copies);
+            in_order(keys.map(|it| (it.at.secs, &*it.volume, it.block.0)))?;
             Ok(copies)
         })
+    }
+
+    /// When the catalog itself was last found right, with what lies beside the blocks.
+    pub fn catalog_verified_at(&self) -> Option<Time> {
+        self.verified_at(CATALOG, &Digest([0; 32]))
+    }
+
+    /// Notes that the catalog was found right by a check that began at `then`.
+    pub fn note_good_catalog(&self, then: Time) {
+        self.note_good(&[(CATALOG, Digest([0; 32]))], then);
+    }
+
+    /// Notes that the catalog was not found right.
+    pub fn forget_catalog(&self) {
+        self.forget(&[(CATALOG, Digest([0; 32]))]);
     }
 
     /// What is known of the copies on a volume.

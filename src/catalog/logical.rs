@@ -20,7 +20,9 @@ use super::extent::{Content, Extent};
 use super::json::{Object, put_plain};
 use super::manifest::{put_extents, put_extra};
 use super::numbers::{Numbered, last_given};
-use super::read::{ENTRY_COLUMNS, EntryRow, Reader, content_columns, content_from, entry_from};
+use super::read::{
+    ENTRY_COLUMNS, EntryRow, Reader, content_columns, content_from, entry_from, in_order,
+};
 use super::run::{DirId, RunId, VersionId};
 use super::{OPEN, schema, sql};
 use crate::chunk::Digest;
@@ -545,6 +547,9 @@ impl Level {
         while let Some(row) = rows.next().map_err(sql)? {
             self.page.push_back(entry_from(row)?);
         }
+        let before = (&*self.after.0, self.after.1);
+        let keys = self.page.iter().map(|it| (&*it.name, it.first_run));
+        in_order(std::iter::once(before).chain(keys))?;
         self.is_read = self.page.len() < self.limit;
         if let Some(last) = self.page.back() {
             self.after = (last.name.clone(), last.first_run);

@@ -26,9 +26,18 @@ pub(super) const VERSION: u32 = 2;
 /// smaller: the lowest level does that best (2.01 MB of 12.0 for 30,000 files, level 6 gives 2.14).
 pub(super) const ZSTD_LEVEL: i32 = 1;
 
+/// Folder of a volume that has manifests.
+pub const DIR: &str = "manifests";
+
 /// Name of a run's manifest, relative to the volume.
 pub fn document_name(run: RunId) -> String {
-    format!("manifests/run-{run:08}.jsonl.zst")
+    format!("{DIR}/run-{run:08}.jsonl.zst")
+}
+
+/// The run that a file of the folder [`DIR`] is the manifest of, by its name.
+pub fn run_of(name: &str) -> Option<RunId> {
+    let run = name.strip_prefix("run-")?.strip_suffix(".jsonl.zst")?.parse().ok()?;
+    (document_name(run).strip_prefix(DIR)?.strip_prefix('/')? == name).then_some(run)
 }
 
 /// The changes of a run that is under way.

@@ -205,7 +205,7 @@ fn each_name(
 }
 
 /// Source and path of a directory, remembering those of the directories above it.
-fn dir_name<'n>(
+pub(super) fn dir_name<'n>(
     conn: &Connection,
     dir: DirId,
     names: &'n mut DirNames,

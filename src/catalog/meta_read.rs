@@ -13,7 +13,7 @@ use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::history::{name_from, open_document, text_of, time_from};
-use super::read::{EntryRow, Reader};
+use super::read::{EntryRow, Reader, in_order};
 use super::run::{DirId, RunId};
 use super::{Content, Extent, OPEN, meta, sql};
 use crate::chunk::frame::{FRAME_PLAIN_BYTES_MAX, Frame};
@@ -356,6 +356,7 @@ impl Reader {
             let id: Vec<u8> = row.get(1).map_err(sql)?;
             found.push((row.get(0).map_err(sql)?, Digest::from_slice(&id)?));
         }
+        in_order(std::iter::once(after).chain(found.iter().map(|it: &(u64, _)| it.0)))?;
         Ok(found)
     }
 }

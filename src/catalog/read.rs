@@ -66,10 +66,10 @@ pub struct Totals {
     pub stored_bytes: u64,
 }
 
-/// Fails if numbers that were asked for in order do not rise: pages of a damaged database may lead
-/// in a circle, and who goes on from the last of them would never end.
-pub(super) fn in_order(numbers: impl Iterator<Item = u64>) -> Result<()> {
-    match numbers.is_sorted_by(|a, b| a < b) {
+/// Fails if keys that were asked for in order do not rise: pages of a damaged database may lead in a
+/// circle, and who goes on from the last of them would never end.
+pub(super) fn in_order<T: PartialOrd>(keys: impl Iterator<Item = T>) -> Result<()> {
+    match keys.is_sorted_by(|a, b| a < b) {
         true => Ok(()),
         false => Err(Error::corrupt("catalog: rows that are out of order")),
     }
@@ -213,6 +213,7 @@ impl Reader {
         while let Some(row) = rows.next().map_err(sql)? {
             entries.push(entry_from(row)?);
         }
+        in_order(std::iter::once(after).chain(entries.iter().map(|it| &*it.name)))?;
         Ok(entries)
     }
 

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, quoted};
 
 /// Marks a SQLite file as a catalog of ours: "RTAP".
-const APPLICATION_ID: i32 = 0x5254_4150;
+pub const APPLICATION_ID: i32 = 0x5254_4150;
 
 /// One step each: the first makes version 1 of nothing. Steps that have landed never change.
 const MIGRATIONS: &[&str] =

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{Read, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -40,7 +41,16 @@ impl WriteLock {
         let mut options = sys::private_file();
         options.read(true).write(true).create(true).truncate(false);
         let mut file = options.open(&path).map_err(failed)?;
-        if !sys::try_lock(&file).map_err(failed)? {
+        let mut is_taken = sys::try_lock(&file).map_err(failed)?;
+        // Who only asks whether somebody has it has it for a moment.
+        for _ in 0..LOOKS {
+            if is_taken {
+                break;
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+            is_taken = sys::try_lock(&file).map_err(failed)?;
+        }
+        if !is_taken {
             let mut owner = String::new();
             // Only for the message; a lock file without text is as good.
             let _ = Read::by_ref(&mut file).take(200).read_to_string(&mut owner);
@@ -57,7 +67,23 @@ impl WriteLock {
     }
 }
 
+/// How often the lock is tried again, and how long after the last time.
+const LOOKS: u32 = 3;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+
 impl WriteLock {
+    /// Whether somebody has the lock of the catalog at `catalog`.
+    pub fn is_held(catalog: &Path) -> Result<bool> {
+        let path = lock_path(catalog);
+        let failed = |e| Error::io(format!("opening {}", quoted(&path)), e);
+        match File::open(&path) {
+            // Given back at once: whoever takes it tries more than once.
+            Ok(file) => sys::try_lock(&file).map(|it| !it).map_err(failed),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
     /// What whoever has the lock of the catalog at `catalog` has written of itself: `pid N`. Of the
     /// last one, if nobody has it.
     pub fn holder(catalog: &Path) -> Option<String> {

@@ -63,6 +63,7 @@ pub fn exit_code_of_job(outcome: &Outcome) -> u8 {
         Outcome::BackedUp(summary) => of_problems(&summary.problems, summary.counts.problems),
         Outcome::Restored(_, summary) => of_problems(&summary.problems, summary.problem_count),
         Outcome::Validated(report) => report.worst().map_or(DONE, of_kind),
+        Outcome::Repaired(report, done) => report.worst_after(done.worst()).map_or(DONE, of_kind),
         Outcome::Described(summary) => of_problems(&summary.problems, summary.problem_count),
         Outcome::Replicated(done) => of_replicated(done),
         Outcome::Failed(error) => of_kind(error.kind()),

@@ -6,32 +6,21 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{bar, exit, show};
-use crate::error::{ErrorKind, Quoted, Result};
+use crate::error::{Quoted, Result};
 use crate::progress::Progress;
 use crate::repair::{self, Repaired};
 use crate::sys::quoted;
-use crate::validate::{BadBlock, Fault, Part, Report};
-use crate::volume::BlockId;
+use crate::validate::Report;
 
 /// Repairs what a validation has found.
 pub fn repair(catalog: &Path, report: &Report) -> Result<Repaired> {
-    let mut suspects: Vec<BlockId> = report.bad_blocks.items.iter().map(|it| it.id).collect();
-    suspects.sort_unstable();
-    suspects.dedup();
-    let progress = Progress::default();
+    let (suspects, progress) = (report.suspects(), Progress::default());
     bar::with_bar(&progress, || repair::run(catalog, &suspects, &progress))
 }
 
 /// The exit code: what is still wrong.
 pub fn exit_code(done: &Repaired, report: &Report) -> u8 {
-    // The catalog itself is not repaired here.
-    let is_catalog = |it: &Fault| it.part == Part::Catalog;
-    if report.faults.items.iter().any(is_catalog) {
-        return exit::DAMAGED;
-    }
-    let is_away = |it: &&BadBlock| it.kind != ErrorKind::Corrupt;
-    let away = report.bad_blocks.items.iter().find(is_away).map(|it| it.kind);
-    done.worst().or(away).map_or(exit::DONE, exit::of_kind)
+    report.worst_after(done.worst()).map_or(exit::DONE, exit::of_kind)
 }
 
 /// As lines.

@@ -9,7 +9,9 @@ use super::show::{self, Out};
 use crate::catalog::DamagedFile;
 use crate::error::{Quoted, Result};
 use crate::sys::quoted;
-use crate::validate::{BadBlock, BadFile, Coverage, Fault, Kept, Part, Report};
+use crate::validate::{
+    BadBlock, BadFile, CATALOG_REMEDY, Coverage, Fault, Kept, Part, Report, Stranger,
+};
 
 /// Chunks of a block that are named to people.
 const CHUNKS_SHOWN: usize = 4;
@@ -107,6 +109,22 @@ fn notes(out: &mut Out, report: &Report) -> Result<()> {
         let n = report.unjudged;
         out.line(&format!("{n} documents could not be judged: another process is writing"))?;
     }
+    for it in &report.strangers {
+        let (run, source, path) = (it.run, Quoted(&it.source), quoted(&it.path));
+        out.line(&format!(
+            "run {run} of {source} is on a volume and not in the catalog ({path}): either it was \
+             never acknowledged, or the catalog has lost it; catalog-restore takes it in"
+        ))?;
+    }
+    if let Some(then) = report.catalog_checked {
+        let then = show::time(then);
+        out.line(&format!(
+            "the catalog was found right {then}; it is next when each block has had its turn"
+        ))?;
+    }
+    if report.faults_of(Part::Catalog).next().is_some() {
+        out.line(CATALOG_REMEDY)?;
+    }
     if !report.waste.is_empty() {
         let (n, size) = (report.waste.count, show::bytes(report.waste_bytes));
         out.line(&format!(
@@ -162,6 +180,8 @@ pub fn to_json(report: &Report) -> Value {
         "known_bad": report.known_bad,
         "due": report.due,
         "unjudged": report.unjudged,
+        "strangers": report.strangers.iter().map(stranger_json).collect::<Value>(),
+        "catalog_checked": report.catalog_checked.map(show::time_json),
         "waste": report.waste.items.iter().map(|it| waste_json(&it.0, it.1)).collect::<Value>(),
         "waste_count": report.waste.count,
         "waste_bytes": report.waste_bytes,
@@ -213,6 +233,15 @@ fn bad_file_json(it: &BadFile) -> Value {
     map.insert("reason".into(), it.reason.clone().into());
     map.insert("files".into(), files_json(&it.files));
     map.insert("file_count".into(), it.files.count.into());
+    Value::Object(map)
+}
+
+fn stranger_json(it: &Stranger) -> Value {
+    let mut map = Map::new();
+    map.insert("run".into(), it.run.into());
+    map.insert("uuid".into(), it.uuid.clone().into());
+    show::put_name(&mut map, "source", &it.source);
+    show::put_name(&mut map, "path", it.path.as_os_str().as_bytes());
     Value::Object(map)
 }
 

@@ -309,8 +309,8 @@ pub enum Request {
     BackupAndClear(Box<backup::Options>),
     /// Restore a file, a folder or a run.
     Restore(Box<Restoring>),
-    /// Check everything, or a part.
-    Validate(crate::validate::Options),
+    /// Check everything, or a part; and repair what is found, if that is asked for.
+    Validate(crate::validate::Options, bool),
     /// Complete metas and manifests.
     Genmeta(crate::genmeta::Options),
     /// Make the copies that lack.
@@ -352,7 +352,10 @@ pub fn parse(verb: Verb, line: &[u8], site: &Site) -> Result<Request> {
             let restoring = restore::parse(verb, words, &site.mountpoint)?;
             Ok(Request::Restore(Box::new(restoring)))
         }
-        Verb::Validate => Ok(Request::Validate(validate::parse(words)?)),
+        Verb::Validate => {
+            let (options, is_repair) = validate::parse(words)?;
+            Ok(Request::Validate(options, is_repair))
+        }
         Verb::Genmeta => Ok(Request::Genmeta(genmeta::parse(words)?)),
         Verb::Replicate => {
             EmptyLine::try_parse_from(words).map_err(refused)?;

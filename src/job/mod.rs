@@ -27,7 +27,7 @@ use crate::genmeta;
 use crate::progress::{Progress, Said};
 use crate::restore;
 use crate::sys::Time;
-use crate::validate;
+use crate::{repair, validate};
 
 pub use bell::Bell;
 pub use clear::{Clear, Cleared, Prepare};
@@ -54,6 +54,8 @@ pub enum Outcome {
     Restored(RunId, restore::Summary),
     /// Everything was looked at; damage may have been found.
     Validated(Box<validate::Report>),
+    /// Everything was looked at, and what was damaged was repaired as far as it could be.
+    Repaired(Box<validate::Report>, Box<repair::Repaired>),
     /// Metas and manifests were completed.
     Described(genmeta::Summary),
     /// Blocks were copied to further volumes.
@@ -299,6 +301,10 @@ impl Job {
             }
             Outcome::Restored(run, _) => status.run = Some(*run),
             Outcome::Validated(report) => last.extend(work::damage_lines(report)),
+            Outcome::Repaired(report, done) => {
+                last.extend(work::damage_lines(report));
+                last.extend(work::repair_lines(done));
+            }
             Outcome::Described(_) | Outcome::Replicated(_) | Outcome::Failed(_) => {}
         }
         let state = match outcome {

@@ -9,7 +9,7 @@ use crate::catalog::WriteLock;
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::snapshot::Snapshots;
 use crate::sys::quoted;
-use crate::{backup, copies, genmeta, validate};
+use crate::{backup, copies, genmeta, repair, validate};
 
 /// Memory for decompressed data of a job, beside the mount's own.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -57,10 +57,14 @@ fn run_once(catalog: &Path, site: &Site, prepare: Option<&Prepare>, job: &Job) -
                 None => Ok(Outcome::Restored(run, summary)),
             }
         }
-        Request::Validate(options) => {
+        Request::Validate(options, is_repair) => {
             let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
             let report = validate::run(&snapshots, options, progress)?;
-            Ok(Outcome::Validated(Box::new(report)))
+            if !is_repair || report.is_clean() {
+                return Ok(Outcome::Validated(Box::new(report)));
+            }
+            let done = repair::run(catalog, &report.suspects(), progress)?;
+            Ok(Outcome::Repaired(Box::new(report), Box::new(done)))
         }
         Request::Genmeta(options) => {
             Ok(Outcome::Described(genmeta::run(catalog, options, progress)?))
@@ -116,9 +120,24 @@ pub(super) fn summary_line(outcome: &Outcome) -> Option<String> {
             it.bad_files.count,
             it.faults.count
         ),
+        Outcome::Repaired(_, it) => format!(
+            "repair: {} copies and {} indexes healed, {} metas and manifests written, {} blocks \
+             not healed",
+            it.healed_count,
+            it.indexes.len(),
+            it.documents,
+            it.unhealed_count
+        ),
         Outcome::Described(it) => it.line(),
         Outcome::Replicated(it) => it.line(),
     })
+}
+
+/// What a repair could not heal, in lines.
+pub(super) fn repair_lines(done: &repair::Repaired) -> Vec<String> {
+    let unhealed = done.unhealed.iter().take(1000);
+    let unhealed = unhealed.map(|it| format!("not healed: block {}: {}", it.block, it.reason));
+    unhealed.chain(done.problems.iter().take(1000).map(|it| format!("! {it}"))).collect()
 }
 
 /// What a validation has found, in lines. At most a thousand files are named.
@@ -130,6 +149,9 @@ pub(super) fn damage_lines(report: &validate::Report) -> Vec<String> {
     let fault = |it: &validate::Fault| format!("{}{}", it.message, on(&it.volume));
     let mut lines: Vec<String> = report.faults.items.iter().map(fault).collect();
     lines.truncate(1000);
+    if report.faults_of(validate::Part::Catalog).next().is_some() {
+        lines.push(validate::CATALOG_REMEDY.to_owned());
+    }
     let blocks = report.bad_blocks.items.iter().flat_map(|block| {
         let place = format!("in block {}{}", block.id, on(&block.volume));
         block.files.items.iter().map(move |it| (it, place.clone()))

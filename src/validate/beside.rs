@@ -1,12 +1,9 @@
-//! What lies beside the blocks of a volume: manifests, the index, and files that nobody knows.
-
-use std::path::Path;
+//! What lies beside the blocks of a volume: its manifest, the index, and files that nobody knows.
 
 use super::Work;
 use super::report::{Fault, Part};
-use crate::catalog::history::{self, Survey};
-use crate::catalog::{Reader, Run, manifest};
-use crate::chunk::Digest;
+use crate::catalog::told::Sum;
+use crate::catalog::{Reader, add_chunks, manifest};
 use crate::error::{Error, ErrorKind, Result};
 use crate::volume::{BlockId, BlockIndex, Facts, Volume, VolumeManifest};
 
@@ -50,6 +47,14 @@ impl Work<'_> {
                     let number = volume.config.number;
                     let facts = self.snapshots.with_reader(|reader| reader.facts_of(number))?;
                     let is_same = it.facts.as_ref() == Some(&facts);
+                    // Who writes manifests that are kept in mind writes this too.
+                    let newest = self.snapshots.with_reader(Reader::last_manifest)?;
+                    let newest = newest.map(|it| manifest::document_name(it.run));
+                    if it.facts.is_none()
+                        && newest.is_some_and(|it| volume.document_path(&it).exists())
+                    {
+                        tell("its manifest is cut short".to_owned());
+                    }
                     match it.facts.filter(|_| !is_same) {
                         Some(said) if !may_be_older(&said, &facts) => {
                             tell("its manifest does not say what the catalog says".to_owned());
@@ -68,79 +73,11 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The manifests of runs, on every volume, from the newest on: each names the one before it.
-    pub(super) fn manifests(&self, runs: &[Run]) -> Result<()> {
-        let mut wanted = match self.options.run {
-            Some(_) => None,
-            None => self.snapshots.with_reader(Reader::last_manifest)?,
-        };
-        wanted = wanted.filter(|it| runs.last().is_some_and(|run| run.uuid == it.uuid));
-        for run in runs.iter().rev() {
-            let name = manifest::document_name(run.id);
-            let digest = wanted.take().and_then(|it| it.digest);
-            let (mut right, mut absent) = (None::<Survey>, Vec::new());
-            for volume in self.volumes.present() {
-                self.progress.check()?;
-                self.report.lock().documents += 1;
-                let path = volume.document_path(&name);
-                if path.symlink_metadata().is_err() {
-                    absent.push(volume.config.path.clone());
-                    continue;
-                }
-                let digest = digest.or(right.as_ref().map(|it| it.digest));
-                let look = || match self.manifest(&path, run, digest) {
-                    Err(e) if e.kind() == ErrorKind::Interrupted => Err(e),
-                    result => Ok(result),
-                };
-                let mut result = Some(look()?);
-                if matches!(result, Some(Err(_))) {
-                    // Whoever writes now may just have been at it.
-                    result = self.settled(look)?;
-                }
-                match result {
-                    None => self.report.lock().unjudged += 1,
-                    Some(Ok(Some(survey))) => right = right.or(Some(survey)),
-                    // A run that did not end has left it, and this one could not replace it.
-                    Some(Ok(None)) => absent.push(volume.config.path.clone()),
-                    Some(Err(e)) => {
-                        let path = volume.config.path.clone();
-                        self.fault(Fault::new(Part::Manifest, path, format!("{name}: {e}")));
-                    }
-                }
-            }
-            // A volume that came later gets them with the next genmeta.
-            if right.is_some() || !self.volumes.missing().is_empty() {
-                self.report.lock().due += absent.len() as u64;
-            } else {
-                for path in absent {
-                    let message = format!("{name} is missing, or another run's");
-                    self.fault(Fault::new(Part::Manifest, path, message));
-                }
-            }
-            wanted = right.and_then(|it| it.head.around).and_then(|it| it.previous);
-        }
-        Ok(())
-    }
-
-    /// Reads the manifest of a run; `None` if it is another run's.
-    fn manifest(&self, path: &Path, run: &Run, wanted: Option<Digest>) -> Result<Option<Survey>> {
-        let survey = history::survey(path, &|| self.progress.check())?;
-        if (survey.head.run, &*survey.head.uuid) != (run.id, &*run.uuid) {
-            return Ok(None);
-        }
-        // Format 1 has no more to say.
-        let Some(tail) = &survey.tail else { return Ok(Some(survey)) };
-        if tail.counts != run.counts || tail.finished != run.finished {
-            return Err(Error::corrupt("it does not say what the catalog says"));
-        }
-        match wanted.is_none_or(|it| it == survey.digest) {
-            true => Ok(Some(survey)),
-            false => Err(Error::corrupt("it is not the one that was written")),
-        }
-    }
-
     /// The indexes of all volumes, record by record against the catalog.
     pub(super) fn indexes(&self) -> Result<()> {
+        if self.volumes.missing().is_empty() && self.agree_in_sum()? {
+            return Ok(());
+        }
         let (mut chunks, mut has_faults) = (0, !self.volumes.missing().is_empty());
         let sums = |reader: &Reader| Ok((reader.chunk_count()?, reader.totals()?.blocks));
         let before = self.snapshots.with_reader(sums)?;
@@ -157,6 +94,45 @@ impl Work<'_> {
             self.fault(Fault::of_catalog(message));
         }
         Ok(())
+    }
+
+    /// Whether all indexes together say what the catalog says, no more and no less. A chunk that
+    /// lies in two places is not judged so.
+    fn agree_in_sum(&self) -> Result<bool> {
+        let mut sum = Sum::default();
+        for volume in self.volumes.present() {
+            let number = volume.config.number;
+            let (known, copies) = self.snapshots.with_reader(|reader| {
+                Ok((reader.index_len(number)?, reader.stored_bytes_of(number)?.blocks))
+            })?;
+            let Ok(mut records) = volume.index_from(0) else { return Ok(false) };
+            let mut seen = 0;
+            while records.offset() < known {
+                self.progress.check()?;
+                let at = records.offset();
+                let Ok(Some(record)) = records.next_record() else { return Ok(false) };
+                let index = &record.index;
+                let agrees = self.snapshots.with_reader(|reader| {
+                    let Some(block) = reader.copy_at(number, at, &index.id)? else {
+                        return Ok(false);
+                    };
+                    let row = reader.block(block)?;
+                    if row.volumes.iter().min() == Some(&number) {
+                        add_chunks(&mut sum, block, index);
+                    }
+                    Ok(row.frames == index.frames)
+                })?;
+                if !agrees {
+                    return Ok(false);
+                }
+                seen += 1;
+            }
+            if (records.offset(), seen) != (known, copies) {
+                return Ok(false);
+            }
+        }
+        let check = || self.progress.check();
+        Ok(self.snapshots.with_reader(|reader| reader.chunk_sum(&check))? == sum)
     }
 
     fn index(&self, volume: &Volume) -> Result<Seen> {

@@ -3,11 +3,15 @@
 use std::path::PathBuf;
 
 use crate::catalog::health::Known;
-use crate::catalog::{DamagedFile, Health, Reader, VersionId};
+use crate::catalog::{DamagedFile, Health, Reader, RunId, VersionId};
 use crate::chunk::ChunkId;
 use crate::error::{ErrorKind, Result};
 use crate::sys::Time;
 use crate::volume::BlockId;
+
+/// What to do about a catalog that is damaged.
+pub const CATALOG_REMEDY: &str = "the catalog is damaged: raidtape catalog-restore takes the \
+    newest good copy of it from the volumes and adds the runs since";
 
 /// Faults that are kept with their texts.
 const FAULTS_MAX: usize = 1000;
@@ -67,6 +71,8 @@ pub enum Part {
     Manifest,
     /// A block's meta.
     Meta,
+    /// A copy of the catalog.
+    Copy,
 }
 
 impl Part {
@@ -78,6 +84,7 @@ impl Part {
             Part::Index => "index",
             Part::Manifest => "manifest",
             Part::Meta => "meta",
+            Part::Copy => "copy",
         }
     }
 }
@@ -105,6 +112,20 @@ impl Fault {
     pub fn new(part: Part, volume: PathBuf, message: String) -> Fault {
         Fault { part, volume, message, kind: ErrorKind::Corrupt }
     }
+}
+
+/// A run that is on a volume and not in the catalog, of which nobody can say whether it was ever
+/// acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// Its number.
+    pub run: RunId,
+    /// Its name.
+    pub uuid: String,
+    /// Name of its source.
+    pub source: Vec<u8>,
+    /// Its manifest.
+    pub path: PathBuf,
 }
 
 /// A block copy that is not what it should be.
@@ -204,6 +225,10 @@ pub struct Report {
     pub due: u64,
     /// What could not be judged, because another process was writing.
     pub unjudged: u64,
+    /// Runs that the catalog does not know.
+    pub strangers: Vec<Stranger>,
+    /// When the catalog was checked last, if its turn had not come again.
+    pub catalog_checked: Option<Time>,
     /// Block files that nobody knows, with their lengths.
     pub waste: Kept<(PathBuf, u64)>,
     /// Their bytes.
@@ -247,6 +272,24 @@ impl Report {
             return Some(ErrorKind::Corrupt);
         }
         kinds().next()
+    }
+
+    /// The blocks that a repair has to look at, each once.
+    pub fn suspects(&self) -> Vec<BlockId> {
+        let mut suspects: Vec<BlockId> = self.bad_blocks.items.iter().map(|it| it.id).collect();
+        suspects.sort_unstable();
+        suspects.dedup();
+        suspects
+    }
+
+    /// What says most about what is still wrong after a repair that has left this. The catalog is
+    /// not repaired so.
+    pub fn worst_after(&self, left: Option<ErrorKind>) -> Option<ErrorKind> {
+        if self.faults_of(Part::Catalog).next().is_some() {
+            return Some(ErrorKind::Corrupt);
+        }
+        let mut away = self.bad_blocks.items.iter().map(|it| it.kind);
+        left.or_else(|| away.find(|it| *it != ErrorKind::Corrupt))
     }
 
     /// The faults of one part.

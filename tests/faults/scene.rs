@@ -500,6 +500,7 @@ impl Scene {
                 }
                 Err(e) => read.problems.push(format!("run {}: {e}", run.id)),
             }
+            read.archives.insert(run.id, *blake3::hash(&archive).as_bytes());
             let contents = contents_of(&archive);
             let known = read.runs.entry(run.comment).or_insert_with(|| contents.clone());
             known.retain(|name, hash| contents.get(name) == Some(hash));
@@ -544,6 +545,8 @@ pub struct Findings {
     pub is_clean: bool,
     /// The files of each state that could be read.
     pub runs: BTreeMap<String, Contents>,
+    /// Hash of the archive of each run, which has names, metadata and contents.
+    pub archives: BTreeMap<i64, [u8; 32]>,
     /// What `validate` and the readers had to say.
     pub problems: Vec<String>,
 }

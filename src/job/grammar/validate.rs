@@ -36,6 +36,9 @@ pub struct ValidateArgs {
 struct ValidateLine {
     #[command(flatten)]
     args: ValidateArgs,
+    /// Make what is bad good again
+    #[arg(long)]
+    repair: bool,
 }
 
 impl ValidateArgs {
@@ -53,9 +56,10 @@ impl ValidateArgs {
     }
 }
 
-/// Reads the words of a line.
-pub fn parse(words: Vec<OsString>) -> Result<Options> {
-    ValidateLine::try_parse_from(words).map_err(refused)?.args.options()
+/// Reads the words of a line: what to look at, and whether to repair what is found.
+pub fn parse(words: Vec<OsString>) -> Result<(Options, bool)> {
+    let line = ValidateLine::try_parse_from(words).map_err(refused)?;
+    Ok((line.args.options()?, line.repair))
 }
 
 /// A part, with or without its sign: `5%`, `0.1`.
@@ -80,7 +84,13 @@ mod tests {
     use crate::error::ErrorKind;
 
     fn read(line: &str) -> Result<Options> {
-        parse(line.split_whitespace().map(OsString::from).collect())
+        parse(line.split_whitespace().map(OsString::from).collect()).map(|it| it.0)
+    }
+
+    #[test]
+    fn a_repair_is_asked_for_by_a_word() {
+        let read = |words: &[&str]| parse(words.iter().map(OsString::from).collect()).unwrap();
+        assert!(read(&["--repair", "--run", "7"]).1 && !read(&["--run", "7"]).1);
     }
 
     #[test]
