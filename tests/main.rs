@@ -21,6 +21,8 @@ mod backup_restore;
 mod changing;
 /// Copies of the catalog on the volumes.
 mod catalog_copy;
+/// A catalog taken back from its copies.
+mod catalog_restore;
 /// Runs after the first: what they store, report and share.
 mod changes;
 /// What a run has stored goes from the writable tree, and nothing else does.
@@ -93,6 +95,8 @@ mod queries;
 mod reads;
 /// A lost catalog comes back from its volumes.
 mod rebuild;
+/// A doubtful catalog held against its volumes.
+mod rebuild_catalog;
 /// Repair of what is damaged.
 mod repair;
 /// Files come back without the program: the script on a volume.

@@ -18,7 +18,7 @@ use crate::common::data;
 use crate::common::world::{Op, World, op};
 use crate::common::{RAIDTAPE, Ran, Sandbox, Tree, args, assert_same, need_root, run, tool};
 
-fn dump(catalog: &Path) -> String {
+pub fn dump(catalog: &Path) -> String {
     let mut out = Vec::new();
     Reader::open(catalog).unwrap().write_logical_dump(&mut out).unwrap();
     String::from_utf8(out).unwrap()
@@ -26,7 +26,7 @@ fn dump(catalog: &Path) -> String {
 
 /// The lines in which two dumps differ.
 #[track_caller]
-fn assert_dumps(before: &str, after: &str) {
+pub fn assert_dumps(before: &str, after: &str) {
     if before != after {
         let (old, new): (Vec<&str>, Vec<&str>) =
             (before.lines().collect(), after.lines().collect());
@@ -77,17 +77,17 @@ fn store() -> (Sandbox, [PathBuf; 2]) {
     (sandbox, [first, second])
 }
 
-fn seal(sandbox: &Sandbox, volume: i64) {
+pub fn seal(sandbox: &Sandbox, volume: i64) {
     let conn = rusqlite::Connection::open(&sandbox.catalog).unwrap();
     conn.execute("UPDATE volumes SET status = 'sealed' WHERE number = ?1", [volume]).unwrap();
 }
 
-fn manifest(volume: &Path, run: u64) -> PathBuf {
+pub fn manifest(volume: &Path, run: u64) -> PathBuf {
     volume.join(format!("manifests/run-{run:08}.jsonl.zst"))
 }
 
 /// Changes the text of a manifest; its last line says what fits the rest.
-fn forge(path: &Path, change: impl FnOnce(String) -> String) {
+pub fn forge(path: &Path, change: impl FnOnce(String) -> String) {
     let text = String::from_utf8(zstd::decode_all(&*fs::read(path).unwrap()).unwrap()).unwrap();
     let (before, last) = text.trim_end().rsplit_once('\n').unwrap();
     let before = change(format!("{before}\n"));
@@ -332,7 +332,7 @@ fn what_nothing_decides_is_refused() {
     for volume in &volumes {
         let _ = fs::remove_file(manifest(volume, 2));
     }
-    let words = ["manifest of run 2", "Runs 4", "zstd -d", "--allow-gaps"];
+    let words = ["manifest of run 2", "Runs 4", "catalog-restore", "--allow-gaps"];
     refused("gap", 5, &words);
     let (new, ran) = rebuild(&sandbox, "gaps", &volumes, &["--allow-gaps"]);
     let said = summary(&ran.code(3));
@@ -415,6 +415,115 @@ fn a_manifest_leads_to_no_other_place() {
     assert_eq!(fs::read(&catalog).unwrap(), before);
     let twice = [volume.clone(), volume];
     rebuild(&sandbox, "twice", &twice, &[]).1.code(2);
+}
+
+#[test]
+fn blocks_that_nothing_describes_are_read_by_their_bytes() {
+    // Compressed, raw, both in one block, over several blocks, with holes; and what looks like
+    // frames, and is content.
+    let sandbox = Sandbox::with(&["--block-size", "1MiB", "--chunk-size", "16KiB"]);
+    data::mixed_tree(&sandbox.source, 1, 20);
+    let text = "all work and no play\n".repeat(1000);
+    for n in 0..40 {
+        fs::write(sandbox.source.join(format!("text {n}")), format!("{n}{text}")).unwrap();
+        data::noise_file(&sandbox.source.join(format!("noise {n}")), n, 20_000);
+        let frame = zstd::bulk::compress(format!("{text}{n}").as_bytes(), 3).unwrap();
+        fs::write(sandbox.source.join(format!("frame {n}.zst")), frame).unwrap();
+    }
+    data::noise_file(&sandbox.source.join("large noise"), 99, 3 << 20);
+    let lines: Vec<String> = (0..600_000).map(|it| (it * 7919 % 1_000_003).to_string()).collect();
+    fs::write(sandbox.source.join("large text"), lines.join("\n")).unwrap();
+    let sparse = fs::File::create(sandbox.source.join("sparse")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, text.as_bytes(), 1 << 20).unwrap();
+    sparse.set_len(3 << 20).unwrap();
+    sandbox.backup();
+    let before = sandbox.revert(1, "before");
+    let volume = sandbox.path("volume");
+    fs::remove_dir_all(volume.join("meta")).unwrap();
+    fs::create_dir(volume.join("meta")).unwrap();
+    fs::remove_dir_all(volume.join("catalog")).unwrap();
+    fs::remove_file(volume.join(".rt_volume_index")).unwrap();
+    let volumes = [volume];
+    let (new, ran) = rebuild(&sandbox, "new", &volumes, &[]);
+    let ran = ran.code(3);
+    let said = summary(&ran);
+    // No wrong byte: what is there is right, and what is not is named.
+    let out = sandbox.path("out");
+    let restored = on(&new, args!["revert-to-run", "1", &out]);
+    if said["blocks_lacking"] == 0 {
+        restored.code(0);
+        assert_same(&Tree::of(&before), &Tree::of(&out));
+        on(&new, args!["validate", "--files"]);
+    } else {
+        let lines = ran.json_lines();
+        let list = tool("find", args![&before, "-type", "f", "-printf", "%P\\n"]).text();
+        for path in list.lines().map(PathBuf::from) {
+            let is_named = lines.iter().any(|it| it["path"] == path.to_str().unwrap());
+            let same = fs::read(before.join(&path)).ok() == fs::read(out.join(&path)).ok();
+            assert!(same || is_named, "{}", path.display());
+        }
+    }
+    let found = said["blocks"].as_u64().unwrap();
+    assert!(found > said["blocks_lacking"].as_u64().unwrap(), "{said}");
+    // What was learned is in the index from then on.
+    on(&new, args!["genmeta"]);
+    let (_, ran) = rebuild(&sandbox, "again", &volumes, &[]);
+    let again = summary(&ran);
+    assert_eq!(again["blocks"], said["blocks"], "{again}");
+}
+
+#[test]
+fn a_volume_without_a_manifest_is_known_by_the_runs_or_refused() {
+    let (sandbox, [first, second]) = store();
+    // Run manifests of before the second volume came do not name it.
+    sandbox.ok(["genmeta"]);
+    let before = dump(&sandbox.catalog);
+    let volumes = [first.clone(), second.clone()];
+    for (n, damage) in [Some("nonsense"), None, Some("format=1\nvolume_id=")].iter().enumerate() {
+        let path = second.join(".rt_volume_manifest");
+        match damage {
+            Some(text) => fs::write(&path, text).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let (new, ran) = rebuild(&sandbox, &format!("new {n}"), &volumes, &[]);
+        let said = summary(&ran.code(3));
+        assert!(said["problem_list"].to_string().contains("rt_volume_manifest"), "{said}");
+        assert_dumps(&before, &dump(&new));
+        on(&new, args!["validate"]).code(0);
+        let has = |text: &str| {
+            let kept = fs::read_dir(&second).unwrap().map(|it| it.unwrap());
+            let mut kept = kept.filter(|it| it.file_name().to_str().unwrap().contains(".damaged-"));
+            kept.any(|it| fs::read(it.path()).unwrap() == text.as_bytes())
+        };
+        assert!(damage.is_none_or(has));
+        for entry in fs::read_dir(&second).unwrap().map(|it| it.unwrap()) {
+            if entry.file_name().to_str().unwrap().contains(".damaged-") {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        rebuild(&sandbox, &format!("again {n}"), &volumes, &[]).1.code(0);
+    }
+    // Both, or one of which no run says anything, or one of another catalog.
+    let refused = |name: &str, volumes: &[PathBuf]| {
+        let (new, ran) = rebuild(&sandbox, name, volumes, &[]);
+        let ran = ran.code(5);
+        assert!(ran.errors().contains("cannot be told"), "{}", ran.errors());
+        assert!(!new.exists());
+    };
+    let good = volumes.clone().map(|it| fs::read(it.join(".rt_volume_manifest")).unwrap());
+    for volume in &volumes {
+        fs::write(volume.join(".rt_volume_manifest"), "").unwrap();
+    }
+    refused("both", &volumes);
+    fs::write(first.join(".rt_volume_manifest"), &good[0]).unwrap();
+    let other = Sandbox::new();
+    fs::write(other.source.join("f"), "f").unwrap();
+    other.backup();
+    fs::write(other.path("volume/.rt_volume_manifest"), "").unwrap();
+    refused("foreign", &[first.clone(), other.path("volume")]);
+    fs::rename(second.join("manifests"), second.join("away")).unwrap();
+    fs::create_dir(second.join("manifests")).unwrap();
+    refused("no runs", &volumes);
 }
 
 #[test]

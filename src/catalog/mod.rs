@@ -29,6 +29,7 @@ mod number_set;
 pub mod meta_read;
 mod numbers;
 mod read;
+pub mod register;
 mod remake;
 pub mod replay;
 mod rows;

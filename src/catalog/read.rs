@@ -86,6 +86,11 @@ impl Reader {
         Ok(Reader { conn: schema::open_to_read(path)? })
     }
 
+    /// Opens a catalog that may be damaged and must stay as it is; of its log nothing is seen.
+    pub fn open_as_it_lies(path: &Path) -> Result<Reader> {
+        Ok(Reader { conn: schema::open_as_it_lies(path)? })
+    }
+
     pub(super) fn conn(&self) -> &Connection {
         &self.conn
     }

@@ -1,18 +1,23 @@
 //! A catalog built anew from what volumes say: settings, volumes, blocks, and the history.
 //!
-//! It is built under another name beside its place, in one transaction, and gets its name when it
-//! is whole. Runs come in the order of their numbers, each manifest twice: first what goes and what
+//! It is begun from nothing, or from a copy of the catalog of after an earlier run; built under
+//! another name beside its place, in one transaction, it gets its name when it is whole. Runs come in the order of their numbers, each manifest twice: first what goes and what
 //! directories there are, then all else, for lines of different paths come in no order. What does
 //! not follow from what was before is refused: a history that has lost a part shows here.
 
+pub(super) mod known;
+mod learn;
 mod lines;
-mod scratch;
+pub(super) mod place;
+pub(super) mod scratch;
 
-pub use scratch::{Fit, FoundAt};
+pub use known::Changed;
+pub use place::{Built, Place};
+pub use scratch::{Fit, Found, FoundAt};
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lru::LruCache;
 use rusqlite::{Connection, OptionalExtension};
@@ -23,11 +28,11 @@ use super::manifest::Previous;
 use super::numbers::{self, Numbered};
 use super::rows::{self, RunRow};
 use super::run::{Counts, DirId, RunId, Tally, VersionId};
-use super::{Content, Extent, OPEN, Reader, Settings, WriteLock, schema, sql};
+use super::{Content, Extent, OPEN, Settings, sql};
 use crate::chunk::Digest;
 use crate::entry::{Kind, Metadata, check_name};
 use crate::error::{Error, Quoted, Result};
-use crate::sys::{self, Time, quoted};
+use crate::sys::{Time, quoted};
 use crate::volume::{BlockId, VolumeConfig};
 
 /// Memory for pages, in KiB.
@@ -44,8 +49,9 @@ pub const NO_FRAMES: [u8; 1] = [0];
 /// A catalog that is being built.
 pub struct Rebuild {
     conn: Connection,
-    target: PathBuf,
-    lock: WriteLock,
+    place: Place,
+    /// Whether it has begun from a copy, and knows blocks and runs already.
+    is_resumed: bool,
     dirs: Dirs,
     blocks: LruCache<BlockId, KnownBlock>,
     next_dir: DirId,
@@ -126,40 +132,57 @@ impl Rebuild {
             let message = format!("{} exists already: give a new name", quoted(target));
             return Err(Error::usage(message));
         }
-        if let Some(dir) = target.parent() {
-            sys::make_private_dirs(dir).map_err(|e| Error::io(quoted(dir).to_string(), e))?;
-        }
-        let lock = WriteLock::take(target)?;
-        // What a killed one has left is of no use.
-        remove_built(target)?;
-        let conn = schema::create(&built_path(target), |_| Ok(()))?;
+        Place::take(target)?.create()
+    }
+
+    /// Begins with what the database has.
+    fn begin(place: Place, conn: Connection, is_resumed: bool) -> Result<Rebuild> {
         // Nothing of it counts before it is whole and synced.
         for (pragma, value) in [("journal_mode", "DELETE"), ("synchronous", "OFF")] {
             conn.pragma_update(None, pragma, value).map_err(sql)?;
         }
         conn.pragma_update(None, "cache_size", -CACHE_KIB).map_err(sql)?;
-        scratch::attach(&conn, &beside(target, SCRATCH))?;
+        scratch::attach(&conn, &place.scratch())?;
         conn.execute_batch("BEGIN IMMEDIATE").map_err(sql)?;
         let blocks = NonZeroUsize::MIN.saturating_add(BLOCKS_MAX - 1);
         Ok(Rebuild {
+            next_dir: numbers::next(&conn, Numbered::Dir)?,
+            next_block: numbers::next(&conn, Numbered::Block)?.cast_unsigned(),
+            last_version: numbers::last_given(&conn, Numbered::Version)?,
+            alive: alive(&conn)?,
             conn,
-            target: target.to_path_buf(),
-            lock,
+            place,
+            is_resumed,
             dirs: Dirs::default(),
             blocks: LruCache::new(blocks),
-            next_dir: 1,
-            next_block: 1,
-            last_version: 0,
-            alive: HashMap::new(),
             current: None,
             faults: Vec::new(),
             fault_count: 0,
         })
     }
 
+    /// What was found of blocks.
+    pub fn found(&self) -> Found<'_> {
+        Found::new(&self.conn)
+    }
+
+    /// Gives all blocks that were found their numbers, and puts them into the catalog.
+    pub fn settle_blocks(&mut self) -> Result<()> {
+        self.next_block = match self.is_resumed {
+            true => known::settle(&self.conn, &mut Changed::default())?,
+            false => scratch::settle(&self.conn)?,
+        };
+        Ok(())
+    }
+
     /// Settles the settings: those of `usual`, where `rows` do not say otherwise.
     pub fn put_settings(&self, usual: &Settings, rows: &[(String, String)]) -> Result<Settings> {
         usual.write(&self.conn)?;
+        self.change_settings(rows)
+    }
+
+    /// Settles what `rows` say of settings that are there already.
+    pub fn change_settings(&self, rows: &[(String, String)]) -> Result<Settings> {
         let query = "INSERT INTO settings (k, v) VALUES (?1, ?2) \
                      ON CONFLICT (k) DO UPDATE SET v = excluded.v";
         for (key, value) in rows {
@@ -170,17 +193,10 @@ impl Rebuild {
         Settings::read(&self.conn)
     }
 
-    /// Adds a volume.
-    pub fn put_volume(&self, volume: &VolumeConfig, created: i64, index_len: u64) -> Result<()> {
-        let query = "INSERT INTO volumes \
-                     (number, uuid, path, status, reserve_percent, created_s, index_len) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-        let path = std::os::unix::ffi::OsStrExt::as_bytes(volume.path.as_os_str());
-        let status = volume.status.as_str();
-        let percent = volume.reserve_percent;
-        let row = (volume.number, &volume.uuid, path, status, percent, created, index_len);
-        self.conn.execute(query, row).map_err(sql)?;
-        Ok(())
+    /// Leaves these volumes in the catalog and no others, as they are now. Of each is said when it
+    /// was made and how far its index has been read, where that is known.
+    pub fn put_volumes(&self, volumes: &[(VolumeConfig, Option<i64>, Option<u64>)]) -> Result<()> {
+        known::put_volumes(&self.conn, volumes)
     }
 
     fn fault(&mut self, fault: String) {
@@ -290,7 +306,10 @@ impl Rebuild {
 
     /// Ends the building: a catalog that is whole, under its temporary name.
     pub fn finish(mut self, newest: Option<&Previous>) -> Result<Built> {
-        scratch::put_chunks(&self.conn)?;
+        match self.is_resumed {
+            true => known::put_chunks(&self.conn, &mut Changed::default())?,
+            false => scratch::put_chunks(&self.conn)?,
+        }
         if let Some(Previous { run, uuid, digest: Some(digest) }) = newest {
             put_last_manifest(&self.conn, *run, uuid, digest)?;
         }
@@ -300,65 +319,20 @@ impl Rebuild {
         self.conn.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
         let faults = self.take_faults();
         self.conn.close().map_err(|(_, e)| sql(e))?;
-        Ok(Built { target: self.target, _lock: self.lock, faults })
+        Ok(Built::new(self.place, faults))
     }
 }
 
-/// A catalog that is whole but has not got its name.
-pub struct Built {
-    target: PathBuf,
-    _lock: WriteLock,
-    /// What was found not to fit, and how much of it there was.
-    pub faults: (Vec<String>, u64),
-}
-
-impl Built {
-    /// Opens it for reading.
-    pub fn open(&self) -> Result<Reader> {
-        Reader::open(&built_path(&self.target))
-    }
-
-    /// Gives it its name, durably. Nobody may have it open.
-    pub fn publish(self) -> Result<()> {
-        let path = built_path(&self.target);
-        let failed = |e| Error::io(format!("syncing {}", quoted(&path)), e);
-        let file = sys::private_file().write(true).open(&path).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        if self.target.symlink_metadata().is_ok() {
-            let message = format!("{} has been made meanwhile", quoted(&self.target));
-            return Err(Error::usage(message));
-        }
-        sys::rename_durable(&path, &self.target)?;
-        remove_built(&self.target)
-    }
-}
-
-/// Names of what is built, after the name that it will have.
-const BUILT: &str = ".rebuilding";
-const SCRATCH: &str = ".rebuilding-scratch";
-
-fn beside(target: &Path, suffix: &str) -> PathBuf {
-    let mut name = target.file_name().unwrap_or_default().to_os_string();
-    name.push(suffix);
-    target.with_file_name(name)
-}
-
-fn built_path(target: &Path) -> PathBuf {
-    beside(target, BUILT)
-}
-
-/// Removes what is left of a building.
-fn remove_built(target: &Path) -> Result<()> {
-    for base in [BUILT, SCRATCH] {
-        for suffix in ["", "-journal", "-wal", "-shm", ".new", ".new-journal"] {
-            let path = beside(target, &format!("{base}{suffix}"));
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Error::io(format!("removing {}", quoted(&path)), e));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(())
+/// What each source has, as its newest run has counted it.
+fn alive(conn: &Connection) -> Result<HashMap<i64, Alive>> {
+    let query = "SELECT source, added + modified + unchanged, \
+                 dirs_added + dirs_modified + dirs_unchanged, files, bytes FROM runs \
+                 WHERE run IN (SELECT max(run) FROM runs GROUP BY source)";
+    let mut statement = conn.prepare(query).map_err(sql)?;
+    let rows = statement.query_map([], |row| {
+        let (entries, dirs) = (row.get(1)?, row.get(2)?);
+        let alive = Alive { entries, dirs, files: row.get(3)?, bytes: row.get(4)? };
+        Ok((row.get(0)?, alive))
+    });
+    rows.map_err(sql)?.collect::<rusqlite::Result<_>>().map_err(sql)
 }

@@ -108,6 +108,30 @@ pub fn open_to_read(path: &Path) -> Result<Connection> {
     open_to_look(path).map_err(|e| full_disk(e, path))
 }
 
+/// Opens a catalog that may be damaged, for reading, and changes nothing of it, its log included: what
+/// that has and the database has not is not seen.
+pub fn open_as_it_lies(path: &Path) -> Result<Connection> {
+    use std::os::unix::ffi::OsStrExt;
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-".contains(byte);
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match plain(byte) {
+            true => uri.push(char::from(*byte)),
+            false => uri.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    uri.push_str("?immutable=1");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_URI
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(uri, flags).map_err(sql)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(sql)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(sql)?;
+    conn.pragma_update(None, "cell_size_check", "ON").map_err(sql)?;
+    check_version(&conn, path)?;
+    Ok(conn)
+}
+
 fn open_to_look(path: &Path) -> Result<Connection> {
     // The write-ahead log needs its shared memory file, which a reader may have to make.
     let conn = match open(path, OpenFlags::SQLITE_OPEN_READ_WRITE) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use super::{query, rebuild};
+use super::{query, rebuild, register};
 use crate::catalog::COPIES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs;
@@ -90,6 +90,10 @@ pub enum Command {
     Coverage(Coverage),
     /// Make a catalog anew from its volumes alone, when it is lost
     Rebuildmeta(rebuild::Rebuildmeta),
+    /// Take the catalog back from its newest good copy on the volumes
+    CatalogRestore(rebuild::CatalogRestore),
+    /// Hold a doubtful catalog against its volumes: register volumes, blocks and chunks anew
+    RebuildCatalog(register::RebuildCatalog),
     /// Restore one file
     Restore(Restore),
     /// Restore a folder

@@ -14,6 +14,7 @@ mod pages;
 mod place;
 mod query;
 mod rebuild;
+mod register;
 mod repair;
 mod report;
 mod restore;
@@ -93,6 +94,8 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::Validate(it) => commands::validate(&catalog, it),
         Command::Genmeta(it) => commands::genmeta(&catalog, it),
         Command::Rebuildmeta(it) => rebuild::rebuildmeta(&catalog, it),
+        Command::RebuildCatalog(it) => register::rebuild_catalog(&catalog, it),
+        Command::CatalogRestore(it) => rebuild::catalog_restore(&catalog, it),
         Command::Restore(it) => restore::restore(&catalog, it),
         Command::RestoreFolder(it) => restore::restore_folder(&catalog, it),
         Command::RevertToRun(it) => restore::revert_to_run(&catalog, it),

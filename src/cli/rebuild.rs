@@ -1,13 +1,17 @@
-//! `rebuildmeta`: a catalog from its volumes.
+//! `rebuildmeta` and `catalog-restore`: a catalog from its volumes.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::{bar, exit, show};
+use crate::catalog::DamagedFile;
 use crate::error::{Quoted, Result};
 use crate::progress::Progress;
-use crate::rebuild::{self, Options};
+use crate::rebuild::{self, Options, Summary, from_copy};
+use crate::sys::quoted;
+use crate::volume::BlockId;
 
 /// Everything comes back: runs, files, history, tags, problems, owners, volumes, settings. The new
 /// catalog is at --catalog, where nothing may be yet. Whatever does not fit is named.
@@ -24,64 +28,143 @@ pub struct Rebuildmeta {
     json: bool,
 }
 
+/// The newest good copy on any of the volumes is taken, and the runs that came after it are replayed
+/// from their manifests. A catalog that is at --catalog is kept under another name, and what does not
+/// fit is named. End mounts of the catalog before.
+#[derive(clap::Args)]
+pub struct CatalogRestore {
+    /// Directories of all volumes, in any order [default: those that the old catalog still names]
+    #[arg(long, num_args = 1.., value_name = "DIR")]
+    volumes: Vec<PathBuf>,
+    /// Go on without runs whose manifests are lost, and without those that are changes of them
+    #[arg(long)]
+    allow_gaps: bool,
+    /// Print the result as JSON, after a line for each file that lacks blocks
+    #[arg(long)]
+    json: bool,
+}
+
 pub fn rebuildmeta(catalog: &Path, args: &Rebuildmeta) -> Result<u8> {
     let progress = Progress::default();
     let options = Options { volumes: args.volumes.clone(), allow_gaps: args.allow_gaps };
     let mut out = show::Out::new();
     let summary = bar::with_bar(&progress, || {
         rebuild::run(catalog, &options, &progress, &mut |block, file| {
-            if !args.json {
-                let runs: Vec<String> = file.runs.iter().map(i64::to_string).collect();
-                return out.line(&format!(
-                    "lacks block {block}: {} of {}, runs {}",
-                    Quoted(&file.path),
-                    Quoted(&file.source),
-                    runs.join(", ")
-                ));
-            }
-            let mut map = Map::new();
-            map.insert("lacks".into(), block.to_string().into());
-            show::put_name(&mut map, "source", &file.source);
-            show::put_name(&mut map, "path", &file.path);
-            map.insert("runs".into(), file.runs.into());
-            out.json(&Value::Object(map))
+            say_lacking(&mut out, block, file, args.json)
         })
     })?;
     show::print_problems(&summary.problems, summary.problem_count);
     if args.json {
-        let counts = [
-            ("runs", summary.runs),
-            ("runs_lost", summary.runs_lost),
-            ("volumes", summary.volumes),
-            ("volumes_missing", summary.volumes_missing),
-            ("blocks", summary.blocks),
-            ("blocks_lacking", summary.blocks_lacking),
-            ("files_lacking", summary.files_lacking),
-            ("problems", summary.problem_count),
-        ];
-        let counts = counts.into_iter().map(|(key, count)| (key.to_owned(), count.into()));
-        let mut map: Map<String, Value> = counts.collect();
-        map.insert("problem_list".into(), show::problems_json(&summary.problems));
-        out.json(&Value::Object(map))?;
+        out.json(&Value::Object(summary_json(&summary)))?;
     } else {
         out.line(&format!(
             "rebuilt {} runs from {} volumes, {} blocks",
             summary.runs, summary.volumes, summary.blocks
         ))?;
-        if summary.blocks_lacking > 0 {
-            out.line(&format!(
-                "  {} blocks are on none of them, which {} files need; named above",
-                summary.blocks_lacking, summary.files_lacking
-            ))?;
+        say_missing(&mut out, &summary)?;
+    }
+    out.finish()?;
+    Ok(exit_code(&summary))
+}
+
+pub fn catalog_restore(catalog: &Path, args: &CatalogRestore) -> Result<u8> {
+    let progress = Progress::default();
+    let options = from_copy::Options { volumes: args.volumes.clone(), allow_gaps: args.allow_gaps };
+    let mut out = show::Out::new();
+    let done = bar::with_bar(&progress, || {
+        from_copy::run(catalog, &options, &progress, &mut |block, file| {
+            say_lacking(&mut out, block, file, args.json)
+        })
+    })?;
+    let summary = &done.summary;
+    show::print_problems(&summary.problems, summary.problem_count);
+    if args.json {
+        let mut map = summary_json(summary);
+        show::put_name(&mut map, "copy", done.copy.as_os_str().as_bytes());
+        map.insert("after".into(), done.after.into());
+        map.insert("replayed".into(), done.replayed.clone().into());
+        if let Some(kept) = &done.kept {
+            show::put_name(&mut map, "kept", kept.as_os_str().as_bytes());
         }
-        if summary.runs_lost > 0 {
-            out.line(&format!("  {} runs are lost, named above", summary.runs_lost))?;
+        out.json(&Value::Object(map))?;
+    } else {
+        let copy = quoted(&done.copy);
+        out.line(&format!("restored the copy of after run {}: {copy}", done.after))?;
+        match done.replayed.len() {
+            0 => out.line("  no run came after it")?,
+            _ => out.line(&format!("  replayed {}", show::runs(&done.replayed)))?,
         }
-        if summary.problem_count > 0 {
-            out.line(&format!("  {} things did not fit, named above", summary.problem_count))?;
+        out.line(&format!(
+            "  {} runs, {} volumes, {} blocks",
+            summary.runs, summary.volumes, summary.blocks
+        ))?;
+        say_missing(&mut out, summary)?;
+        if let Some(kept) = &done.kept {
+            out.line(&format!("  the catalog that was there is {} now", quoted(kept)))?;
         }
     }
     out.finish()?;
-    // The catalog is there, whatever is wrong with the volumes.
-    Ok(if summary.problem_count > 0 { exit::PROBLEMS } else { exit::DONE })
+    Ok(exit_code(summary))
+}
+
+/// The catalog is there, whatever is wrong with the volumes.
+fn exit_code(summary: &Summary) -> u8 {
+    if summary.problem_count > 0 { exit::PROBLEMS } else { exit::DONE }
+}
+
+/// A file that lacks a block.
+pub(super) fn say_lacking(
+    out: &mut show::Out,
+    block: &BlockId,
+    file: DamagedFile,
+    is_json: bool,
+) -> Result<()> {
+    if !is_json {
+        let runs: Vec<String> = file.runs.iter().map(i64::to_string).collect();
+        return out.line(&format!(
+            "lacks block {block}: {} of {}, runs {}",
+            Quoted(&file.path),
+            Quoted(&file.source),
+            runs.join(", ")
+        ));
+    }
+    let mut map = Map::new();
+    map.insert("lacks".into(), block.to_string().into());
+    show::put_name(&mut map, "source", &file.source);
+    show::put_name(&mut map, "path", &file.path);
+    map.insert("runs".into(), file.runs.into());
+    out.json(&Value::Object(map))
+}
+
+fn summary_json(summary: &Summary) -> Map<String, Value> {
+    let counts = [
+        ("runs", summary.runs),
+        ("runs_lost", summary.runs_lost),
+        ("volumes", summary.volumes),
+        ("volumes_missing", summary.volumes_missing),
+        ("blocks", summary.blocks),
+        ("blocks_lacking", summary.blocks_lacking),
+        ("files_lacking", summary.files_lacking),
+        ("problems", summary.problem_count),
+    ];
+    let counts = counts.into_iter().map(|(key, count)| (key.to_owned(), count.into()));
+    let mut map: Map<String, Value> = counts.collect();
+    map.insert("problem_list".into(), show::problems_json(&summary.problems));
+    map
+}
+
+fn say_missing(out: &mut show::Out, summary: &Summary) -> Result<()> {
+    if summary.blocks_lacking > 0 {
+        out.line(&format!(
+            "  {} blocks are on none of them, which {} files need; named above",
+            summary.blocks_lacking, summary.files_lacking
+        ))?;
+    }
+    if summary.runs_lost > 0 {
+        out.line(&format!("  {} runs are lost, named above", summary.runs_lost))?;
+    }
+    if summary.problem_count > 0 {
+        out.line(&format!("  {} things did not fit, named above", summary.problem_count))?;
+    }
+    Ok(())
 }

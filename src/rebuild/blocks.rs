@@ -1,25 +1,74 @@
-//! Which blocks there are, and what is inside: from the volume indexes, and from metas where an
-//! index has lost its records.
+//! Which blocks there are, and what is inside: from the volume indexes; where an index has lost its
+//! records from metas, or from the catalog that is at hand; or, asked to, from the blocks themselves.
 //!
-//! An index and a meta that say different things of a block are both put to the proof of its bytes:
-//! only one of them decodes to chunks of the names that it says.
+//! Where two say different things of a block, both are put to the proof of its bytes: only one of
+//! them decodes to chunks of the names that it says.
 
 use super::{Notes, Source};
 use crate::catalog::meta_read;
-use crate::catalog::replay::{Fit, FoundAt, Rebuild};
+use crate::catalog::replay::{Fit, Found, FoundAt};
 use crate::chunk::HashAlgo;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::volume::{BlockId, BlockIndex, IndexMender, Record, Volume, prove};
 
+/// How blocks are read.
+#[derive(Clone, Copy)]
+pub struct How {
+    pub hash: HashAlgo,
+    /// Whether each block is put to the proof of its bytes.
+    pub scan: bool,
+    /// Whether indexes that have lost records are written anew.
+    pub mend: bool,
+}
+
+/// Files that are taken from the list at a time.
+const PAGE_FILES: u64 = 256;
+
 /// What is to be done on the volumes when the catalog is whole.
 pub struct Repairs {
     /// For each source the valid length of its index.
     pub index_lens: Vec<u64>,
+    /// For each source the blocks that were put to the proof, and those that were found damaged.
+    pub scanned: Vec<(u64, u64)>,
     menders: Vec<(usize, IndexMender)>,
 }
 
 impl Repairs {
+    /// The sources whose indexes will be written anew, by their places in the list.
+    pub fn mended(&self) -> impl Iterator<Item = usize> + '_ {
+        self.menders.iter().map(|it| it.0)
+    }
+
+    /// Adds a record to the index of a source, which is written anew then; gives where it is and how
+    /// long the index is with it. What fails is told.
+    pub fn append(
+        &mut self,
+        (at, volume): (usize, &Volume),
+        index: &BlockIndex,
+        number: u64,
+        notes: &mut Notes<'_>,
+    ) -> Result<Option<(u64, u64)>> {
+        if self.menders.iter().all(|it| it.0 != at) {
+            let valid = self.index_lens.get(at).copied().unwrap_or_default();
+            match IndexMender::new(volume, valid) {
+                Ok(it) => self.menders.push((at, it)),
+                Err(e) => {
+                    notes.add(&volume.config.path, &e);
+                    return Ok(None);
+                }
+            }
+        }
+        let Some((_, mender)) = self.menders.iter_mut().find(|it| it.0 == at) else {
+            return Ok(None);
+        };
+        let record_at = mender.append(index, Some(number))?;
+        if let Some(len) = self.index_lens.get_mut(at) {
+            *len = mender.len();
+        }
+        Ok(Some((record_at, mender.len())))
+    }
+
     /// Gives indexes their records back. What fails is told: it costs metas, not data.
     pub fn commit(self, sources: &[Source], notes: &mut Notes<'_>) {
         for (at, mender) in self.menders {
@@ -35,17 +84,18 @@ impl Repairs {
 
 /// Reads what all volumes have.
 pub fn read(
-    rebuild: &Rebuild,
+    found: Found<'_>,
     sources: &[Source],
-    hash: HashAlgo,
+    how: How,
     notes: &mut Notes<'_>,
     progress: &Progress,
 ) -> Result<Repairs> {
-    let mut repairs = Repairs { index_lens: Vec::new(), menders: Vec::new() };
-    let mut work = Work { rebuild, hash, notes, progress };
+    let mut repairs = Repairs { index_lens: Vec::new(), scanned: Vec::new(), menders: Vec::new() };
+    let mut work = Work { found, how, notes, progress };
     for (at, source) in sources.iter().enumerate() {
         if !source.is_used {
             repairs.index_lens.push(0);
+            repairs.scanned.push((0, 0));
             continue;
         }
         let volume = &source.volume;
@@ -53,13 +103,14 @@ pub fn read(
         let mender = work.without_record(volume, valid)?;
         repairs.index_lens.push(mender.as_ref().map_or(valid, IndexMender::len));
         repairs.menders.extend(mender.map(|it| (at, it)));
+        repairs.scanned.push(if how.scan { work.scan(volume)? } else { (0, 0) });
     }
     Ok(repairs)
 }
 
 struct Work<'a, 'n> {
-    rebuild: &'a Rebuild,
-    hash: HashAlgo,
+    found: Found<'a>,
+    how: How,
     notes: &'a mut Notes<'n>,
     progress: &'a Progress,
 }
@@ -90,8 +141,8 @@ impl Work<'_, '_> {
             Progress::add(&self.progress.entries, 1);
             let len = volume.store.len_of(&index.id).unwrap_or_default();
             let is_there = len == Some(index.stored_len());
-            let found = FoundAt { volume: volume.config.number, record_at: at, number, is_there };
-            self.take(volume, index, found)?;
+            let place = FoundAt { volume: volume.config.number, record_at: at, number, is_there };
+            self.take(volume, index, place)?;
         }
     }
 
@@ -104,10 +155,16 @@ impl Work<'_, '_> {
             },
             _ => index,
         };
-        if self.rebuild.found_block(&index, at)? == Fit::Fits {
+        if !self.found.agrees(&index)? && prove(volume, &index, self.how.hash).is_err() {
+            let message = "the catalog says something else of what is in it, and its bytes do not \
+                           prove what is said here: this copy does not count";
+            self.note(volume, &index.id, message);
             return Ok(());
         }
-        let is_proved = prove(volume, &index, self.hash).is_ok();
+        if self.found.put(&index, at)? == Fit::Fits {
+            return Ok(());
+        }
+        let is_proved = prove(volume, &index, self.how.hash).is_ok();
         let message = match is_proved {
             true => "another volume says something else of what is in it, which its bytes refute",
             false => {
@@ -117,8 +174,8 @@ impl Work<'_, '_> {
         };
         self.note(volume, &index.id, message);
         if is_proved {
-            self.rebuild.correct_block(&index)?;
-            self.rebuild.found_block(&index, at)?;
+            self.found.correct(&index)?;
+            self.found.put(&index, at)?;
         }
         Ok(())
     }
@@ -131,11 +188,11 @@ impl Work<'_, '_> {
         meta: BlockIndex,
     ) -> Option<BlockIndex> {
         let id = index.id;
-        if prove(volume, &index, self.hash).is_ok() {
+        if prove(volume, &index, self.how.hash).is_ok() {
             self.note(volume, &id, "its meta is wrong about what is in it; the index is right");
             return Some(index);
         }
-        if prove(volume, &meta, self.hash).is_ok() {
+        if prove(volume, &meta, self.how.hash).is_ok() {
             self.note(volume, &id, "the index is wrong about what is in it; its meta is right");
             return Some(meta);
         }
@@ -150,16 +207,16 @@ impl Work<'_, '_> {
         self.notes.add(&volume.config.path, &error);
     }
 
-    /// Takes in the blocks of which the index has no record and a meta says what is inside. A run
-    /// that did not end has left none with a meta but those that it was about to name.
+    /// Takes in the blocks of which the index has no record, and a meta or the catalog says what is
+    /// inside. A run that did not end has left none with a meta but those that it was about to
+    /// name.
     fn without_record(&mut self, volume: &Volume, valid: u64) -> Result<Option<IndexMender>> {
-        let mut without: Vec<(BlockId, u64)> = Vec::new();
-        let (rebuild, number) = (self.rebuild, volume.config.number);
+        let (found, number) = (self.found, volume.config.number);
         let mut failed = None;
-        let listed = volume.store.list(&mut |id, len| match rebuild.has_found(&id, number) {
-            Ok(true) => {}
-            Ok(false) => without.push((id, len)),
-            Err(e) => failed = Some(e),
+        let listed = volume.store.list(&mut |id, len| {
+            if let Err(e) = found.put_file(number, &id, len) {
+                failed = Some(e);
+            }
         });
         if let Some(e) = failed {
             return Err(e);
@@ -168,31 +225,115 @@ impl Work<'_, '_> {
             self.notes.add(&volume.config.path, &e);
         }
         let mut mender: Option<IndexMender> = None;
-        for (id, len) in without {
-            self.progress.check()?;
-            let Some(index) = meta_read::read_head(volume, &id) else { continue };
-            if index.stored_len() != len {
-                continue;
-            }
-            if mender.is_none() {
-                let message = "its index has lost records: what is in its blocks is taken from \
-                               their metas";
-                self.notes.add(&volume.config.path, &Error::corrupt(message));
-                mender = IndexMender::new(volume, valid).map(Some).or_else(|e| {
-                    self.notes.add(&volume.config.path, &e);
-                    Ok::<_, Error>(None)
-                })?;
-            }
-            let record_at = match &mut mender {
-                Some(mender) => mender.append(&index)?,
-                // There is no record, and whoever asks for it is told so.
-                None => i64::MAX.cast_unsigned(),
-            };
-            let at = FoundAt { volume: number, record_at, number: None, is_there: true };
-            if self.rebuild.found_block(&index, at)? == Fit::Differs {
+        let (mut is_told, mut after) = (false, None);
+        loop {
+            let page = found.files(number, after.as_ref(), true, PAGE_FILES)?;
+            let Some(last) = page.last() else { return Ok(mender) };
+            after = Some(last.0);
+            for (id, len) in page {
+                self.progress.check()?;
+                let Some((index, block)) = self.described(volume, &id, len)? else { continue };
+                if !std::mem::replace(&mut is_told, true) {
+                    let message = "its index has lost records: what is in its blocks is taken from \
+                                   their metas, or from the catalog";
+                    self.notes.add(&volume.config.path, &Error::corrupt(message));
+                    if self.how.mend {
+                        match IndexMender::new(volume, valid) {
+                            Ok(it) => mender = Some(it),
+                            Err(e) => self.notes.add(&volume.config.path, &e),
+                        }
+                    }
+                }
+                let record_at = match &mut mender {
+                    Some(mender) => mender.append(&index, block)?,
+                    // There is no record, and whoever asks for it is told so.
+                    None => i64::MAX.cast_unsigned(),
+                };
+                let at = FoundAt { volume: number, record_at, number: block, is_there: true };
                 self.take(volume, index, at)?;
             }
         }
-        Ok(mender)
+    }
+
+    /// What a meta says of a block, or else the catalog, if that is so; and its number there.
+    fn described(
+        &mut self,
+        volume: &Volume,
+        id: &BlockId,
+        len: u64,
+    ) -> Result<Option<(BlockIndex, Option<u64>)>> {
+        let known = match self.found.known_index(id) {
+            Ok(known) => known,
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                log::debug!("{e}");
+                None
+            }
+            Err(e) => return Err(e),
+        };
+        let number = known.as_ref().map(|it| it.0);
+        let meta = meta_read::read_head(volume, id).filter(|it| it.stored_len() == len);
+        if let Some(index) = meta {
+            return Ok(Some((index, number)));
+        }
+        let is_so = |it: &(u64, BlockIndex)| prove(volume, &it.1, self.how.hash).is_ok();
+        Ok(known.filter(is_so).map(|it| (it.1, number)))
+    }
+
+    /// Puts each block to the proof of its bytes: how many, and how many are damaged.
+    fn scan(&mut self, volume: &Volume) -> Result<(u64, u64)> {
+        let number = volume.config.number;
+        let (mut scanned, mut damaged, mut after) = (0, 0, None);
+        loop {
+            let page = self.found.files(number, after.as_ref(), false, PAGE_FILES)?;
+            let Some(last) = page.last() else { return Ok((scanned, damaged)) };
+            after = Some(last.0);
+            for (id, len) in page {
+                self.progress.check()?;
+                Progress::add(&self.progress.bytes, len);
+                scanned += 1;
+                let said = self.found.index_of(&id)?;
+                if let Some(said) = &said
+                    && prove(volume, said, self.how.hash).is_ok()
+                {
+                    continue;
+                }
+                damaged += u64::from(!self.settle_damaged(volume, &id, said.as_ref())?);
+            }
+        }
+    }
+
+    /// Looks into a block that is not as is said, or of which nothing is said: whether its bytes
+    /// are those of its name. If they are, what else is said of it may be right.
+    fn settle_damaged(
+        &mut self,
+        volume: &Volume,
+        id: &BlockId,
+        said: Option<&BlockIndex>,
+    ) -> Result<bool> {
+        let len = volume.store.len_of(id)?.unwrap_or_default();
+        if let Err(e) = super::bytes::check_name(volume, id, len, self.how.hash) {
+            self.progress.check()?;
+            self.notes.add(&volume.config.path, &e.context("damaged"));
+            return Ok(false);
+        }
+        let Some(said) = said else {
+            let message = "nothing says what is in it, though its bytes are those of its name";
+            self.note(volume, id, message);
+            return Ok(true);
+        };
+        let meta = meta_read::read_head(volume, id);
+        let known = self.found.known_index(id).ok().flatten().map(|it| it.1);
+        let mut others = [meta, known].into_iter().flatten().filter(|it| it != said);
+        match others.find(|it| prove(volume, it, self.how.hash).is_ok()) {
+            Some(right) => {
+                self.note(volume, id, "the index is wrong about what is in it");
+                self.found.correct(&right)?;
+            }
+            None => {
+                let message = "its bytes are those of its name, and not what is said of them";
+                self.note(volume, id, message);
+            }
+        }
+        Ok(true)
     }
 }

@@ -11,23 +11,27 @@
 //! back.
 
 mod blocks;
+mod bytes;
+pub mod doubted;
+pub mod from_copy;
 mod metas;
 mod runs;
+mod unnamed;
 mod volumes;
 
 use std::path::{Path, PathBuf};
 
 use crate::catalog::history::{self, Around, Lines};
-use crate::catalog::manifest::Previous;
-use crate::catalog::replay::Rebuild;
+use crate::catalog::replay::{Built, Rebuild};
 use crate::catalog::{Damage, DamagedFile, Reader, Settings};
 use crate::chunk::HashAlgo;
 use crate::chunk::frame::Compression;
 use crate::chunk::split::Chunking;
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
-use crate::volume::{BlockId, Volume, VolumeManifest};
+use crate::volume::{BlockId, Volume, VolumeConfig, VolumeManifest};
 
+use blocks::{How, Repairs};
 use runs::{Chosen, History};
 
 /// What to rebuild from.
@@ -71,6 +75,8 @@ struct Source {
     manifest: VolumeManifest,
     /// Whether the catalog will have it: not if it has been emptied and put away.
     is_used: bool,
+    /// Whether its own manifest could not be read, and others say which one it is.
+    is_unnamed: bool,
 }
 
 /// Problems as they come.
@@ -80,7 +86,18 @@ struct Notes<'a> {
     count: u64,
 }
 
-impl Notes<'_> {
+impl<'a> Notes<'a> {
+    fn new(progress: &'a Progress) -> Notes<'a> {
+        Notes { progress, problems: Vec::new(), count: 0 }
+    }
+
+    /// Takes what others have noted, who have told it already.
+    fn append(&mut self, other: Notes<'_>) {
+        self.count += other.count;
+        let room = PROBLEMS_MAX.saturating_sub(self.problems.len());
+        self.problems.extend(other.problems.into_iter().take(room));
+    }
+
     fn add(&mut self, path: &Path, error: &Error) {
         let bytes = std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str());
         self.put(Problem::new(bytes, error));
@@ -104,61 +121,92 @@ pub fn run(
     progress: &Progress,
     lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
 ) -> Result<Summary> {
-    let mut notes = Notes { progress, problems: Vec::new(), count: 0 };
+    let mut notes = Notes::new(progress);
     progress.set_phase("reading manifests");
-    let mut sources = volumes::open(&options.volumes)?;
-    let history = runs::read(&sources, &mut notes, progress)?;
+    let mut sources = volumes::open(&options.volumes, progress)?;
+    let history = runs::read(&sources, None, &mut notes, progress)?;
     if !history.gaps.is_empty() && !options.allow_gaps {
-        return Err(history.refusal(&sources));
+        return Err(history.refusal(&sources, None));
     }
     note_left_out(&history, &mut notes);
-    let mut rebuild = Rebuild::create(catalog)?;
+    let rebuild = Rebuild::create(catalog)?;
     let settings = put_settings(&rebuild, &sources, &history, &mut notes)?;
-    let missing = volumes::settle(&mut sources, history.newest.as_ref(), &mut notes)?;
-    progress.set_phase("reading indexes");
-    let repairs = blocks::read(&rebuild, &sources, settings.hash, &mut notes, progress)?;
-    for (source, index_len) in sources.iter().zip(&repairs.index_lens) {
-        if source.is_used {
-            let created = source.manifest.facts.as_ref().map_or(0, |it| it.created);
-            rebuild.put_volume(&source.volume.config, created, *index_len)?;
-        }
-    }
-    missing.iter().try_for_each(|it| rebuild.put_volume(it, 0, 0))?;
-    rebuild.settle_blocks()?;
-    progress.set_phase("replaying runs");
-    for chosen in &history.runs {
-        replay(&mut rebuild, chosen, progress)?;
-        note_old(chosen, &mut notes);
-    }
-    keep_numbers(&mut rebuild, &history, progress)?;
-    let newest = history.runs.last().filter(|it| !it.is_old);
-    let newest =
-        newest.map(|it| Previous { run: it.run, uuid: it.uuid.clone(), digest: Some(it.digest) });
-    progress.set_phase("writing the catalog");
-    let mut built = rebuild.finish(newest.as_ref())?;
-    let (faults, fault_count) = std::mem::take(&mut built.faults);
-    notes.count += fault_count - faults.len() as u64;
-    faults.into_iter().for_each(|it| notes.add(catalog, &Error::corrupt(it)));
-    let mut summary = Summary {
-        runs: history.runs.len() as u64,
-        runs_lost: (history.gaps.len() + history.left_out.len()) as u64,
-        volumes: sources.len() as u64,
-        volumes_missing: missing.len() as u64,
-        ..Summary::default()
-    };
-    let reader = built.open()?;
+    let known = history.newest.as_ref().map(|it| &*it.volumes).unwrap_or_default();
+    let built = fill(rebuild, &mut sources, (&history, known), settings.hash, &mut notes)?;
+    let reader = built.catalog.open()?;
     progress.set_phase("comparing metas");
     metas::compare(&reader, &sources, settings.hash, &mut notes, progress)?;
+    let mut summary = built.summary(&sources, &history);
+    summary.runs = history.runs.len() as u64;
     progress.set_phase("looking for what is missing");
     report_lacking(&reader, &mut summary, &mut notes, lacking)?;
     drop(reader);
     progress.check()?;
     progress.set_phase("committing");
-    repairs.commit(&sources, &mut notes);
-    built.publish()?;
+    built.repairs.commit(&sources, &mut notes);
+    unnamed::name(&sources, &mut notes);
+    built.catalog.publish()?;
     progress.set_phase("done");
     (summary.problems, summary.problem_count) = (notes.problems, notes.count);
     Ok(summary)
+}
+
+/// A catalog that has only to get its name.
+struct Filled {
+    catalog: Built,
+    repairs: Repairs,
+    missing: usize,
+}
+
+impl Filled {
+    /// What came of it so far.
+    fn summary(&self, sources: &[Source], history: &History) -> Summary {
+        Summary {
+            runs_lost: (history.gaps.len() + history.left_out.len()) as u64,
+            volumes: sources.len() as u64,
+            volumes_missing: self.missing as u64,
+            ..Summary::default()
+        }
+    }
+}
+
+/// Puts volumes, blocks and runs into a catalog that has its settings. `known` are the volumes as
+/// they were known last.
+fn fill(
+    mut rebuild: Rebuild,
+    sources: &mut [Source],
+    (history, known): (&History, &[VolumeConfig]),
+    hash: HashAlgo,
+    notes: &mut Notes<'_>,
+) -> Result<Filled> {
+    let progress = notes.progress;
+    let missing = volumes::settle(sources, known, notes)?;
+    progress.set_phase("reading indexes");
+    let how = How { hash, scan: false, mend: true };
+    let mut repairs = blocks::read(rebuild.found(), sources, how, notes, progress)?;
+    let here = sources.iter().zip(&repairs.index_lens).filter(|it| it.0.is_used);
+    let here = here.map(|(source, len)| {
+        let created = source.manifest.facts.as_ref().map(|it| it.created);
+        (source.volume.config.clone(), created, Some(*len))
+    });
+    let away = missing.iter().map(|it| (it.clone(), None, None));
+    rebuild.put_volumes(&here.chain(away).collect::<Vec<_>>())?;
+    rebuild.settle_blocks()?;
+    progress.set_phase("replaying runs");
+    for chosen in &history.runs {
+        replay(&mut rebuild, chosen, progress)?;
+        note_old(chosen, notes);
+    }
+    keep_numbers(&mut rebuild, history, progress)?;
+    bytes::learn(&rebuild, sources, &mut repairs, hash, notes)?;
+    progress.set_phase("writing the catalog");
+    let mut catalog = rebuild.finish(history.newest_manifest.as_ref())?;
+    let (faults, fault_count) = std::mem::take(&mut catalog.faults);
+    notes.count += fault_count - faults.len() as u64;
+    for fault in faults {
+        notes.put(Problem::new("manifests", &Error::corrupt(fault)));
+    }
+    Ok(Filled { catalog, repairs, missing: missing.len() })
 }
 
 /// Says which runs will not be there.
@@ -209,14 +257,7 @@ fn put_settings(
         return Err(Error::corrupt(message));
     }
     let usual = usual_settings(hash, first.manifest.reserve_percent)?;
-    // Volumes that are up to date say the same, and know what was settled after the last run.
-    let mut said = sources
-        .iter()
-        .filter(|it| it.is_used)
-        .map(|it| it.manifest.facts.as_ref().map(|it| &it.settings).filter(|it| !it.is_empty()));
-    let one = said.next().flatten().filter(|one| said.all(|it| it == Some(*one)));
-    let around: Option<&Around> = history.newest.as_ref();
-    match one.or(around.map(|it| &it.settings)) {
+    match said_settings(sources, history) {
         Some(rows) => {
             let settings = rebuild.put_settings(&usual, rows)?;
             match settings.hash == hash {
@@ -231,6 +272,21 @@ fn put_settings(
             rebuild.put_settings(&usual, &[])
         }
     }
+}
+
+/// The settings, as the volumes say them if they all agree, or else the newest run.
+fn said_settings<'a>(
+    sources: &'a [Source],
+    history: &'a History,
+) -> Option<&'a Vec<(String, String)>> {
+    // Volumes that are up to date say the same, and know what was settled after the last run.
+    let mut said = sources
+        .iter()
+        .filter(|it| it.is_used)
+        .map(|it| it.manifest.facts.as_ref().map(|it| &it.settings).filter(|it| !it.is_empty()));
+    let one = said.next().flatten().filter(|one| said.all(|it| it == Some(*one)));
+    let around: Option<&Around> = history.newest.as_ref();
+    one.or(around.map(|it| &it.settings))
 }
 
 fn replay(rebuild: &mut Rebuild, chosen: &Chosen, progress: &Progress) -> Result<()> {

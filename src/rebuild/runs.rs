@@ -5,13 +5,12 @@
 //! that are whole, nobody guesses.
 
 use std::collections::BTreeMap;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{Notes, Source};
 use crate::catalog::history::{self, Around, Survey};
 use crate::catalog::manifest::{self, Previous};
-use crate::catalog::{RunId, copy};
+use crate::catalog::{Reader, RunId, copy};
 use crate::chunk::{Digest, HashAlgo};
 use crate::error::{Error, Quoted, Result};
 use crate::progress::Progress;
@@ -62,8 +61,20 @@ pub struct History {
     pub gaps: Vec<Gap>,
     /// What the newest manifest says of the catalog around it.
     pub newest: Option<Around>,
+    /// The manifest of the newest run, if it is of format 2.
+    pub newest_manifest: Option<Previous>,
     /// The hash that names blocks, if there is any run.
     pub hash: Option<HashAlgo>,
+}
+
+/// A state of the catalog that is there already, of after a run.
+pub struct Base {
+    pub run: RunId,
+    pub uuid: String,
+    /// The manifest of that run, as it was then.
+    pub digest: Option<Digest>,
+    /// All runs that it has.
+    pub runs: Vec<(RunId, String)>,
 }
 
 /// What the next older run has to be.
@@ -78,11 +89,18 @@ enum Expected {
     None,
 }
 
-/// Reads all manifests and puts them in order.
-pub fn read(sources: &[Source], notes: &mut Notes<'_>, progress: &Progress) -> Result<History> {
+/// Reads all manifests and puts them in order; those that follow `base`, if there is one.
+pub fn read(
+    sources: &[Source],
+    base: Option<&Base>,
+    notes: &mut Notes<'_>,
+    progress: &Progress,
+) -> Result<History> {
     let mut found: BTreeMap<RunId, Vec<Copy>> = BTreeMap::new();
+    let first = base.map_or(0, |it| it.run);
     for source in sources {
-        for (run, path) in list(&source.volume.config.path)? {
+        for (run, path) in list(&source.volume.config.path)?.into_iter().filter(|it| it.0 >= first)
+        {
             progress.check()?;
             let copies = found.entry(run).or_default();
             match history::survey(&path, &|| progress.check()) {
@@ -100,8 +118,8 @@ pub fn read(sources: &[Source], notes: &mut Notes<'_>, progress: &Progress) -> R
         }
     }
     let newest_copy = sources.iter().filter_map(newest_copy_on).max();
-    let mut history = choose(found, notes)?;
-    let newest = history.runs.last().map_or(0, |it| it.run);
+    let mut history = choose(found, base, notes)?;
+    let newest = history.runs.last().map_or(first, |it| it.run);
     if let Some(run) = newest_copy.filter(|it| *it > newest)
         && history.gaps.iter().all(|it| it.run < run)
     {
@@ -109,8 +127,11 @@ pub fn read(sources: &[Source], notes: &mut Notes<'_>, progress: &Progress) -> R
     }
     if let Some(last) = history.runs.last() {
         history.newest = history::survey(&last.path, &|| progress.check())?.head.around;
+        let (run, uuid) = (last.run, last.uuid.clone());
+        let previous = Previous { run, uuid, digest: Some(last.digest) };
+        history.newest_manifest = (!last.is_old).then_some(previous);
     }
-    leave_out(&mut history);
+    leave_out(&mut history, base);
     Ok(history)
 }
 
@@ -118,8 +139,19 @@ fn newest_copy_on(source: &Source) -> Option<RunId> {
     copy::list(&source.volume.config.path).ok()?.into_iter().max()
 }
 
+/// Whether a volume has the manifest of a run that a catalog has too.
+pub fn newest_known(volume: &Path, reader: &Reader) -> Result<bool> {
+    for (run, path) in list(volume)?.into_iter().rev() {
+        let (Ok(survey), Ok(known)) = (history::survey(&path, &|| Ok(())), reader.run(run)) else {
+            continue;
+        };
+        return Ok(survey.head.uuid == known.uuid);
+    }
+    Ok(false)
+}
+
 /// The manifests of a volume by the numbers in their names.
-fn list(volume: &Path) -> Result<Vec<(RunId, PathBuf)>> {
+pub fn list(volume: &Path) -> Result<Vec<(RunId, PathBuf)>> {
     let dir = volume.join("manifests");
     let failed = |e| Error::io(format!("listing {}", quoted(&dir)), e);
     let entries = match std::fs::read_dir(&dir) {
@@ -146,7 +178,12 @@ fn copy_of(path: PathBuf, survey: Survey) -> Copy {
     Copy { path, uuid: head.uuid, digest, source: head.source, hash: head.hash, links }
 }
 
-fn choose(found: BTreeMap<RunId, Vec<Copy>>, notes: &mut Notes<'_>) -> Result<History> {
+fn choose(
+    mut found: BTreeMap<RunId, Vec<Copy>>,
+    base: Option<&Base>,
+    notes: &mut Notes<'_>,
+) -> Result<History> {
+    let of_base = base.and_then(|it| found.remove(&it.run)).unwrap_or_default();
     let mut expected = Expected::Any;
     let (mut runs, mut gaps): (Vec<Chosen>, Vec<Gap>) = (Vec::new(), Vec::new());
     for (run, copies) in found.into_iter().rev() {
@@ -199,11 +236,22 @@ fn choose(found: BTreeMap<RunId, Vec<Copy>>, notes: &mut Notes<'_>) -> Result<Hi
             basis: copy.links.map(|it| it.basis),
         });
     }
-    match expected {
-        Expected::This(it) => gaps.push(Gap { run: it.run, uuid: Some(it.uuid) }),
-        Expected::Number(run) => gaps.push(Gap { run, uuid: None }),
+    let first = base.map_or(0, |it| it.run);
+    match &expected {
+        Expected::This(it) if it.run > first => {
+            gaps.push(Gap { run: it.run, uuid: Some(it.uuid.clone()) });
+            expected = Expected::Any;
+        }
+        Expected::Number(run) if *run > first => {
+            gaps.push(Gap { run: *run, uuid: None });
+            expected = Expected::Any;
+        }
         _ => {}
     }
+    let newest_manifest = match base {
+        Some(base) => link(base, &of_base, &expected)?,
+        None => None,
+    };
     runs.reverse();
     gaps.reverse();
     let hash = runs.last().map(|it| it.hash);
@@ -211,7 +259,44 @@ fn choose(found: BTreeMap<RunId, Vec<Copy>>, notes: &mut Notes<'_>) -> Result<Hi
         let path = quoted(&other.path);
         return Err(Error::corrupt(format!("{path} is of a store with another hash")));
     }
-    Ok(History { runs, left_out: Vec::new(), gaps, newest: None, hash })
+    Ok(History { runs, left_out: Vec::new(), gaps, newest: None, newest_manifest, hash })
+}
+
+/// Checks that what follows a state of the catalog follows its newest run, of which `copies` are
+/// the manifests; gives the right one.
+fn link(base: &Base, copies: &[Copy], expected: &Expected) -> Result<Option<Previous>> {
+    let other = |what: &str| {
+        let run = base.run;
+        Err(Error::corrupt(format!("it is of another history: {what} run {run} than it knows")))
+    };
+    let wanted = match expected {
+        Expected::This(it) if (it.run, &it.uuid) != (base.run, &base.uuid) => {
+            return other("newer runs follow another");
+        }
+        Expected::None => return other("newer runs follow another"),
+        Expected::This(it) => it.digest,
+        _ => None,
+    };
+    let mut same = copies.iter().filter(|it| it.uuid == base.uuid).peekable();
+    if same.peek().is_none() && !copies.is_empty() {
+        return other("the manifests are of another");
+    }
+    let digests: Vec<&Copy> = same.filter(|it| it.links.is_some()).collect();
+    let has = |digest: &Digest| digests.iter().any(|it| it.digest == *digest);
+    let right = match (wanted, base.digest) {
+        // Made anew by genmeta since, where it is there.
+        (Some(wanted), Some(known)) if wanted != known && !has(&wanted) => {
+            return other("newer runs follow another manifest of");
+        }
+        (Some(wanted), _) => Some(wanted),
+        (None, Some(known)) if has(&known) => Some(known),
+        (None, _) => {
+            let first = digests.first().map(|it| it.digest);
+            first.filter(|first| digests.iter().all(|it| it.digest == *first))
+        }
+    };
+    let previous = |digest| Previous { run: base.run, uuid: base.uuid.clone(), digest };
+    Ok(right.map(|digest| previous(Some(digest))))
 }
 
 /// The right one of a run's manifests that are whole, if there is one.
@@ -274,11 +359,12 @@ fn pick(
 }
 
 /// Takes out the runs whose changes are changes of something that is lost.
-fn leave_out(history: &mut History) {
+fn leave_out(history: &mut History, base: Option<&Base>) {
     if history.gaps.is_empty() {
         return;
     }
-    let mut sound: BTreeMap<RunId, String> = BTreeMap::new();
+    let known = base.map(|it| it.runs.iter().cloned()).into_iter().flatten();
+    let mut sound: BTreeMap<RunId, String> = known.collect();
     let first_gap = history.gaps.iter().map(|it| it.run).min().unwrap_or(RunId::MAX);
     for chosen in std::mem::take(&mut history.runs) {
         let is_sound = match &chosen.basis {
@@ -298,7 +384,7 @@ fn leave_out(history: &mut History) {
 
 impl History {
     /// The error that says what is lost, and what can be done about it.
-    pub fn refusal(&self, sources: &[Source]) -> Error {
+    pub fn refusal(&self, sources: &[Source], base: Option<&Base>) -> Error {
         let mut text = String::new();
         for gap in &self.gaps {
             let uuid = gap.uuid.as_ref().map(|it| format!(" (name {it})")).unwrap_or_default();
@@ -316,12 +402,11 @@ impl History {
             ));
         }
         text.push_str("Give all volumes with --volumes");
-        let copies = sources.iter().filter_map(|it| Some((newest_copy_on(it)?, it)));
-        if let Some((run, source)) = copies.max_by_key(|it| it.0) {
-            let path = source.volume.config.path.join(copy::document_name(run));
-            let path = Quoted(path.as_os_str().as_bytes()).to_string();
+        let newest = sources.iter().filter_map(newest_copy_on).max();
+        if let Some(run) = newest.filter(|_| base.is_none()) {
             text.push_str(&format!(
-                ", or unpack the copy of the catalog of after run {run}: zstd -d {path} -o CATALOG"
+                ", or begin with the copy of the catalog of after run {run}: raidtape \
+                 catalog-restore, with the same --catalog and --volumes"
             ));
         }
         text.push_str("; --allow-gaps builds a catalog without these runs");

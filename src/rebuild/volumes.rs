@@ -4,20 +4,35 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::{Notes, Source};
-use crate::catalog::history::Around;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Progress;
 use crate::sys::quoted;
 use crate::volume::{Status, Volume, VolumeConfig, VolumeManifest};
 
-/// Opens the volumes in these directories. Each is one, and none comes twice.
-pub fn open(dirs: &[PathBuf]) -> Result<Vec<Source>> {
+/// Opens the volumes in these directories. Each is one, and none comes twice. One of them may have
+/// lost its manifest, if runs say which one it is.
+pub fn open(dirs: &[PathBuf], progress: &Progress) -> Result<Vec<Source>> {
     let mut sources: Vec<Source> = Vec::new();
+    let mut nameless: Option<(PathBuf, Error)> = None;
     for dir in dirs {
         let failed = |e| Error::io(format!("volume {}", quoted(dir)), e);
         let path = dir.canonicalize().map_err(failed)?;
-        let manifest = VolumeManifest::read(&path).map_err(|e| {
-            e.context("which volume this is cannot be told, and nothing else says it")
-        })?;
+        let manifest = match VolumeManifest::read(&path) {
+            Ok(manifest) => manifest,
+            Err(e) if path.join("chunks").is_dir() && e.kind() != ErrorKind::Version => {
+                if let Some((other, _)) = &nameless {
+                    let (one, two) = (quoted(other), quoted(&path));
+                    let message = format!(
+                        "neither {one} nor {two} has a volume manifest that can be read ({e}): \
+                         which is which cannot be told"
+                    );
+                    return Err(Error::corrupt(message));
+                }
+                nameless = Some((path, e));
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
         if let Some(other) = sources.iter().find(|it| it.manifest.uuid == manifest.uuid) {
             let message = format!(
                 "{} and {} are the same volume, or one is a copy of the other: give one of them",
@@ -35,7 +50,12 @@ pub fn open(dirs: &[PathBuf]) -> Result<Vec<Source>> {
             reserve_percent: manifest.reserve_percent,
         };
         let is_used = manifest.other("retired").is_none();
-        sources.push(Source { volume: Volume::open(config)?, manifest, is_used });
+        let volume = Volume::open(config)?;
+        sources.push(Source { volume, manifest, is_used, is_unnamed: false });
+    }
+    if let Some((path, e)) = nameless {
+        let source = super::unnamed::identify(&path, &sources, e, progress)?;
+        sources.push(source);
     }
     match sources.is_empty() {
         true => Err(Error::usage("give at least one volume")),
@@ -43,13 +63,12 @@ pub fn open(dirs: &[PathBuf]) -> Result<Vec<Source>> {
     }
 }
 
-/// Gives the volumes their numbers; gives those that were not given.
+/// Gives the volumes their numbers, by what is known of them last; gives those that were not given.
 pub fn settle(
     sources: &mut [Source],
-    newest: Option<&Around>,
+    known: &[VolumeConfig],
     notes: &mut Notes<'_>,
 ) -> Result<Vec<VolumeConfig>> {
-    let known = newest.map(|it| &*it.volumes).unwrap_or_default();
     for source in sources.iter_mut().filter(|it| !it.is_used) {
         // Put away, and yet the newest run had it.
         source.is_used = known.iter().any(|it| it.uuid == source.manifest.uuid);
@@ -97,7 +116,7 @@ pub fn settle(
         missing.map(|it| VolumeConfig { status: Status::Missing, ..it.clone() }).collect();
     for volume in &missing {
         let message = format!("volume {} ({}) was not given", volume.number, volume.uuid);
-        let error = Error::new(crate::error::ErrorKind::Offline, message);
+        let error = Error::new(ErrorKind::Offline, message);
         notes.add(&volume.path, &error);
     }
     // In the order of their numbers, so that what is read does not depend on how they were given.

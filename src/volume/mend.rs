@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufWriter, Read, Write};
 use std::path::PathBuf;
 
-use super::block::{BlockIndex, encode_old_record};
+use super::block::{BlockIndex, encode_old_record, encode_record};
 use super::{INDEX_NAME, Volume};
 use crate::chunk::HashAlgo;
 use crate::error::{Error, Result};
@@ -89,9 +89,10 @@ impl IndexMender {
         self.len == 0
     }
 
-    /// Appends a record; gives where it begins. The number that the block had is not known.
-    pub fn append(&mut self, index: &BlockIndex) -> Result<u64> {
-        let record = encode_old_record(index);
+    /// Appends a record; gives where it begins. The number that the block has in its catalog is
+    /// said if it is known.
+    pub fn append(&mut self, index: &BlockIndex, number: Option<u64>) -> Result<u64> {
+        let record = number.map_or_else(|| encode_old_record(index), |it| encode_record(it, index));
         let written = self.out.write_all(&record);
         written.map_err(|e| Error::io(format!("writing {}", quoted(&self.new)), e))?;
         let at = self.len;

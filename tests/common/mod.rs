@@ -335,6 +335,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("mkfs.btrfs", "btrfs-progs"),
     ("prlimit", "util-linux"),
     ("git", "git"),
+    ("strace", "strace"),
     ("python3", "python3"),
     ("tar", "tar"),
     ("diff", "diffutils"),

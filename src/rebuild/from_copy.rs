@@ -1,0 +1,283 @@
+//! `catalog-restore`: the newest good copy of the catalog, and the runs that came after it.
+//!
+//! Nothing is believed of a copy because it is the newest: one that is damaged, of another catalog,
+//! or of another history than the manifests of the volumes is named, and the next older one is
+//! tried, on whatever volume. What volumes and blocks there are is read from the volumes anew. The
+//! catalog that was there, however damaged, is kept under another name.
+
+use std::path::{Path, PathBuf};
+
+use super::runs::{self, Base};
+use super::{Filled, Notes, Source, Summary, fill, note_left_out, report_lacking, said_settings};
+use crate::catalog::replay::Place;
+use crate::catalog::{DamagedFile, Reader, RunId, copy};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Progress;
+use crate::sys::quoted;
+use crate::volume::{BlockId, VolumeConfig};
+
+/// What to restore from.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Directories of volumes, in any order; if none, those that the old catalog still names.
+    pub volumes: Vec<PathBuf>,
+    /// Whether to go on without runs that are lost, and without those that are changes of them.
+    pub allow_gaps: bool,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Restored {
+    /// The copy that was taken.
+    pub copy: PathBuf,
+    /// The run after which it was made.
+    pub after: RunId,
+    /// The runs that were replayed after it.
+    pub replayed: Vec<RunId>,
+    /// Where the catalog is now that was there before.
+    pub kept: Option<PathBuf>,
+    /// What is back, and what is missing.
+    pub summary: Summary,
+}
+
+/// A copy on a volume.
+struct Candidate {
+    run: RunId,
+    path: PathBuf,
+    /// Name of the volume.
+    volume: String,
+}
+
+/// What a copy says of the whole catalog.
+struct Opened {
+    base: Base,
+    volumes: Vec<VolumeConfig>,
+}
+
+/// How many refused copies an error names.
+const NAMED_MAX: usize = 5;
+
+/// Restores the catalog `catalog`. `lacking` is called with every file that needs a block of which
+/// no volume is known that has it.
+pub fn run(
+    catalog: &Path,
+    options: &Options,
+    progress: &Progress,
+    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+) -> Result<Restored> {
+    let mut notes = Notes::new(progress);
+    progress.set_phase("looking for copies");
+    let (dirs, had) = what_was(catalog, options, &mut notes)?;
+    let mut sources = super::volumes::open(&dirs, progress)?;
+    let candidates = candidates(&sources, &mut notes);
+    if candidates.is_empty() {
+        let message = "none of these volumes has a copy of the catalog: raidtape rebuildmeta, with \
+                       a new --catalog and all --volumes, makes one from the volumes alone";
+        return Err(Error::new(ErrorKind::NotFound, message));
+    }
+    for candidate in &candidates {
+        progress.check()?;
+        let mut own = Notes::new(progress);
+        match try_one(catalog, candidate, &mut sources, options, &mut own) {
+            Ok(tried) => {
+                notes.append(own);
+                if let Some(run) = had.filter(|it| *it > tried.newest) {
+                    let message = format!(
+                        "it said that the newest run is {run}, of which the volumes know nothing; \
+                         the restored one ends with run {}",
+                        tried.newest
+                    );
+                    notes.add(catalog, &Error::corrupt(message));
+                }
+                return finish(tried, candidate, &sources, notes, lacking);
+            }
+            Err(Refused::Copy(e)) => notes.add(&candidate.path, &e),
+            Err(Refused::All(e)) => return Err(e),
+        }
+    }
+    Err(none_is_good(&notes))
+}
+
+/// Why a copy was not restored.
+enum Refused {
+    /// It is not good, or does not fit what came after it.
+    Copy(Error),
+    /// No other one will do either.
+    All(Error),
+}
+
+impl Refused {
+    fn from(error: Error) -> Refused {
+        match error.kind() {
+            ErrorKind::Corrupt | ErrorKind::Version | ErrorKind::Denied | ErrorKind::NotFound => {
+                Refused::Copy(error)
+            }
+            // A disk that cannot read says so; one that cannot be written is told apart above.
+            ErrorKind::Io => Refused::Copy(error),
+            _ => Refused::All(error),
+        }
+    }
+}
+
+/// The directories of the volumes, and the newest run that the old catalog knows if it can be read.
+fn what_was(
+    catalog: &Path,
+    options: &Options,
+    notes: &mut Notes<'_>,
+) -> Result<(Vec<PathBuf>, Option<RunId>)> {
+    let old = Reader::open_as_it_lies(catalog);
+    let newest = old.as_ref().ok().and_then(|it| it.latest(None).ok()?).map(|it| it.id);
+    if !options.volumes.is_empty() {
+        return Ok((options.volumes.clone(), newest));
+    }
+    let known = old.and_then(|it| it.volumes());
+    let mut dirs = Vec::new();
+    for volume in known.as_deref().unwrap_or_default() {
+        match crate::volume::VolumeManifest::read(&volume.path) {
+            Ok(it) if it.uuid == volume.uuid => dirs.push(volume.path.clone()),
+            Ok(_) => {
+                let message = "another volume is there than the old catalog says";
+                notes.add(&volume.path, &Error::new(ErrorKind::Offline, message));
+            }
+            Err(e) => notes.add(&volume.path, &e),
+        }
+    }
+    match dirs.is_empty() {
+        false => Ok((dirs, newest)),
+        true => {
+            let why = known.err().map(|e| format!(" ({e})")).unwrap_or_default();
+            let message = format!(
+                "{} does not say where a volume is that is there{why}: name the volumes with \
+                 --volumes",
+                quoted(catalog)
+            );
+            Err(Error::usage(message))
+        }
+    }
+}
+
+/// All copies, newest first.
+fn candidates(sources: &[Source], notes: &mut Notes<'_>) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    for source in sources {
+        let volume = &source.volume.config;
+        match copy::list(&volume.path) {
+            Ok(runs) => found.extend(runs.into_iter().map(|run| Candidate {
+                run,
+                path: volume.path.join(copy::document_name(run)),
+                volume: volume.uuid.clone(),
+            })),
+            Err(e) => notes.add(&volume.path, &e),
+        }
+    }
+    found.sort_by_key(|it| std::cmp::Reverse(it.run));
+    found
+}
+
+/// A catalog that was built from a copy.
+struct Tried {
+    filled: Filled,
+    summary: Summary,
+    replayed: Vec<RunId>,
+    newest: RunId,
+}
+
+fn try_one(
+    catalog: &Path,
+    candidate: &Candidate,
+    sources: &mut [Source],
+    options: &Options,
+    notes: &mut Notes<'_>,
+) -> std::result::Result<Tried, Refused> {
+    let progress = notes.progress;
+    let place = Place::take(catalog).map_err(Refused::All)?;
+    progress.set_phase("unpacking the catalog");
+    let opened = unpack(&place, candidate, sources, progress).map_err(Refused::from)?;
+    progress.set_phase("reading manifests");
+    let base = &opened.base;
+    let history = runs::read(sources, Some(base), notes, progress).map_err(Refused::from)?;
+    if !history.gaps.is_empty() && !options.allow_gaps {
+        return Err(Refused::All(history.refusal(sources, Some(base))));
+    }
+    note_left_out(&history, notes);
+    let work = || -> Result<Tried> {
+        let rebuild = place.resume()?;
+        let rows = said_settings(sources, &history).cloned().unwrap_or_default();
+        let settings = rebuild.change_settings(&rows)?;
+        let newest = history.newest.as_ref().map(|it| it.volumes.clone());
+        let known = newest.unwrap_or_else(|| opened.volumes.clone());
+        let filled = fill(rebuild, sources, (&history, &known), settings.hash, notes)?;
+        let mut summary = filled.summary(sources, &history);
+        let replayed: Vec<RunId> = history.runs.iter().map(|it| it.run).collect();
+        summary.runs = (base.runs.len() + replayed.len()) as u64;
+        let newest = replayed.last().copied().unwrap_or(base.run);
+        Ok(Tried { filled, summary, replayed, newest })
+    };
+    work().map_err(Refused::from)
+}
+
+/// Unpacks a copy and checks that it is what it should be.
+fn unpack(
+    place: &Place,
+    candidate: &Candidate,
+    sources: &[Source],
+    progress: &Progress,
+) -> Result<Opened> {
+    let reader = place.unpack(&candidate.path, &|| progress.check())?;
+    let runs = reader.runs()?;
+    let Some(newest) = runs.last().filter(|it| it.id == candidate.run) else {
+        let found = runs.last().map_or(0, |it| it.id);
+        return Err(Error::corrupt(format!("it is a catalog of after run {found}")));
+    };
+    let volumes = reader.volumes()?;
+    if volumes.iter().all(|it| it.uuid != candidate.volume) {
+        return Err(Error::corrupt("it is of another catalog: it does not know its own volume"));
+    }
+    let hash = reader.settings()?.hash;
+    if sources.iter().any(|it| it.manifest.hash != hash) {
+        return Err(Error::corrupt("it is of another catalog: its hash is another one"));
+    }
+    let last = reader.last_manifest()?.filter(|it| (it.run, &it.uuid) == (newest.id, &newest.uuid));
+    let base = Base {
+        run: newest.id,
+        uuid: newest.uuid.clone(),
+        digest: last.and_then(|it| it.digest),
+        runs: runs.into_iter().map(|it| (it.id, it.uuid)).collect(),
+    };
+    Ok(Opened { base, volumes })
+}
+
+/// Says what is missing, and gives the catalog its name.
+fn finish(
+    tried: Tried,
+    candidate: &Candidate,
+    sources: &[Source],
+    mut notes: Notes<'_>,
+    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+) -> Result<Restored> {
+    let progress = notes.progress;
+    let Tried { filled, mut summary, replayed, .. } = tried;
+    progress.set_phase("looking for what is missing");
+    let reader = filled.catalog.open()?;
+    report_lacking(&reader, &mut summary, &mut notes, lacking)?;
+    drop(reader);
+    progress.check()?;
+    progress.set_phase("committing");
+    filled.repairs.commit(sources, &mut notes);
+    super::unnamed::name(sources, &mut notes);
+    let kept = filled.catalog.replace()?;
+    progress.set_phase("done");
+    (summary.problems, summary.problem_count) = (notes.problems, notes.count);
+    let (copy, after) = (candidate.path.clone(), candidate.run);
+    Ok(Restored { copy, after, replayed, kept, summary })
+}
+
+fn none_is_good(notes: &Notes<'_>) -> Error {
+    let named: Vec<String> =
+        notes.problems.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    Error::corrupt(format!(
+        "no copy of the catalog is good: raidtape rebuildmeta, with a new --catalog and all \
+         --volumes, makes one from the volumes alone. {}",
+        named.join("; ")
+    ))
+}
