@@ -32,7 +32,7 @@ use super::{Content, Extent, OPEN, Settings, sql};
 use crate::chunk::Digest;
 use crate::entry::{Kind, Metadata, check_name};
 use crate::error::{Error, Quoted, Result};
-use crate::sys::{Time, quoted};
+use crate::sys::{self, Time, quoted};
 use crate::volume::{BlockId, VolumeConfig};
 
 /// Memory for pages, in KiB.
