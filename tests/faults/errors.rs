@@ -94,7 +94,11 @@ fn fail_everywhere(verb: &Verb) {
         let last = if is_opening { opens } else { ops.len() as u64 };
         for at in 1..=last {
             for lasting in [Lasting::Once, Lasting::ForEver] {
-                if lasting == Lasting::ForEver && is_rare(fault) && at % every != 0 {
+                // These two have many operations, and each of their trials is long.
+                let is_long = matches!(verb.base, Base::Damaged | Base::Uncatalogued);
+                let is_both = lasting == Lasting::ForEver && is_rare(fault);
+                let is_either = lasting == Lasting::ForEver || is_rare(fault);
+                if (is_both || is_long && is_either) && at % every != 0 {
                     continue;
                 }
                 let (op, is_scratch) = ops.get(at as usize - 1).copied().unzip();
