@@ -91,7 +91,7 @@ pub fn open_to_write(path: &Path) -> Result<Connection> {
 /// What the first steps find on a disk that is full SQLite tells of in other words, such as that it
 /// cannot open the file: asks the disk itself. Readers too need a little room, for their shared
 /// memory.
-fn full_disk(error: Error, path: &Path) -> Error {
+pub fn full_disk(error: Error, path: &Path) -> Error {
     let dir = path.parent().unwrap_or(Path::new("/"));
     let try_disk = || tempfile::tempfile_in(dir)?.write_all(&[1; ROOM_BYTES]);
     match (error.kind(), try_disk()) {

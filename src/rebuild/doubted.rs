@@ -11,7 +11,7 @@ use super::runs::newest_known;
 use super::{Notes, Source};
 use crate::catalog::register::{CopiesOf, Register};
 use crate::catalog::replay::Changed;
-use crate::catalog::{Damage, DamagedFile, NumberSet, Reader};
+use crate::catalog::{Damage, DamagedFile, NumberSet, Reader, full_disk};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
@@ -72,6 +72,15 @@ const PAGE_BLOCKS: u64 = 256;
 /// Holds the catalog `catalog` against its volumes. `lost` is called with every file that needs a
 /// block that has vanished.
 pub fn run(
+    catalog: &Path,
+    options: &Options,
+    progress: &Progress,
+    lost: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+) -> Result<Summary> {
+    register(catalog, options, progress, lost).map_err(|e| full_disk(e, catalog))
+}
+
+fn register(
     catalog: &Path,
     options: &Options,
     progress: &Progress,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::runs::{self, Base};
 use super::{Filled, Notes, Source, Summary, fill, note_left_out, report_lacking, said_settings};
 use crate::catalog::replay::Place;
-use crate::catalog::{DamagedFile, Reader, RunId, copy};
+use crate::catalog::{DamagedFile, Reader, RunId, copy, full_disk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
@@ -60,6 +60,15 @@ const NAMED_MAX: usize = 5;
 /// Restores the catalog `catalog`. `lacking` is called with every file that needs a block of which
 /// no volume is known that has it.
 pub fn run(
+    catalog: &Path,
+    options: &Options,
+    progress: &Progress,
+    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+) -> Result<Restored> {
+    take(catalog, options, progress, lacking).map_err(|e| full_disk(e, catalog))
+}
+
+fn take(
     catalog: &Path,
     options: &Options,
     progress: &Progress,

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use crate::catalog::history::{self, Around, Lines};
 use crate::catalog::replay::{Built, Rebuild};
-use crate::catalog::{Damage, DamagedFile, Reader, Settings};
+use crate::catalog::{Damage, DamagedFile, Reader, Settings, full_disk};
 use crate::chunk::HashAlgo;
 use crate::chunk::frame::Compression;
 use crate::chunk::split::Chunking;
@@ -116,6 +116,15 @@ impl<'a> Notes<'a> {
 /// Makes the catalog `catalog`, which must not exist, from volumes. `lacking` is called with every
 /// file that needs a block that no volume has.
 pub fn run(
+    catalog: &Path,
+    options: &Options,
+    progress: &Progress,
+    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+) -> Result<Summary> {
+    make(catalog, options, progress, lacking).map_err(|e| full_disk(e, catalog))
+}
+
+fn make(
     catalog: &Path,
     options: &Options,
     progress: &Progress,

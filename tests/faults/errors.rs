@@ -94,8 +94,9 @@ fn fail_everywhere(verb: &Verb) {
         let last = if is_opening { opens } else { ops.len() as u64 };
         for at in 1..=last {
             for lasting in [Lasting::Once, Lasting::ForEver] {
-                // These two have many operations, and each of their trials is long.
-                let is_long = matches!(verb.base, Base::Damaged | Base::Uncatalogued);
+                // These have many operations, and each of their trials is long.
+                let is_long =
+                    matches!(verb.base, Base::Damaged | Base::Uncatalogued | Base::Doubtful);
                 let is_both = lasting == Lasting::ForEver && is_rare(fault);
                 let is_either = lasting == Lasting::ForEver || is_rare(fault);
                 if (is_both || is_long && is_either) && at % every != 0 {
@@ -167,6 +168,16 @@ fn a_repair_may_fail_anywhere() {
 #[test]
 fn rebuildmeta_may_fail_anywhere() {
     fail_everywhere(verb("rebuildmeta"));
+}
+
+#[test]
+fn catalog_restore_may_fail_anywhere() {
+    fail_everywhere(verb("catalog-restore"));
+}
+
+#[test]
+fn rebuild_catalog_may_fail_anywhere() {
+    fail_everywhere(verb("rebuild-catalog"));
 }
 
 /// A sync fails, and what it should have written is never written, though the kernel shows it and

@@ -67,6 +67,18 @@ const VERBS: &[Verb] = &[
         line: &["rebuildmeta", "--volumes", "/store/v1", "/store/v2"],
         stores: None,
     },
+    Verb {
+        name: "catalog-restore",
+        base: Base::Uncatalogued,
+        line: &["catalog-restore", "--volumes", "/store/v1", "/store/v2"],
+        stores: None,
+    },
+    Verb {
+        name: "rebuild-catalog",
+        base: Base::Doubtful,
+        line: &["rebuild-catalog"],
+        stores: None,
+    },
 ];
 
 fn verb(name: &str) -> &'static Verb {

@@ -53,8 +53,8 @@ fn kills_and_cuts_by_chance() {
     let time = start.elapsed().as_secs_f64();
     let seed = seed();
     tell(&format!(
-        "kills: {count} from {from}, of large runs of {ops} operations: {killed} killed, {cut} with \
-         a power cut, 0 lost, {time:.1} s, seed {seed}"
+        "kills: {count} from {from}, of large runs of {ops} operations: {killed} killed, {cut} \
+         with a power cut, 0 lost, {time:.1} s, seed {seed}"
     ));
 }
 

@@ -80,6 +80,8 @@ pub enum Base {
     Damaged,
     /// The states `one` and `two` stored, and no catalog.
     Uncatalogued,
+    /// The same, with a catalog that does not know which chunks there are.
+    Doubtful,
 }
 
 impl Base {
@@ -204,8 +206,14 @@ impl Scene {
         fs::create_dir(&dir).unwrap();
         self.point_at(&dir);
         self.make_base(base).unwrap();
-        if base == Base::Uncatalogued {
+        if matches!(base, Base::Uncatalogued | Base::Doubtful) {
             *self.lost_dump.lock().unwrap() = self.dump();
+        }
+        if base == Base::Doubtful {
+            let conn = rusqlite::Connection::open(self.catalog()).unwrap();
+            conn.execute("DELETE FROM chunks", []).unwrap();
+        }
+        if base == Base::Uncatalogued {
             fs::remove_dir_all(dir.join("c")).unwrap();
             fs::create_dir(dir.join("c")).unwrap();
         }
@@ -250,7 +258,7 @@ impl Scene {
             Base::Lacking | Base::Damaged => {
                 unlocked(|| Writer::open(&self.catalog()))?.set_copies(2)?;
             }
-            Base::Uncatalogued => drop(self.back_up("two")?),
+            Base::Uncatalogued | Base::Doubtful => drop(self.back_up("two")?),
             _ => {}
         }
         if base == Base::Damaged { self.damage() } else { Ok(()) }
@@ -376,17 +384,17 @@ impl Scene {
             must.insert("one");
         }
         must.extend(verb.stores.filter(|_| done != Said::Nothing));
-        if verb.base == Base::Uncatalogued {
+        if matches!(verb.base, Base::Uncatalogued | Base::Doubtful) {
             must.insert("two");
         }
-        if verb.base.keeps_places() {
+        if verb.base.keeps_places() || verb.base == Base::Doubtful {
             self.make_ready(verb, done)?;
         }
         if verb.base == Base::Damaged {
             self.repair_again(&must, done)?;
             self.check_all_take_blocks()?;
         }
-        if verb.base == Base::Uncatalogued {
+        if matches!(verb.base, Base::Uncatalogued | Base::Doubtful) {
             self.check_dump(verb)?;
         }
         if verb.base == Base::Bare || done == Said::Problems {

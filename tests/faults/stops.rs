@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use super::scene::{Base, Said, Scene, Verb, tell};
-use super::verb;
+use super::{trials, verb};
 use crate::common::faultfs::disk::Disk;
 use crate::common::faultfs::{Cut, Fault, Lasting, Rules};
 
@@ -46,7 +46,11 @@ fn cut_after_the_next(verb: &Verb) {
     let start = Instant::now();
     let scene = Scene::new();
     let moments = scene.trace(verb, &scene.base(verb.base), false);
-    for (number, moment) in moments.iter().enumerate() {
+    // Of long commands a part, unless all is asked for.
+    let is_long = matches!(verb.base, Base::Damaged | Base::Uncatalogued);
+    let every = if is_long { trials("EVERY", 4) as usize } else { 1 };
+    let is_due = |number: usize| number.is_multiple_of(every) || number + 5 > moments.len();
+    for (number, moment) in moments.iter().enumerate().filter(|it| is_due(it.0)) {
         let done = scene.run_on(verb, Disk::resume(moment));
         let (op, what) = (moment.op, &moment.what);
         let at = format!("{}: killed after {number} ({op:?} {what})", verb.name);
@@ -170,6 +174,16 @@ fn a_repair_may_stop_anywhere() {
 #[test]
 fn rebuildmeta_may_stop_anywhere() {
     stop_everywhere(verb("rebuildmeta"));
+}
+
+#[test]
+fn catalog_restore_may_stop_anywhere() {
+    stop_everywhere(verb("catalog-restore"));
+}
+
+#[test]
+fn rebuild_catalog_may_stop_anywhere() {
+    stop_everywhere(verb("rebuild-catalog"));
 }
 
 #[test]
