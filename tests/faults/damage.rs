@@ -283,9 +283,14 @@ fn damage_is_never_read_from_a_log() {
         fs::remove_dir_all(dir).unwrap();
         read.runs.contains_key("two")
     };
-    // The last one: the run was finished, as its volumes know.
-    let mut images = moments.iter().rev().map(|it| it.cut(Cut::Kept));
-    let image = images.find(|it| log(it) > 10_000 && is_committed(it)).unwrap();
+    // The run is finished, as its volumes know by now, and still in the log.
+    let is_noted = |it: &Image| {
+        let is_note = |path: &str| path.ends_with("/.complete");
+        let of_two = |it: &[u8]| String::from_utf8_lossy(it).contains("run=2\n");
+        it.files().iter().any(|it| is_note(&it.0) && of_two(&it.1))
+    };
+    let mut images = moments.iter().map(|it| it.cut(Cut::Kept));
+    let image = images.find(|it| log(it) > 10_000 && is_noted(it) && is_committed(it)).unwrap();
     let all = numbers("DAMAGES", 8_000);
     damage_all(&scene, &image, "a store with a log", all.start / 4..all.end / 4);
 }
