@@ -144,6 +144,12 @@ impl Reader {
                 }
             }
         }
+        let has_several = entry.meta.kind != Kind::Dir && entry.meta.nlink > 1;
+        if !is_new && self.entry_of_version(version)?.is_some_and(|it| it.meta != entry.meta) {
+            let what = Place(entry);
+            checking
+                .tell(format_args!("{what}: other names of version {version} have other metadata"));
+        }
         let source = if entry.dir == 0 { Some(&entry.name) } else { place.map(|it| &it.0) };
         let Some(source) = source else { return Ok(()) };
         let runs = (entry.first_run, entry.last_run);
@@ -155,7 +161,7 @@ impl Reader {
         let path = path_in(place.map(|it| &*it.1), &entry.name);
         told.add_name(&mut pass.text, &path, version);
         // A version of several names is told where it was first seen, and once.
-        let is_told = match entry.meta.kind != Kind::Dir && entry.meta.nlink > 1 {
+        let is_told = match has_several {
             false => is_new,
             true => {
                 let is_first = self.first_run_of(version)? == Some(entry.first_run);

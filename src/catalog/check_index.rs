@@ -20,8 +20,8 @@ impl Reader {
         row.optional().map_err(sql)
     }
 
-    /// All places of chunks that the catalog has, summed up as [`add_chunks`] does. `check` is asked
-    /// now and then; what it fails with ends the work.
+    /// All places of chunks that the catalog has, summed up as [`add_chunks`] does. `check` is
+    /// asked now and then; what it fails with ends the work.
     pub fn chunk_sum(&self, check: &dyn Fn() -> Result<()>) -> Result<Sum> {
         let mut statement =
             self.conn().prepare("SELECT id, block, at, len FROM chunks").map_err(sql)?;

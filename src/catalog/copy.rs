@@ -175,7 +175,7 @@ const MAGIC: &[u8] = b"SQLite format 3\0";
 /// Length of what a SQLite file says of itself at its beginning.
 const HEADER_BYTES: usize = 100;
 /// So much from the beginning on is searched for the settings, whose table is the first of all.
-const HEAD_BYTES: usize = 1 << 18;
+const HEAD_BYTES: usize = 1 << 16;
 
 /// Reads the copy at `from` to its end without keeping it: its bytes are those that zstd's checksum
 /// is of, it is as long as it says, a catalog that this program knows, and of after `run`.
@@ -214,9 +214,11 @@ pub fn verify(from: &Path, run: Option<&Run>, check: &dyn Fn() -> Result<()>) ->
         return Err(Error::corrupt("it is not as long as it says"));
     }
     // Key and value of a setting lie side by side.
-    let has = |words: &str| head.windows(words.len()).any(|it| it == words.as_bytes());
-    let newest = run.map(|it| format!("{LAST_MANIFEST}{} {} ", it.id, it.uuid));
-    match newest.is_none_or(|it| has(&it)) || !has(LAST_MANIFEST) {
+    let key = LAST_MANIFEST.as_bytes();
+    let mut found = (0..head.len()).filter_map(|at| head.get(at..)?.strip_prefix(key)).peekable();
+    let newest = run.map(|it| format!("{} {} ", it.id, it.uuid));
+    let is_of = |it: &[u8]| newest.as_ref().is_none_or(|newest| it.starts_with(newest.as_bytes()));
+    match found.peek().is_none() || found.any(is_of) {
         true => Ok(()),
         false => Err(Error::corrupt("it is not of after its run")),
     }

@@ -7,11 +7,11 @@
 //! or SQLite has dropped the end of a damaged log. To write to it would give the numbers of the
 //! lost runs to others, and overwrite their manifests.
 
-use super::copy;
 use super::numbers::{Numbered, last_given};
 use super::read::Reader;
 use super::run::RunId;
 use super::write::Writer;
+use super::{copy, manifest};
 use crate::error::{Error, Result};
 use crate::sys::quoted;
 use crate::volume::{Volume, Volumes};
@@ -19,9 +19,11 @@ use crate::volume::{Volume, Volumes};
 /// The newest run that was finished, as far as a volume knows it; 0 where it knows of none.
 pub fn finished_on(volume: &Volume) -> RunId {
     let noted = volume.described().map_or(0, |it| it.run);
-    // What cannot be listed says nothing.
-    let copied = copy::list(&volume.config.path).ok().and_then(|it| it.first().copied());
-    noted.max(copied.unwrap_or_default())
+    // What cannot be listed says nothing. A copy whose run has no manifest here is from before a
+    // rebuild, or somebody has put it here.
+    let has_manifest = |run: &RunId| volume.document_path(&manifest::document_name(*run)).exists();
+    let copied = copy::list(&volume.config.path).unwrap_or_default();
+    noted.max(copied.into_iter().find(has_manifest).unwrap_or_default())
 }
 
 impl Reader {

@@ -66,8 +66,8 @@ pub struct Totals {
     pub stored_bytes: u64,
 }
 
-/// Fails if keys that were asked for in order do not rise: pages of a damaged database may lead in a
-/// circle, and who goes on from the last of them would never end.
+/// Fails if keys that were asked for in order do not rise: pages of a damaged database may lead in
+/// a circle, and who goes on from the last of them would never end.
 pub(super) fn in_order<T: PartialOrd>(keys: impl Iterator<Item = T>) -> Result<()> {
     match keys.is_sorted_by(|a, b| a < b) {
         true => Ok(()),

@@ -2,11 +2,12 @@
 //! catalog.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::Work;
 use super::report::{Fault, Part, Stranger};
-use crate::catalog::history::{self, Survey};
+use crate::catalog::history::{self, Head, Survey};
 use crate::catalog::told::{History, told_by};
 use crate::catalog::{Reader, Run, RunId, copy, finished_on, manifest};
 use crate::chunk::Digest;
@@ -64,6 +65,11 @@ impl Work<'_> {
                 }
             }
             if let Some((survey, path)) = right {
+                if survey.tail.is_some() && !is_of(&survey.head, run) {
+                    let message = "what is said of it as a whole differs from its manifest";
+                    let message = format!("catalog: run {}: {message}", run.id);
+                    self.fault(Fault::of_catalog(message));
+                }
                 if survey.tail.is_some() && self.options.run.is_none() {
                     let told = told_by(&path, &|| self.progress.check());
                     match told {
@@ -84,7 +90,11 @@ impl Work<'_> {
     /// Reads the manifest of a run; `None` if it is another run's.
     fn manifest(&self, path: &Path, run: &Run, wanted: Option<Digest>) -> Result<Option<Survey>> {
         let survey = history::survey(path, &|| self.progress.check())?;
-        if (survey.head.run, &*survey.head.uuid) != (run.id, &*run.uuid) {
+        let head = &survey.head;
+        if head.run != run.id {
+            return Err(Error::corrupt(format!("it is that of run {}", head.run)));
+        }
+        if head.uuid != run.uuid {
             return Ok(None);
         }
         // Format 1 has no more to say.
@@ -210,4 +220,15 @@ impl Work<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a manifest's first line says what the catalog says of the run.
+fn is_of(head: &Head, run: &Run) -> bool {
+    let mut tags = head.tags.clone();
+    tags.sort_unstable();
+    tags.dedup();
+    let around = head.around.as_ref();
+    (head.started, &head.source, &tags, &head.comment)
+        == (run.started, &run.source, &run.tags, &run.comment)
+        && around.is_none_or(|it| it.host == run.host && it.path == run.path.as_os_str().as_bytes())
 }
