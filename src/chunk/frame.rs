@@ -126,12 +126,11 @@ pub fn is_magic(bytes: &[u8]) -> bool {
 }
 
 /// The compressed frame that `bytes` begin with, if it has the form of those that are made here: it
-/// says its plain length, has no check of its own, names no dictionary, is one segment, and saves
-/// what it has to.
+/// says its plain length, has no check of its own, names no dictionary, and saves what it has to.
 pub fn find_compressed(bytes: &[u8]) -> Option<Frame> {
     let (magic, descriptor) = (bytes.get(..4)?, *bytes.get(4)?);
-    // Single segment, no check, no dictionary; see RFC 8878, 3.1.1.1.1.
-    if !is_magic(magic) || descriptor & 0b0011_1111 != 0b0010_0000 {
+    // No check, no dictionary; see RFC 8878, 3.1.1.1.1.
+    if !is_magic(magic) || descriptor & 0b0001_1111 != 0 {
         return None;
     }
     let plain_len = zstd::zstd_safe::get_frame_content_size(bytes).ok()??;

@@ -1,5 +1,5 @@
 //! Which blocks there are, and what is inside: from the volume indexes; where an index has lost its
-//! records from metas, or from the catalog that is at hand; or, asked to, from the blocks themselves.
+//! records from metas, or from the catalog that is at hand; or, asked to, from the blocks.
 //!
 //! Where two say different things of a block, both are put to the proof of its bytes: only one of
 //! them decodes to chunks of the names that it says.
@@ -40,8 +40,8 @@ impl Repairs {
         self.menders.iter().map(|it| it.0)
     }
 
-    /// Adds a record to the index of a source, which is written anew then; gives where it is and how
-    /// long the index is with it. What fails is told.
+    /// Adds a record to the index of a source, which is written anew then; gives where it is and
+    /// how long the index is with it. What fails is told.
     pub fn append(
         &mut self,
         (at, volume): (usize, &Volume),

@@ -1,9 +1,9 @@
 //! What the bytes of a block say of themselves, where no index and no meta says it.
 //!
 //! The name of a block is the hash of its bytes, so that those are right can be told; where its
-//! frames begin cannot always. A frame of ours that is compressed has a header of one form, and what
-//! lies between is raw; but a raw frame may hold what looks like one. So a layout counts when the
-//! files that it makes have their hashes, by the manifests, and else the block stays unknown.
+//! frames begin cannot always. A frame of ours that is compressed has a header of one form, and
+//! what lies between is raw; but a raw frame may hold what looks like one. So a layout counts when
+//! the files that it makes have their hashes, by the manifests, and else the block stays unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 
