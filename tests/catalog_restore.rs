@@ -1,7 +1,7 @@
 //! A catalog taken back from its copies on the volumes, and what came after them replayed.
 //!
-//! Invariant: what comes back is compared by the logical dump with what was there, and what was there
-//! is kept, byte for byte.
+//! Invariant: what comes back is compared by the logical dump with what was there, and what was
+//! there is kept, byte for byte.
 
 use std::ffi::OsString;
 use std::fs;

@@ -1,12 +1,12 @@
 //! A catalog built anew from what volumes say: settings, volumes, blocks, and the history.
 //!
 //! It is begun from nothing, or from a copy of the catalog of after an earlier run; built under
-//! another name beside its place, in one transaction, it gets its name when it is whole. Runs come in the order of their numbers, each manifest twice: first what goes and what
-//! directories there are, then all else, for lines of different paths come in no order. What does
-//! not follow from what was before is refused: a history that has lost a part shows here.
+//! another name beside its place, in one transaction, it gets its name when it is whole. Runs come
+//! in the order of their numbers, each manifest twice: first what goes and what directories there
+//! are, then all else, for lines of different paths come in no order. What does not follow from
+//! what was before is refused: a history that has lost a part shows here.
 
 pub(super) mod known;
-mod learn;
 mod lines;
 pub(super) mod place;
 pub(super) mod scratch;

@@ -108,8 +108,8 @@ pub fn open_to_read(path: &Path) -> Result<Connection> {
     open_to_look(path).map_err(|e| full_disk(e, path))
 }
 
-/// Opens a catalog that may be damaged, for reading, and changes nothing of it, its log included: what
-/// that has and the database has not is not seen.
+/// Opens a catalog that may be damaged, for reading, and changes nothing of it, its log included:
+/// what that has and the database has not is not seen.
 pub fn open_as_it_lies(path: &Path) -> Result<Connection> {
     use std::os::unix::ffi::OsStrExt;
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-".contains(byte);

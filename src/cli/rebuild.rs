@@ -28,9 +28,9 @@ pub struct Rebuildmeta {
     json: bool,
 }
 
-/// The newest good copy on any of the volumes is taken, and the runs that came after it are replayed
-/// from their manifests. A catalog that is at --catalog is kept under another name, and what does not
-/// fit is named. End mounts of the catalog before.
+/// The newest good copy on any of the volumes is taken, and the runs that came after it are
+/// replayed from their manifests. A catalog that is at --catalog is kept under another name, and
+/// what does not fit is named. End mounts of the catalog before.
 #[derive(clap::Args)]
 pub struct CatalogRestore {
     /// Directories of all volumes, in any order [default: those that the old catalog still names]

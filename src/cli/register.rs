@@ -12,9 +12,9 @@ use crate::progress::Progress;
 use crate::rebuild::doubted::{self, OfVolume, Options, Summary};
 use crate::sys::quoted;
 
-/// Volumes, blocks and chunks are registered anew from the indexes of the volumes. Runs and files stay
-/// as they are, and nothing is removed because a block has vanished: it is named, with all files that
-/// need it.
+/// Volumes, blocks and chunks are registered anew from the indexes of the volumes. Runs and files
+/// stay as they are, and nothing is removed because a block has vanished: it is named, with all
+/// files that need it.
 #[derive(clap::Args)]
 pub struct RebuildCatalog {
     /// Volumes that are elsewhere than the catalog says, or that it has lost
@@ -47,7 +47,18 @@ pub fn rebuild_catalog(catalog: &Path, args: &RebuildCatalog) -> Result<u8> {
         false => print(&mut out, &summary, args.dry_run)?,
     }
     out.finish()?;
-    Ok(exit::of_problems(&summary.problems, summary.problem_count))
+    Ok(exit_code(&summary))
+}
+
+/// Loss outranks absence outranks what was put right.
+fn exit_code(summary: &Summary) -> u8 {
+    let is_bad = |it: &OfVolume| it.copies.missing > 0 || it.scanned.1 > 0;
+    match summary.volumes.iter().any(is_bad) {
+        true => exit::DAMAGED,
+        false if summary.volumes_missing > 0 => exit::OFFLINE,
+        false if summary.problem_count > 0 => exit::PROBLEMS,
+        false => exit::DONE,
+    }
 }
 
 fn print(out: &mut show::Out, summary: &Summary, is_trial: bool) -> Result<()> {
@@ -74,7 +85,8 @@ fn print(out: &mut show::Out, summary: &Summary, is_trial: bool) -> Result<()> {
     }
     let changed = &summary.changed;
     out.line(&format!(
-        "{}: blocks {} added, {} changed; chunks {} added, {} changed, {} removed; {} records moved",
+        "{}: blocks {} added, {} changed; chunks {} added, {} changed, {} removed; {} records \
+         moved",
         if is_trial { "would change" } else { "changed" },
         changed.blocks_added,
         changed.blocks_changed,

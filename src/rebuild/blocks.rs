@@ -1,5 +1,5 @@
 //! Which blocks there are, and what is inside: from the volume indexes; where an index has lost its
-//! records from metas, or from the catalog that is at hand; or, asked to, from the blocks themselves.
+//! records from metas, or from the catalog that is at hand; or, asked to, from the blocks.
 //!
 //! Where two say different things of a block, both are put to the proof of its bytes: only one of
 //! them decodes to chunks of the names that it says.
@@ -38,35 +38,6 @@ impl Repairs {
     /// The sources whose indexes will be written anew, by their places in the list.
     pub fn mended(&self) -> impl Iterator<Item = usize> + '_ {
         self.menders.iter().map(|it| it.0)
-    }
-
-    /// Adds a record to the index of a source, which is written anew then; gives where it is and how
-    /// long the index is with it. What fails is told.
-    pub fn append(
-        &mut self,
-        (at, volume): (usize, &Volume),
-        index: &BlockIndex,
-        number: u64,
-        notes: &mut Notes<'_>,
-    ) -> Result<Option<(u64, u64)>> {
-        if self.menders.iter().all(|it| it.0 != at) {
-            let valid = self.index_lens.get(at).copied().unwrap_or_default();
-            match IndexMender::new(volume, valid) {
-                Ok(it) => self.menders.push((at, it)),
-                Err(e) => {
-                    notes.add(&volume.config.path, &e);
-                    return Ok(None);
-                }
-            }
-        }
-        let Some((_, mender)) = self.menders.iter_mut().find(|it| it.0 == at) else {
-            return Ok(None);
-        };
-        let record_at = mender.append(index, Some(number))?;
-        if let Some(len) = self.index_lens.get_mut(at) {
-            *len = mender.len();
-        }
-        Ok(Some((record_at, mender.len())))
     }
 
     /// Gives indexes their records back. What fails is told: it costs metas, not data.

@@ -226,8 +226,8 @@ fn open(
     Ok((sources, away))
 }
 
-/// Names what a volume should have and has not; and, once for all volumes, all that those reach that
-/// no volume has.
+/// Names what a volume should have and has not; and, once for all volumes, all that those reach
+/// that no volume has.
 fn report_missing(
     (register, reader): (&Register, &Reader),
     config: &VolumeConfig,

@@ -1,8 +1,9 @@
 //! Volumes whose own manifest is damaged or gone: which ones they are, if runs leave no doubt.
 //!
-//! Each run manifest names all volumes of its catalog. A directory is taken for one of them if it is
-//! the only one of those that were given without a name, the only one that is left of those that
-//! are named, and holds a manifest of a run of that catalog itself. Nobody guesses otherwise.
+//! Each run manifest names all volumes of its catalog. A directory is taken for one of them if it
+//! is the only one of those that were given without a name, the only one that is left of those that
+//! are named (or lies where that one did), and has the manifest of a run that the others have too.
+//! Nobody guesses otherwise.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,8 +24,8 @@ const MANIFEST: &str = ".rt_volume_manifest";
 pub fn identify(path: &Path, named: &[Source], why: Error, progress: &Progress) -> Result<Source> {
     let doubt = |what: &str| {
         Err(Error::corrupt(format!(
-            "{why}; which volume this is cannot be told: {what}. Write its {MANIFEST} anew by hand, \
-             with the volume_id that the others' run manifests say, or leave it out"
+            "{why}; which volume this is cannot be told: {what}. Write its {MANIFEST} anew by \
+             hand, with the volume_id that the others' run manifests say, or leave it out"
         )))
     };
     let Some(own) = newest(path, progress)? else {
