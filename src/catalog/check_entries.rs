@@ -25,8 +25,11 @@ struct Parent {
     /// above all sources.
     ranges: Option<Vec<(RunId, RunId)>>,
     /// Its source and its path; `None` for what is above all sources, or is nowhere.
-    place: Option<(Vec<u8>, Vec<u8>)>,
+    place: Option<DirPlace>,
 }
+
+/// Source and path of a directory.
+type DirPlace = (Vec<u8>, Vec<u8>);
 
 /// What the pass through the entries has come to.
 #[derive(Default)]
@@ -120,7 +123,7 @@ impl Reader {
     fn sum_up(
         &self,
         pass: &mut Pass,
-        (entry, place): (&EntryRow, Option<&(Vec<u8>, Vec<u8>)>),
+        (entry, place): (&EntryRow, Option<&DirPlace>),
         (content, has_row): (&Content, bool),
         checking: &mut Checking<'_>,
     ) -> Result<()> {

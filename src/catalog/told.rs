@@ -368,7 +368,10 @@ impl Reader {
 
 /// What runs counted, held against the entries that live in them.
 #[derive(Default)]
-pub(super) struct Alive(BTreeMap<Vec<u8>, Vec<(RunId, [i64; 4], [i64; 4])>>);
+pub(super) struct Alive(BTreeMap<Vec<u8>, Vec<RunCounts>>);
+
+/// A run, what it counted, and how what lives changes with it: entries, directories, files, bytes.
+type RunCounts = (RunId, [i64; 4], [i64; 4]);
 
 impl Alive {
     /// The runs of each source, with what they counted.
