@@ -418,6 +418,62 @@ fn a_manifest_leads_to_no_other_place() {
 }
 
 #[test]
+fn blocks_that_nothing_describes_are_read_by_their_bytes() {
+    // Compressed, raw, both in one block, over several blocks, with holes; and what looks like
+    // frames, and is content.
+    let sandbox = Sandbox::with(&["--block-size", "1MiB", "--chunk-size", "16KiB"]);
+    data::mixed_tree(&sandbox.source, 1, 20);
+    let text = "all work and no play\n".repeat(1000);
+    for n in 0..40 {
+        fs::write(sandbox.source.join(format!("text {n}")), format!("{n}{text}")).unwrap();
+        data::noise_file(&sandbox.source.join(format!("noise {n}")), n, 20_000);
+        let frame = zstd::bulk::compress(format!("{text}{n}").as_bytes(), 3).unwrap();
+        fs::write(sandbox.source.join(format!("frame {n}.zst")), frame).unwrap();
+    }
+    data::noise_file(&sandbox.source.join("large noise"), 99, 3 << 20);
+    let lines: Vec<String> =
+        (0..600_000u64).map(|it| (it * 7919 % 1_000_003).to_string()).collect();
+    fs::write(sandbox.source.join("large text"), lines.join("\n")).unwrap();
+    let sparse = fs::File::create(sandbox.source.join("sparse")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, text.as_bytes(), 1 << 20).unwrap();
+    sparse.set_len(3 << 20).unwrap();
+    sandbox.backup();
+    let before = sandbox.revert(1, "before");
+    let volume = sandbox.path("volume");
+    fs::remove_dir_all(volume.join("meta")).unwrap();
+    fs::create_dir(volume.join("meta")).unwrap();
+    fs::remove_dir_all(volume.join("catalog")).unwrap();
+    fs::remove_file(volume.join(".rt_volume_index")).unwrap();
+    let volumes = [volume];
+    let (new, ran) = rebuild(&sandbox, "new", &volumes, &[]);
+    let ran = ran.code(3);
+    let said = summary(&ran);
+    // No wrong byte: what is there is right, and what is not is named.
+    let out = sandbox.path("out");
+    let restored = on(&new, args!["revert-to-run", "1", &out]);
+    if said["blocks_lacking"] == 0 {
+        restored.code(0);
+        assert_same(&Tree::of(&before), &Tree::of(&out));
+        on(&new, args!["validate", "--files"]);
+    } else {
+        let lines = ran.json_lines();
+        let list = tool("find", args![&before, "-type", "f", "-printf", "%P\\n"]).text();
+        for path in list.lines().map(PathBuf::from) {
+            let is_named = lines.iter().any(|it| it["path"] == path.to_str().unwrap());
+            let same = fs::read(before.join(&path)).ok() == fs::read(out.join(&path)).ok();
+            assert!(same || is_named, "{}", path.display());
+        }
+    }
+    let found = said["blocks"].as_u64().unwrap();
+    assert!(found > said["blocks_lacking"].as_u64().unwrap(), "{said}");
+    // What was learned is in the index from then on.
+    on(&new, args!["genmeta"]);
+    let (_, ran) = rebuild(&sandbox, "again", &volumes, &[]);
+    let again = summary(&ran);
+    assert_eq!(again["blocks"], said["blocks"], "{again}");
+}
+
+#[test]
 fn a_volume_without_a_manifest_is_known_by_the_runs_or_refused() {
     let (sandbox, [first, second]) = store();
     // Run manifests of before the second volume came do not name it.

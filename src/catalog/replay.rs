@@ -7,6 +7,7 @@
 //! what was before is refused: a history that has lost a part shows here.
 
 pub(super) mod known;
+mod learn;
 mod lines;
 pub(super) mod place;
 pub(super) mod scratch;

@@ -112,6 +112,42 @@ impl Frame {
     }
 }
 
+impl Frame {
+    /// The frame of plain bytes that are stored as they are.
+    pub fn raw(plain: &[u8]) -> Frame {
+        let len = u32::try_from(plain.len()).unwrap_or(u32::MAX);
+        Frame { codec: Codec::Raw, stored_len: len, plain_len: len, check: xxh3_64(plain) }
+    }
+}
+
+/// Whether a compressed frame may begin with these bytes.
+pub fn is_magic(bytes: &[u8]) -> bool {
+    bytes == zstd::zstd_safe::MAGICNUMBER.to_le_bytes()
+}
+
+/// The compressed frame that `bytes` begin with, if it has the form of those that are made here: it
+/// says its plain length, has no check of its own, names no dictionary, and saves what it has to.
+pub fn find_compressed(bytes: &[u8]) -> Option<Frame> {
+    let (magic, descriptor) = (bytes.get(..4)?, *bytes.get(4)?);
+    // No check, no dictionary; see RFC 8878, 3.1.1.1.1.
+    if !is_magic(magic) || descriptor & 0b0001_1111 != 0 {
+        return None;
+    }
+    let plain_len = zstd::zstd_safe::get_frame_content_size(bytes).ok()??;
+    let plain_len = u32::try_from(plain_len).ok()?;
+    if plain_len == 0 || plain_len > FRAME_PLAIN_BYTES_MAX {
+        return None;
+    }
+    let stored_len = zstd::zstd_safe::find_frame_compressed_size(bytes).ok()?;
+    let stored = bytes.get(..stored_len)?;
+    if stored_len >= plain_len as usize - plain_len as usize / SAVING_MIN {
+        return None;
+    }
+    let stored_len = u32::try_from(stored_len).ok()?;
+    let frame = Frame { codec: Codec::Zstd, stored_len, plain_len, check: xxh3_64(stored) };
+    frame.decode(stored, &mut Vec::new()).ok().map(|()| frame)
+}
+
 thread_local! {
     /// Making the state for each frame anew takes longer than decompressing a small one.
     static DECOMPRESSOR: RefCell<zstd::bulk::Decompressor<'static>> = RefCell::default();

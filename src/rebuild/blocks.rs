@@ -40,6 +40,35 @@ impl Repairs {
         self.menders.iter().map(|it| it.0)
     }
 
+    /// Adds a record to the index of a source, which is written anew then; gives where it is and
+    /// how long the index is with it. What fails is told.
+    pub fn append(
+        &mut self,
+        (at, volume): (usize, &Volume),
+        index: &BlockIndex,
+        number: u64,
+        notes: &mut Notes<'_>,
+    ) -> Result<Option<(u64, u64)>> {
+        if self.menders.iter().all(|it| it.0 != at) {
+            let valid = self.index_lens.get(at).copied().unwrap_or_default();
+            match IndexMender::new(volume, valid) {
+                Ok(it) => self.menders.push((at, it)),
+                Err(e) => {
+                    notes.add(&volume.config.path, &e);
+                    return Ok(None);
+                }
+            }
+        }
+        let Some((_, mender)) = self.menders.iter_mut().find(|it| it.0 == at) else {
+            return Ok(None);
+        };
+        let record_at = mender.append(index, Some(number))?;
+        if let Some(len) = self.index_lens.get_mut(at) {
+            *len = mender.len();
+        }
+        Ok(Some((record_at, mender.len())))
+    }
+
     /// Gives indexes their records back. What fails is told: it costs metas, not data.
     pub fn commit(self, sources: &[Source], notes: &mut Notes<'_>) {
         for (at, mender) in self.menders {

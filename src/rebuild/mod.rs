@@ -192,7 +192,7 @@ fn fill(
     let missing = volumes::settle(sources, known, notes)?;
     progress.set_phase("reading indexes");
     let how = How { hash, scan: false, mend: true };
-    let repairs = blocks::read(rebuild.found(), sources, how, notes, progress)?;
+    let mut repairs = blocks::read(rebuild.found(), sources, how, notes, progress)?;
     let here = sources.iter().zip(&repairs.index_lens).filter(|it| it.0.is_used);
     let here = here.map(|(source, len)| {
         let created = source.manifest.facts.as_ref().map(|it| it.created);
@@ -207,6 +207,7 @@ fn fill(
         note_old(chosen, notes);
     }
     keep_numbers(&mut rebuild, history, progress)?;
+    bytes::learn(&rebuild, sources, &mut repairs, hash, notes)?;
     progress.set_phase("writing the catalog");
     let mut catalog = rebuild.finish(history.newest_manifest.as_ref())?;
     let (faults, fault_count) = std::mem::take(&mut catalog.faults);
