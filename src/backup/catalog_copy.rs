@@ -1,12 +1,12 @@
 //! After a run, a copy of the catalog on every volume that takes blocks.
 //!
-//! The run is finished already, so nothing here can fail it. A new copy is durable before an old
-//! one goes.
+//! The run is finished already, so nothing here can fail it. A new copy is durable before an old or
+//! a damaged one goes.
 
 use std::path::Path;
 
-use crate::catalog::{RunId, copy};
-use crate::error::{Error, Result};
+use crate::catalog::{Reader, RunId, copy};
+use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
 use crate::volume::{Status, Volume, Volumes};
@@ -50,4 +50,52 @@ fn write_to(
     // Copies of later runs are of a catalog that has been lost, and may be all there is of it.
     let older = copy::list(&volume.config.path)?.into_iter().filter(|it| *it <= run);
     older.skip(KEPT).try_for_each(|it| volume.remove_document(&copy::document_name(it)))
+}
+
+/// Where a volume has damaged copies, makes a good one of after the newest run and removes the
+/// damaged ones; gives how many were made. The caller holds the writer's lock. Calls `failed` with
+/// what could not be done.
+pub fn mend(
+    (catalog, reader): (&Path, &Reader),
+    volumes: &Volumes,
+    progress: &Progress,
+    failed: &mut dyn FnMut(&Volume, Error),
+) -> Result<u64> {
+    let Some(newest) = reader.latest(None)? else { return Ok(0) };
+    let check = || progress.check();
+    let mut copy = None;
+    let mut made = 0;
+    for volume in volumes.present() {
+        check()?;
+        let mut mend_one = || {
+            let (mut damaged, mut has_newest) = (Vec::new(), false);
+            for number in copy::list(&volume.config.path)? {
+                let run = reader.run(number).ok();
+                let path = volume.document_path(&copy::document_name(number));
+                match copy::verify(&path, run.as_ref(), &check) {
+                    Ok(()) => has_newest |= number == newest.id,
+                    Err(e) if e.kind() == ErrorKind::Corrupt => damaged.push(number),
+                    Err(e) => return Err(e),
+                }
+            }
+            // What there is of a later run may be all that is left of a catalog that was lost.
+            damaged.retain(|it| *it <= newest.id);
+            if !damaged.is_empty() && !has_newest {
+                let copy = match &mut copy {
+                    Some(copy) => copy,
+                    none => none.insert(copy::Copy::new(catalog, &check)?),
+                };
+                write_to(volume, copy, newest.id, &check)?;
+                made += 1;
+            }
+            damaged.retain(|it| *it != newest.id);
+            damaged.iter().try_for_each(|it| volume.remove_document(&copy::document_name(*it)))
+        };
+        match mend_one() {
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            Err(e) => failed(volume, e.context("copies of the catalog")),
+            Ok(()) => {}
+        }
+    }
+    Ok(made)
 }

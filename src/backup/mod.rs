@@ -14,7 +14,7 @@
 mod adopt;
 mod again;
 mod ahead;
-mod catalog_copy;
+pub mod catalog_copy;
 mod commit;
 mod describe;
 mod dry;

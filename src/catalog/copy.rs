@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::Checking;
 use super::chain::LAST_MANIFEST;
-use super::history::open_document;
+use super::history::text_of;
 use super::read::Reader;
 use super::run::{Run, RunId};
 use super::{schema, sql};
@@ -138,8 +138,7 @@ pub fn unpack(from: &Path, to: &Path, check: &dyn Fn() -> Result<()>) -> Result<
         Error::with_source(ErrorKind::Corrupt, message, e)
     };
     let failed = |e| Error::io(format!("writing {}", quoted(to)), e);
-    let file = File::open(from).map_err(|e| Error::io(quoted(from).to_string(), e))?;
-    let mut text = zstd::Decoder::new(file).map_err(damaged)?;
+    let mut text = text_of(from)?;
     let mut out = sys::private_file().write(true).create_new(true).open(to).map_err(failed)?;
     let mut piece = vec![0; PIECE_BYTES];
     loop {
@@ -182,7 +181,7 @@ const HEAD_BYTES: usize = 1 << 16;
 /// [`unpack`] goes deeper.
 pub fn verify(from: &Path, run: Option<&Run>, check: &dyn Fn() -> Result<()>) -> Result<()> {
     let damaged = |e| Error::with_source(ErrorKind::Corrupt, "it is damaged", e);
-    let mut text = zstd::Decoder::new(open_document(from)?).map_err(damaged)?;
+    let mut text = text_of(from)?;
     let (mut head, mut len) = (Vec::new(), 0u64);
     let mut piece = vec![0; PIECE_BYTES];
     loop {

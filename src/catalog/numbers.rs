@@ -57,11 +57,17 @@ impl Numbered {
 /// The highest that was ever given. A catalog that keeps none has never given up any.
 pub fn last_given(conn: &Connection, what: Numbered) -> Result<i64> {
     let in_use: i64 = conn.query_row(what.highest(), [], |row| row.get(0)).map_err(sql)?;
+    Ok(kept(conn, what)?.map_or(in_use, |it| in_use.max(it)))
+}
+
+/// The highest that was given, as it is kept; `None` in a catalog of before that keeps none.
+pub fn kept(conn: &Connection, what: Numbered) -> Result<Option<i64>> {
     let query = "SELECT v FROM settings WHERE k = ?1";
-    let kept = conn.query_row(query, [what.setting()], |row| row.get::<_, String>(0));
-    let Some(kept) = kept.optional().map_err(sql)? else { return Ok(in_use) };
+    let mut statement = conn.prepare_cached(query).map_err(sql)?;
+    let kept = statement.query_row([what.setting()], |row| row.get::<_, String>(0));
+    let Some(kept) = kept.optional().map_err(sql)? else { return Ok(None) };
     let bad = |_| Error::corrupt(format!("catalog: setting {} is {kept:?}", what.setting()));
-    Ok(in_use.max(kept.parse().map_err(bad)?))
+    kept.parse().map(Some).map_err(bad)
 }
 
 /// The number that the next one gets.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
+use super::numbers::{self, Numbered};
 use super::run::{COMMENT_BYTES_MAX, Counts, DirId, Run, RunId, Tally, VersionId};
 use super::{Content, Settings, extent, schema, sql};
 use crate::chunk::Digest;
@@ -124,7 +125,9 @@ impl Reader {
 
     /// All runs, oldest first.
     pub fn runs(&self) -> Result<Vec<Run>> {
-        self.runs_where("1 ORDER BY run", [])
+        let runs = self.runs_where("1 ORDER BY run", [])?;
+        in_order(runs.iter().map(|it| it.id))?;
+        Ok(runs)
     }
 
     /// The run with this number.
@@ -156,7 +159,13 @@ impl Reader {
         let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
         let rows = statement.query_map(params, run_from).map_err(sql)?;
         let mut runs = rows.collect::<rusqlite::Result<Vec<Run>>>().map_err(sql)?;
+        let last = numbers::kept(&self.conn, Numbered::Run)?.unwrap_or(RunId::MAX);
         for run in &mut runs {
+            // It would show what another run had.
+            if !(1..=last).contains(&run.id) {
+                let message = format!("catalog: no run was ever given the number {}", run.id);
+                return Err(Error::corrupt(message));
+            }
             if run.comment.len() > COMMENT_BYTES_MAX {
                 let message = format!("catalog: run {} has an impossible comment", run.id);
                 return Err(Error::corrupt(message));

@@ -53,8 +53,8 @@ pub fn print(out: &mut show::Out, done: &Repaired) -> Result<()> {
     let (healed, unhealed) = (done.healed_count, done.unhealed_count);
     let (indexes, documents) = (done.indexes.len(), done.documents);
     out.line(&format!(
-        "Repair: {healed} copies and {indexes} indexes healed, {documents} metas and manifests \
-         written, {unhealed} blocks not healed."
+        "Repair: {healed} copies and {indexes} indexes healed, {documents} documents written, \
+         {unhealed} blocks not healed."
     ))
 }
 

@@ -121,7 +121,7 @@ pub(super) fn summary_line(outcome: &Outcome) -> Option<String> {
             it.faults.count
         ),
         Outcome::Repaired(_, it) => format!(
-            "repair: {} copies and {} indexes healed, {} metas and manifests written, {} blocks \
+            "repair: {} copies and {} indexes healed, {} documents written, {} blocks \
              not healed",
             it.healed_count,
             it.indexes.len(),

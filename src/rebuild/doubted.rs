@@ -214,6 +214,7 @@ fn open(
                 };
                 sources.push(Source { volume, manifest, is_used: true, is_unnamed: false });
             }
+            Err(e) if e.is_shortage() => return Err(e),
             Err(e) => {
                 notes.add(&config.path, &e);
                 let is_away = e.kind() == ErrorKind::Offline;

@@ -12,6 +12,7 @@ mod source;
 
 use std::path::{Path, PathBuf};
 
+use crate::backup::catalog_copy;
 use crate::catalog::DamagedFile;
 use crate::copies::Store;
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -106,7 +107,7 @@ pub struct Repaired {
     pub unhealed_count: u64,
     /// Volumes whose index was written anew, with the number of records that were damaged.
     pub indexes: Vec<(PathBuf, u64)>,
-    /// Metas and manifests that were written.
+    /// Metas, manifests and copies of the catalog that were written.
     pub documents: u64,
     /// What else could not be done.
     pub problems: Vec<Problem>,
@@ -157,7 +158,7 @@ struct Work<'a> {
 }
 
 /// Repairs the blocks `suspects` and those that are remembered as bad, the indexes of the volumes,
-/// metas and manifests.
+/// metas, manifests and copies of the catalog.
 pub fn run(catalog: &Path, suspects: &[BlockId], progress: &Progress) -> Result<Repaired> {
     progress.set_phase("preparing");
     let (store, volumes) = Store::open(catalog)?;
@@ -174,6 +175,7 @@ pub fn run(catalog: &Path, suspects: &[BlockId], progress: &Progress) -> Result<
     }
     work.remembered(suspects)?;
     work.manifests()?;
+    work.copies_of_catalog(catalog)?;
     let Work { mut done, store, .. } = work;
     drop(store);
     // What is damaged is found by looking at each.
@@ -207,6 +209,20 @@ impl Work<'_> {
                 }
             }
         }
+    }
+
+    /// Makes a good copy of the catalog where there is a damaged one.
+    fn copies_of_catalog(&mut self, catalog: &Path) -> Result<()> {
+        let mut failed = Vec::new();
+        let made = catalog_copy::mend(
+            (catalog, &self.store.reader),
+            self.volumes,
+            self.progress,
+            &mut |volume, e| failed.push((volume.config.path.clone(), e)),
+        )?;
+        self.done.documents += made;
+        failed.into_iter().for_each(|(path, e)| self.note(&path, &e));
+        Ok(())
     }
 
     fn note(&mut self, path: &Path, error: &Error) {
