@@ -369,3 +369,30 @@ fn shared_bytes_come_from_the_copy_that_is_good() {
     sandbox.ok(args!["revert-to-run", "1", &out]);
     assert_same(&tree, &Tree::of(&out));
 }
+
+#[test]
+fn all_that_stands_beside_the_blocks_comes_back() {
+    let sandbox = Sandbox::new();
+    sandbox.add_volume("empty");
+    data::mixed_tree(&sandbox.source, 871, 30);
+    sandbox.backup();
+    let before = Tree::of(&sandbox.source);
+    for volume in ["volume", "empty"] {
+        for folder in ["meta", "manifests", "catalog"] {
+            fs::remove_dir_all(sandbox.path(volume).join(folder)).unwrap();
+        }
+        fs::remove_file(sandbox.path(volume).join(".rt_volume_index")).unwrap();
+    }
+    sandbox.run(["validate"]).code(5);
+    sandbox.ok(["validate", "--repair"]);
+    sandbox.assert_valid();
+    fs::write(sandbox.source.join("later"), "later").unwrap();
+    sandbox.backup();
+    sandbox.assert_valid();
+    let volumes = args!["--volumes", &sandbox.path("volume"), &sandbox.path("empty")];
+    let new = sandbox.path("new");
+    let line = args!["rebuildmeta", "--catalog", &new].into_iter().chain(volumes);
+    sandbox.ok(line);
+    sandbox.ok(args!["revert-to-run", "1", &sandbox.path("back"), "--catalog", &new]);
+    assert_same(&before, &Tree::of(&sandbox.path("back")));
+}

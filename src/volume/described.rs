@@ -13,6 +13,7 @@ use crate::sys::{self, quoted};
 
 /// Where it lies, relative to the volume.
 const NAME: &str = "meta/.complete";
+const DIR: &str = "meta";
 const FORMAT: &str = "1";
 /// Largest note that is read, in bytes.
 const BYTES_MAX: u64 = 1000;
@@ -73,7 +74,10 @@ impl Volume {
     pub fn set_described(&self, described: &Described) -> Result<()> {
         match self.described().as_ref() == Some(described) {
             true => Ok(()),
-            false => described.write(&self.config.path),
+            false => {
+                self.make_folder(DIR)?;
+                described.write(&self.config.path)
+            }
         }
     }
 

@@ -344,7 +344,8 @@ pub struct Documents<'a> {
 const DOCUMENTS_WAITING_MAX: usize = 1024;
 
 impl Documents<'_> {
-    /// Writes a document; `name` is relative to the volume, as in `meta/x.json`.
+    /// Writes a document; `name` is relative to the volume, as in `meta/x.json`. Makes its folder,
+    /// should somebody have removed it.
     pub fn add(
         &mut self,
         name: &str,
@@ -356,7 +357,15 @@ impl Documents<'_> {
         let new = PathBuf::from(new);
         let failed = |e| Error::io(format!("writing {}", quoted(&new)), e);
         let mut options = sys::private_file();
-        let file = options.write(true).create(true).truncate(true).open(&new).map_err(failed)?;
+        options.write(true).create(true).truncate(true);
+        let file = match (options.open(&new), name.rsplit_once('/')) {
+            (Err(e), Some((folder, _))) if e.kind() == std::io::ErrorKind::NotFound => {
+                self.volume.make_folder(folder)?;
+                options.open(&new)
+            }
+            (result, _) => result,
+        };
+        let file = file.map_err(failed)?;
         self.written.push((new.clone(), path));
         let mut out = std::io::BufWriter::with_capacity(1 << 16, file);
         fill(&mut out)?;
@@ -375,6 +384,8 @@ impl Documents<'_> {
 
     fn name_all(&mut self) -> Result<()> {
         let mut dirs = std::collections::BTreeSet::new();
+        // A folder may have been made by a process that died before it had synced that.
+        dirs.extend(self.written.first().map(|_| self.volume.config.path.clone()));
         for (new, path) in &self.written {
             let sync = || File::open(new)?.sync_all();
             sync().map_err(|e| Error::io(format!("syncing {}", quoted(new)), e))?;
