@@ -243,7 +243,7 @@ fn a_copy_of_another_history_is_not_gone_on_from() {
     fs::remove_file(copy_on(&volumes[1], 4)).unwrap();
     let said = summary(&restore(&sandbox, &volumes, &[]).code(3));
     assert_eq!((&said["after"], &said["replayed"]), (&json!(2), &json!([3, 4])), "{said}");
-    assert!(said["problem_list"].to_string().contains("another history"), "{said}");
+    assert!(said["problem_list"].to_string().contains("two histories"), "{said}");
     assert_dumps(&before, &dump(&sandbox.catalog));
 }
 
@@ -354,4 +354,73 @@ fn killed_anywhere_it_is_done_again() {
         }
     }
     assert!(killed > 10, "{killed}");
+}
+
+#[test]
+fn two_histories_are_not_mixed() {
+    let sandbox = Sandbox::new();
+    data::mixed_tree(&sandbox.source, 881, 10);
+    sandbox.add_volume("second");
+    let at = |name: &str| sandbox.path(name);
+    sandbox.backup();
+    // The second volume is away, its catalog lives on, and so does another one on the first.
+    fs::copy(&sandbox.catalog, at("other")).unwrap();
+    fs::write(sandbox.source.join("here"), "here").unwrap();
+    let line = |catalog: &str| args!["backup", &sandbox.source, "--catalog", &at(catalog)];
+    fs::rename(at("second"), at("away")).unwrap();
+    sandbox.backup();
+    fs::rename(at("away"), at("second")).unwrap();
+    fs::rename(at("volume"), at("away")).unwrap();
+    fs::write(sandbox.source.join("there"), "there").unwrap();
+    sandbox.ok(line("other"));
+    fs::write(sandbox.source.join("more"), "more").unwrap();
+    sandbox.ok(line("other"));
+    fs::rename(at("away"), at("volume")).unwrap();
+    // Each of them has acknowledged a run 2, and none may go.
+    let refused = sandbox.run(line("other")).code(5);
+    assert!(refused.errors().contains("two histories"), "{}", refused.errors());
+    sandbox.run(line("catalog")).code(5);
+    let before = dump(&sandbox.catalog);
+    let all = [at("volume"), at("second")];
+    let refused = restore(&sandbox, &all, &[]).code(5);
+    assert!(refused.errors().contains("two histories"), "{}", refused.errors());
+    assert_dumps(&before, &dump(&sandbox.catalog));
+    for (catalog, volume, runs) in [("new 1", "volume", 2), ("new 2", "second", 3)] {
+        let line = args!["rebuildmeta", "--catalog", &at(catalog), "--volumes", &at(volume)];
+        // What lies on the other one is named.
+        sandbox.run(line);
+        let listed = sandbox.ok(args!["runs", "--json", "--catalog", &at(catalog)]).json();
+        assert_eq!(listed.as_array().unwrap().len(), runs);
+    }
+}
+
+#[test]
+fn a_log_of_a_catalog_that_is_gone_is_nobodys() {
+    let (sandbox, volumes) = store();
+    let before = dump(&sandbox.catalog);
+    burn(&sandbox);
+    fs::write(sandbox.path("catalog-wal"), "a log").unwrap();
+    sandbox.run(args!["init"]).code(2);
+    let line = args!["rebuildmeta", "--volumes"].into_iter();
+    sandbox.ok(line.chain(volumes.iter().map(|it| it.clone().into_os_string())));
+    assert_dumps(&before, &dump(&sandbox.catalog));
+    sandbox.assert_valid();
+}
+
+#[test]
+fn a_run_that_only_the_note_knows_is_a_gap_and_its_number_stays_its_own() {
+    let sandbox = Sandbox::new();
+    data::mixed_tree(&sandbox.source, 882, 10);
+    sandbox.backup();
+    fs::write(sandbox.source.join("more"), "more").unwrap();
+    sandbox.backup_with(&["--no-catalog-copy"]);
+    let volume = sandbox.path("volume");
+    fs::remove_file(volume.join("manifests/run-00000002.jsonl.zst")).unwrap();
+    burn(&sandbox);
+    let volumes = [volume];
+    restore(&sandbox, &volumes, &[]).code(5);
+    restore(&sandbox, &volumes, &["--allow-gaps"]).code(3);
+    let said = sandbox.backup();
+    assert_eq!(said["run"], 3, "{said}");
+    sandbox.assert_valid();
 }

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use crate::catalog::{Reader, RunId, copy};
+use crate::catalog::{Checking, Reader, RunId, copy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
@@ -43,18 +43,26 @@ fn write_to(
     run: RunId,
     check: &dyn Fn() -> Result<()>,
 ) -> Result<()> {
-    volume.make_folder(copy::DIR)?;
-    let mut documents = volume.documents();
-    documents.add(&copy::document_name(run), |out| copy.write_to(out, check))?;
-    documents.finish()?;
+    put(volume, copy, run, check)?;
     // Copies of later runs are of a catalog that has been lost, and may be all there is of it.
     let older = copy::list(&volume.config.path)?.into_iter().filter(|it| *it <= run);
     older.skip(KEPT).try_for_each(|it| volume.remove_document(&copy::document_name(it)))
 }
 
+fn put(
+    volume: &Volume,
+    copy: &copy::Copy,
+    run: RunId,
+    check: &dyn Fn() -> Result<()>,
+) -> Result<()> {
+    let mut documents = volume.documents();
+    documents.add(&copy::document_name(run), |out| copy.write_to(out, check))?;
+    documents.finish()
+}
+
 /// Where a volume has damaged copies, makes a good one of after the newest run and removes the
-/// damaged ones; gives how many were made. The caller holds the writer's lock. Calls `failed` with
-/// what could not be done.
+/// damaged ones; gives how many were made. A catalog that is damaged itself replaces nothing. The
+/// caller holds the writer's lock. Calls `failed` with what could not be done.
 pub fn mend(
     (catalog, reader): (&Path, &Reader),
     volumes: &Volumes,
@@ -70,22 +78,22 @@ pub fn mend(
         let mut mend_one = || {
             let (mut damaged, mut has_newest) = (Vec::new(), false);
             for number in copy::list(&volume.config.path)? {
-                let run = reader.run(number).ok();
                 let path = volume.document_path(&copy::document_name(number));
-                match copy::verify(&path, run.as_ref(), &check) {
+                // One that is whole and of another run may be all that is left of that.
+                match copy::verify(&path, None, &check) {
                     Ok(()) => has_newest |= number == newest.id,
                     Err(e) if e.kind() == ErrorKind::Corrupt => damaged.push(number),
                     Err(e) => return Err(e),
                 }
             }
-            // What there is of a later run may be all that is left of a catalog that was lost.
+            // So may what there is of a later run.
             damaged.retain(|it| *it <= newest.id);
             if !damaged.is_empty() && !has_newest {
                 let copy = match &mut copy {
                     Some(copy) => copy,
-                    none => none.insert(copy::Copy::new(catalog, &check)?),
+                    none => none.insert(sound_copy(catalog, reader, &check)?),
                 };
-                write_to(volume, copy, newest.id, &check)?;
+                put(volume, copy, newest.id, &check)?;
                 made += 1;
             }
             damaged.retain(|it| *it != newest.id);
@@ -98,4 +106,23 @@ pub fn mend(
         }
     }
     Ok(made)
+}
+
+fn sound_copy(
+    catalog: &Path,
+    reader: &Reader,
+    check: &dyn Fn() -> Result<()>,
+) -> Result<copy::Copy> {
+    let mut fault = None;
+    let mut found = |it| {
+        fault.get_or_insert(it);
+    };
+    reader.check(&mut Checking::new(&mut found, check))?;
+    match fault {
+        None => copy::Copy::new(catalog, check),
+        Some(fault) => {
+            let message = format!("the catalog is damaged itself, so no copy is made: {fault}");
+            Err(Error::corrupt(message))
+        }
+    }
 }

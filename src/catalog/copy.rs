@@ -141,11 +141,17 @@ pub fn unpack(from: &Path, to: &Path, check: &dyn Fn() -> Result<()>) -> Result<
     let mut text = text_of(from)?;
     let mut out = sys::private_file().write(true).create_new(true).open(to).map_err(failed)?;
     let mut piece = vec![0; PIECE_BYTES];
+    let (mut said, mut len) = (None, 0u64);
     loop {
         check()?;
-        // A disk that is full ends what a forged copy may hold.
-        let len = text.read(&mut piece).map_err(damaged)?;
-        let Some(bytes) = piece.get(..len).filter(|it| !it.is_empty()) else { break };
+        let read = text.read(&mut piece).map_err(damaged)?;
+        let Some(bytes) = piece.get(..read).filter(|it| !it.is_empty()) else { break };
+        len += read as u64;
+        // A forged copy must not fill the disk.
+        if len > *said.get_or_insert_with(|| said_len(bytes).unwrap_or_default()) {
+            let message = format!("the copy {} is longer than it says", quoted(from));
+            return Err(Error::corrupt(message));
+        }
         out.write_all(bytes).map_err(failed)?;
     }
     drop(out);
@@ -192,11 +198,7 @@ pub fn verify(from: &Path, run: Option<&Run>, check: &dyn Fn() -> Result<()>) ->
         head.extend_from_slice(bytes.get(..room).unwrap_or_default());
         len += bytes.len() as u64;
     }
-    let number = |at: usize| -> Option<u32> {
-        let bytes = head.get(..HEADER_BYTES)?.get(at..at + 4)?;
-        bytes.try_into().ok().map(u32::from_be_bytes)
-    };
-    let (id, version) = (number(68), number(60));
+    let (id, version) = (number_at(&head, 68), number_at(&head, 60));
     if !head.starts_with(MAGIC) || id != Some(schema::APPLICATION_ID.cast_unsigned()) {
         return Err(Error::corrupt("it is no catalog"));
     }
@@ -204,12 +206,7 @@ pub fn verify(from: &Path, run: Option<&Run>, check: &dyn Fn() -> Result<()>) ->
         let message = "it is of a version that this program does not know";
         return Err(Error::new(ErrorKind::Version, message));
     }
-    // The page size has two bytes, of which 1 stands for 65536.
-    let page = match number(16).map_or(0, |it| it >> 16) {
-        1 => 1 << 16,
-        bytes => u64::from(bytes),
-    };
-    if u64::from(number(28).unwrap_or_default()) * page != len {
+    if said_len(&head) != Some(len) {
         return Err(Error::corrupt("it is not as long as it says"));
     }
     // Key and value of a setting lie side by side.
@@ -221,6 +218,22 @@ pub fn verify(from: &Path, run: Option<&Run>, check: &dyn Fn() -> Result<()>) ->
         true => Ok(()),
         false => Err(Error::corrupt("it is not of after its run")),
     }
+}
+
+/// A number of the header of a SQLite file.
+fn number_at(head: &[u8], at: usize) -> Option<u32> {
+    let bytes = head.get(..HEADER_BYTES)?.get(at..at + 4)?;
+    bytes.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// How long a SQLite file is, as its header says, in bytes.
+fn said_len(head: &[u8]) -> Option<u64> {
+    // The page size has two bytes, of which 1 stands for 65536.
+    let page = match number_at(head, 16)? >> 16 {
+        1 => 1 << 16,
+        bytes => u64::from(bytes),
+    };
+    Some(u64::from(number_at(head, 28)?) * page)
 }
 
 #[cfg(test)]

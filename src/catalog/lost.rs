@@ -7,11 +7,13 @@
 //! or SQLite has dropped the end of a damaged log. To write to it would give the numbers of the
 //! lost runs to others, and overwrite their manifests.
 
+use rusqlite::{Connection, OptionalExtension};
+
 use super::numbers::{Numbered, last_given};
 use super::read::Reader;
 use super::run::RunId;
 use super::write::Writer;
-use super::{copy, manifest};
+use super::{copy, manifest, sql};
 use crate::error::{Error, Result};
 use crate::sys::quoted;
 use crate::volume::{Volume, Volumes};
@@ -31,23 +33,44 @@ impl Reader {
     pub fn last_run_given(&self) -> Result<RunId> {
         last_given(self.conn(), Numbered::Run)
     }
+
+    /// What a volume knows of finished runs that the catalog cannot know, in words.
+    pub fn lost_on(&self, volume: &Volume) -> Result<Option<String>> {
+        lost_on(self.conn(), volume)
+    }
 }
 
 impl Writer {
     /// Fails if a volume knows of a finished run that the catalog does not know.
     pub fn refuse_lost_runs(&self, volumes: &Volumes) -> Result<()> {
-        let last = last_given(self.conn(), Numbered::Run)?;
         for volume in volumes.present() {
-            let finished = finished_on(volume);
-            if finished > last {
-                let path = quoted(&volume.config.path);
-                return Err(Error::corrupt(format!(
-                    "the catalog ends with run {last}, and volume {path} knows that run \
-                     {finished} was finished: the catalog has lost it; raidtape catalog-restore \
-                     brings it back"
-                )));
+            if let Some(lost) = lost_on(self.conn(), volume)? {
+                return Err(Error::corrupt(format!("the catalog: {lost}")));
             }
         }
         Ok(())
     }
+}
+
+fn lost_on(conn: &Connection, volume: &Volume) -> Result<Option<String>> {
+    let path = quoted(&volume.config.path);
+    let (last, finished) = (last_given(conn, Numbered::Run)?, finished_on(volume));
+    if finished > last {
+        return Ok(Some(format!(
+            "it ends with run {last}, and volume {path} knows that run {finished} was finished: \
+             the catalog has lost it; raidtape catalog-restore brings it back (without a copy of \
+             the catalog, raidtape rebuildmeta does)"
+        )));
+    }
+    let Some(noted) = volume.described() else { return Ok(None) };
+    let query = "SELECT uuid FROM runs WHERE run = ?1";
+    let known = conn.query_row(query, [noted.run], |row| row.get::<_, String>(0));
+    Ok(known.optional().map_err(sql)?.filter(|it| *it != noted.uuid).map(|uuid| {
+        format!(
+            "its run {} is {uuid}, and volume {path} knows that number as {}, which was finished \
+             too: two histories of one catalog. Nothing is written to either while both are here: \
+             raidtape rebuildmeta, with a new --catalog and only that volume, shows what it has",
+            noted.run, noted.uuid
+        )
+    }))
 }

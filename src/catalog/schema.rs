@@ -46,6 +46,18 @@ pub fn create(path: &Path, fill: impl FnOnce(&Connection) -> Result<()>) -> Resu
         let _ = sys::sync_dir(path.parent().unwrap_or(Path::new("/")));
         return Err(Error::usage(format!("{} exists already", quoted(path))));
     }
+    // SQLite would take the log of a catalog that is gone for this one's.
+    for suffix in ["-wal", "-journal"] {
+        let mut log = path.as_os_str().to_os_string();
+        log.push(suffix);
+        if Path::new(&log).symlink_metadata().is_ok() {
+            let message = format!(
+                "{} is left of a catalog that is gone: move it away, or choose another name",
+                quoted(Path::new(&log))
+            );
+            return Err(Error::usage(message));
+        }
+    }
     let new = sys::new_name(path);
     let result = create_at(&new, fill).and_then(|()| sys::rename_durable(&new, path));
     result.inspect_err(|_| {

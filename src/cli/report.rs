@@ -113,7 +113,8 @@ fn notes(out: &mut Out, report: &Report) -> Result<()> {
         let (run, source, path) = (it.run, Quoted(&it.source), quoted(&it.path));
         out.line(&format!(
             "run {run} of {source} is on a volume and not in the catalog ({path}): either it was \
-             never acknowledged, or the catalog has lost it; catalog-restore takes it in"
+             never acknowledged, or the catalog has lost it; if it came after the newest copy of \
+             the catalog, catalog-restore takes it in"
         ))?;
     }
     if let Some(then) = report.catalog_checked {

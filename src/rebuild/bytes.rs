@@ -16,6 +16,7 @@ use crate::chunk::frame::{self, Codec, FRAME_PLAIN_BYTES_MAX, Frame};
 use crate::chunk::{ChunkRef, HashAlgo};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
+use crate::volume::block::BLOCK_BYTES_MAX;
 use crate::volume::{BlockId, BlockIndex, CopyFault, Volume, verify_block};
 
 /// Blocks and versions that are asked for at a time.
@@ -38,6 +39,9 @@ pub fn raw_frames(len: u64) -> Vec<Frame> {
 
 /// Whether the bytes of a block have the hash that is its name.
 pub fn check_name(volume: &Volume, id: &BlockId, len: u64, hash: HashAlgo) -> Result<()> {
+    if len > BLOCK_BYTES_MAX {
+        return Err(Error::corrupt(format!("block {id} is longer than any block can be")));
+    }
     // Of the tables only the length counts here.
     let index = BlockIndex { id: *id, frames: raw_frames(len), chunks: Vec::new() };
     match verify_block(volume, &index, hash, &|_| Ok(())) {

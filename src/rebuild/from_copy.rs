@@ -204,7 +204,12 @@ fn try_one(
     let opened = unpack(&place, candidate, sources, progress).map_err(Refused::from)?;
     progress.set_phase("reading manifests");
     let base = &opened.base;
+    // Perhaps it is only the copy that is not what it should be.
+    one_history(&base.runs, sources).map_err(Refused::Copy)?;
     let history = runs::read(sources, Some(base), notes, progress).map_err(Refused::from)?;
+    let mut all = base.runs.clone();
+    all.extend(history.runs.iter().map(|it| (it.run, it.uuid.clone())));
+    one_history(&all, sources).map_err(Refused::All)?;
     if !history.gaps.is_empty() && !options.allow_gaps {
         return Err(Refused::All(history.refusal(sources, Some(base))));
     }
@@ -223,6 +228,25 @@ fn try_one(
         Ok(Tried { filled, summary, replayed, newest })
     };
     work().map_err(Refused::from)
+}
+
+/// Fails if a volume knows a finished run as another one than `runs` does, which a catalog would
+/// have: one of the two would be lost.
+fn one_history(runs: &[(RunId, String)], sources: &[Source]) -> Result<()> {
+    for source in sources {
+        let Some(noted) = source.volume.described() else { continue };
+        let known = runs.iter().find(|it| it.0 == noted.run);
+        if let Some((run, uuid)) = known.filter(|it| it.1 != noted.uuid) {
+            return Err(Error::corrupt(format!(
+                "run {run} is {uuid}, and volume {} knows it as {}, which was finished: these are \
+                 two histories. Nothing was changed: give the volumes of one history with \
+                 --volumes; the others make a catalog of their own, under another name",
+                quoted(&source.volume.config.path),
+                noted.uuid
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Unpacks a copy and checks that it is what it should be.

@@ -117,13 +117,13 @@ pub fn read(
             Progress::add(&progress.entries, 1);
         }
     }
-    let newest_copy = sources.iter().filter_map(newest_copy_on).max();
+    let newest_known = sources.iter().filter_map(newest_finished_on).max();
     let mut history = choose(found, base, notes)?;
     let newest = history.runs.last().map_or(first, |it| it.run);
-    if let Some(run) = newest_copy.filter(|it| *it > newest)
+    if let Some((run, uuid)) = newest_known.filter(|it| it.0 > newest)
         && history.gaps.iter().all(|it| it.run < run)
     {
-        history.gaps.push(Gap { run, uuid: None });
+        history.gaps.push(Gap { run, uuid });
     }
     if let Some(last) = history.runs.last() {
         history.newest = history::survey(&last.path, &|| progress.check())?.head.around;
@@ -133,6 +133,13 @@ pub fn read(
     }
     leave_out(&mut history, base);
     Ok(history)
+}
+
+/// The newest run that a volume knows to have been finished, with its name as far as it says it.
+fn newest_finished_on(source: &Source) -> Option<(RunId, Option<String>)> {
+    let noted = source.volume.described().filter(|it| it.run > 0);
+    let copied = newest_copy_on(source).map(|it| (it, None));
+    copied.max(noted.map(|it| (it.run, Some(it.uuid))))
 }
 
 fn newest_copy_on(source: &Source) -> Option<RunId> {

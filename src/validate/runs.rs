@@ -135,16 +135,10 @@ impl Work<'_> {
         let mut paths: BTreeMap<RunId, PathBuf> = BTreeMap::new();
         let mut finished = 0;
         for volume in self.volumes.present() {
-            let newest = finished_on(volume);
-            let last = self.snapshots.with_reader(Reader::last_run_given)?;
-            if newest > last {
-                let path = quoted(&volume.config.path);
-                self.fault(Fault::of_catalog(format!(
-                    "catalog: it ends with run {last}, and volume {path} knows that run {newest} \
-                     was finished: the catalog has lost it; raidtape catalog-restore brings it back"
-                )));
+            if let Some(lost) = self.snapshots.with_reader(|reader| reader.lost_on(volume))? {
+                self.fault(Fault::of_catalog(format!("catalog: {lost}")));
             }
-            finished = finished.max(newest);
+            finished = finished.max(finished_on(volume));
             let dir = volume.config.path.join(manifest::DIR);
             let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
             let runs = names.filter_map(|it| manifest::run_of(it.file_name().to_str()?));

@@ -17,6 +17,8 @@ const BUILT: &str = ".rebuilding";
 const SCRATCH: &str = ".rebuilding-scratch";
 /// What the name of a catalog has that was replaced, before a number of seconds.
 const REPLACED: &str = ".replaced-";
+/// What SQLite has beside a database. It would take what is left of another one for its own.
+const LOGS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// Names that are tried for it.
 const NAMES_MAX: u32 = 1000;
 
@@ -109,7 +111,8 @@ impl Built {
         Reader::open(&self.place.built())
     }
 
-    /// Gives it its name, durably, where there is none. Nobody may have it open.
+    /// Gives it its name, durably, where there is none. Nobody may have it open. A log that is left
+    /// of a catalog that is gone is kept under another name.
     pub fn publish(self) -> Result<()> {
         self.sync()?;
         let target = &self.place.target;
@@ -117,6 +120,7 @@ impl Built {
             let message = format!("{} has been made meanwhile", quoted(target));
             return Err(Error::usage(message));
         }
+        self.keep_old(&LOGS)?;
         sys::rename_durable(&self.place.built(), target)?;
         self.place.clear()
     }
@@ -124,16 +128,21 @@ impl Built {
     /// The same; a catalog that is there already is kept under the name that this gives.
     pub fn replace(self) -> Result<Option<PathBuf>> {
         self.sync()?;
-        let target = &self.place.target;
-        let has_old = |suffix: &&str| beside(target, suffix).symlink_metadata().is_ok();
-        let old: Vec<&str> = ["", "-wal", "-shm"].into_iter().filter(has_old).collect();
-        let kept = match old.is_empty() {
-            true => None,
-            false => Some(keep(target, &old)?),
-        };
-        sys::rename_durable(&self.place.built(), target)?;
+        let [wal, shm, journal] = LOGS;
+        let kept = self.keep_old(&["", wal, shm, journal])?;
+        sys::rename_durable(&self.place.built(), &self.place.target)?;
         self.place.clear()?;
         Ok(kept)
+    }
+
+    fn keep_old(&self, suffixes: &[&'static str]) -> Result<Option<PathBuf>> {
+        let target = &self.place.target;
+        let is_there = |suffix: &&&str| beside(target, suffix).symlink_metadata().is_ok();
+        let old: Vec<&str> = suffixes.iter().filter(is_there).copied().collect();
+        match old.is_empty() {
+            true => Ok(None),
+            false => keep(target, &old).map(Some),
+        }
     }
 
     fn sync(&self) -> Result<()> {
@@ -172,7 +181,7 @@ fn free_name(target: &Path) -> Result<PathBuf> {
         let more = if n == 0 { String::new() } else { format!(".{n}") };
         let name = format!("{REPLACED}{now}{more}");
         let is_free = |it: &str| beside(target, &format!("{name}{it}")).symlink_metadata().is_err();
-        if ["", "-wal", "-shm"].into_iter().all(is_free) {
+        if is_free("") && LOGS.into_iter().all(is_free) {
             return Ok(beside(target, &name));
         }
     }
