@@ -123,6 +123,34 @@ fn rows_that_were_lost_or_changed_come_back() {
 }
 
 #[test]
+fn a_lost_block_never_gets_the_number_of_another() {
+    let (sandbox, [_, second]) = store();
+    let conn = Connection::open(&sandbox.catalog).unwrap();
+    let query = "SELECT min(block) FROM block_copies WHERE volume = 2";
+    let other: i64 = conn.query_row(query, [], |row| row.get(0)).unwrap();
+    let query = "SELECT hex(id) FROM blocks WHERE number = 1";
+    let id: String = conn.query_row(query, [], |row| row.get(0)).unwrap();
+    drop(conn);
+    // A chunk of block 1 is said to be in a block that is lost too, and whose volume is away.
+    edit(
+        &sandbox,
+        &format!(
+            "DELETE FROM blocks WHERE number IN (1, {other}); \
+             DELETE FROM block_copies WHERE block IN (1, {other}); \
+             UPDATE chunks SET block = {other} WHERE block = 1 AND at = 0; \
+             UPDATE chunks SET block = 1 WHERE id = \
+                 (SELECT max(id) FROM chunks WHERE block = {other} AND at > 0)"
+        ),
+    );
+    fs::rename(&second, sandbox.path("away")).unwrap();
+    register(&sandbox, &[]);
+    let conn = Connection::open(&sandbox.catalog).unwrap();
+    let query = "SELECT number FROM blocks WHERE hex(id) = ?1";
+    let number: i64 = conn.query_row(query, [id], |row| row.get(0)).unwrap();
+    assert_ne!(number, other);
+}
+
+#[test]
 fn an_index_that_is_lost_or_cut_short_has_its_records_again() {
     let (sandbox, volumes) = store();
     let before = dump(&sandbox.catalog);

@@ -7,7 +7,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 use crate::catalog::numbers::{self, Numbered};
 use crate::catalog::sql;
@@ -122,35 +122,48 @@ pub(crate) fn settle(conn: &Connection, changed: &mut Changed) -> Result<u64> {
 
 /// Numbers the blocks that the catalog does not have.
 ///
-/// One that it has lost gets the number again that files name it by: chunks may still be said to be
-/// in a block of that number, and its record says it. Another gets the one that its record says if
-/// that is free.
+/// One that it has lost gets the number again that files name it by: chunks are still said to be in
+/// a block of that number, and its record says it. A number counts only if it has every chunk that
+/// is said to be in the block of that number: with another block's, files would show its bytes.
 fn number_new(conn: &Connection) -> Result<u64> {
     let mut next = numbers::next(conn, Numbered::Block)?.cast_unsigned();
     let statement = "CREATE TABLE scratch.new AS \
                      SELECT c.form, max(said) AS said, min(n) AS first FROM scratch.copies c \
                      WHERE c.form NOT IN (SELECT form FROM scratch.at) \
-                     GROUP BY c.form ORDER BY said IS NOT NULL, said, first";
+                     GROUP BY c.form ORDER BY said IS NOT NULL, said, first;
+                     CREATE TABLE scratch.orphans AS SELECT block, id, at, len FROM chunks
+                     WHERE block NOT IN (SELECT number FROM blocks);
+                     CREATE INDEX scratch.orphans_block ON orphans (block);
+                     CREATE INDEX scratch.orphans_id ON orphans (id);";
     conn.execute_batch(statement).map_err(sql)?;
     let query = "SELECT form, said FROM scratch.new ORDER BY rowid";
     let mut statement = conn.prepare(query).map_err(sql)?;
     let mut new = statement.query([]).map_err(sql)?;
-    let query = "SELECT k.block FROM scratch.chunks s JOIN chunks k \
+    // Those that it may have by its chunks, the one of which most chunks speak first.
+    let query = "SELECT k.block FROM scratch.chunks s JOIN scratch.orphans k \
                  ON (k.id, k.at, k.len) = (s.id, s.at, s.len) WHERE s.form = ?1 \
-                 AND NOT EXISTS (SELECT 1 FROM blocks WHERE number = k.block) \
-                 AND NOT EXISTS (SELECT 1 FROM scratch.at WHERE number = k.block) LIMIT 1";
-    let mut lost = conn.prepare(query).map_err(sql)?;
+                 GROUP BY k.block ORDER BY k.block IS NOT ?2, count(*) DESC LIMIT 16";
+    let mut named = conn.prepare(query).map_err(sql)?;
     let query = "SELECT EXISTS (SELECT 1 FROM blocks WHERE number = ?1) \
-                 OR EXISTS (SELECT 1 FROM scratch.at WHERE number = ?1)";
-    let mut is_taken = conn.prepare(query).map_err(sql)?;
+                 OR EXISTS (SELECT 1 FROM scratch.at WHERE number = ?1) \
+                 OR EXISTS (SELECT 1 FROM scratch.orphans k WHERE block = ?1 AND NOT EXISTS \
+                     (SELECT 1 FROM scratch.chunks s WHERE s.form = ?2 \
+                      AND (s.id, s.at, s.len) = (k.id, k.at, k.len)))";
+    let mut is_anothers = conn.prepare(query).map_err(sql)?;
     let mut put = conn.prepare("INSERT INTO scratch.at VALUES (?1, ?2, 1)").map_err(sql)?;
     while let Some(row) = new.next().map_err(sql)? {
         let (form, said): (i64, Option<u64>) = (row.get(0).map_err(sql)?, row.get(1).map_err(sql)?);
-        let named = lost.query_row([form], |row| row.get(0)).optional().map_err(sql)?;
-        let number = match named.or(said) {
-            Some(number) if !is_taken.query_row([number], |row| row.get(0)).map_err(sql)? => number,
-            _ => next,
-        };
+        let numbers = named.query_map((form, said), |row| row.get(0)).map_err(sql)?;
+        let mut numbers: Vec<u64> = numbers.collect::<rusqlite::Result<_>>().map_err(sql)?;
+        numbers.extend(said);
+        let mut number = next;
+        for candidate in numbers {
+            let row = is_anothers.query_row((candidate, form), |row| row.get::<_, bool>(0));
+            if !row.map_err(sql)? {
+                number = candidate;
+                break;
+            }
+        }
         next = next.max(number + 1);
         put.execute((number, form)).map_err(sql)?;
     }
