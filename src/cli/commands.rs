@@ -185,7 +185,7 @@ pub fn validate(catalog: &Path, args: &args::Validate) -> Result<u8> {
     let mut code = report.worst().map_or(exit::DONE, exit::of_kind);
     if args.repair && !report.is_clean() {
         let done = repair::repair(catalog, &report)?;
-        code = repair::exit_code(&done, &report);
+        code = exit::of_repaired(&report, &done);
         match value.as_object_mut() {
             Some(map) => drop(map.insert("repair".to_owned(), repair::to_json(&done))),
             None => repair::print(&mut out, &done)?,

@@ -5,6 +5,8 @@
 use crate::copies::Replicated;
 use crate::error::{ErrorKind, Problem};
 use crate::job::Outcome;
+use crate::repair::Repaired;
+use crate::validate::Report;
 
 /// All went well.
 pub const DONE: u8 = 0;
@@ -46,6 +48,11 @@ pub fn of_problems(problems: &[Problem], count: u64) -> u8 {
     }
 }
 
+/// The exit code of a repair: what is still wrong.
+pub fn of_repaired(report: &Report, done: &Repaired) -> u8 {
+    report.worst_after(done.worst()).map_or(DONE, of_kind)
+}
+
 /// The exit code of a replication.
 pub fn of_replicated(done: &Replicated) -> u8 {
     match done.worst() {
@@ -63,7 +70,7 @@ pub fn exit_code_of_job(outcome: &Outcome) -> u8 {
         Outcome::BackedUp(summary) => of_problems(&summary.problems, summary.counts.problems),
         Outcome::Restored(_, summary) => of_problems(&summary.problems, summary.problem_count),
         Outcome::Validated(report) => report.worst().map_or(DONE, of_kind),
-        Outcome::Repaired(report, done) => report.worst_after(done.worst()).map_or(DONE, of_kind),
+        Outcome::Repaired(report, done) => of_repaired(report, done),
         Outcome::Described(summary) => of_problems(&summary.problems, summary.problem_count),
         Outcome::Replicated(done) => of_replicated(done),
         Outcome::Failed(error) => of_kind(error.kind()),

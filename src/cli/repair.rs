@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{bar, exit, show};
+use super::{bar, show};
 use crate::error::{Quoted, Result};
 use crate::progress::Progress;
 use crate::repair::{self, Repaired};
@@ -16,11 +16,6 @@ use crate::validate::Report;
 pub fn repair(catalog: &Path, report: &Report) -> Result<Repaired> {
     let (suspects, progress) = (report.suspects(), Progress::default());
     bar::with_bar(&progress, || repair::run(catalog, &suspects, &progress))
-}
-
-/// The exit code: what is still wrong.
-pub fn exit_code(done: &Repaired, report: &Report) -> u8 {
-    report.worst_after(done.worst()).map_or(exit::DONE, exit::of_kind)
 }
 
 /// As lines.
@@ -72,20 +67,13 @@ pub fn to_json(done: &Repaired) -> Value {
         Value::Object(map)
     });
     let unhealed = done.unhealed.iter().map(|it| {
-        let files = it.files.iter().map(|file| {
-            let mut map = Map::new();
-            show::put_name(&mut map, "source", &file.source);
-            show::put_name(&mut map, "path", &file.path);
-            map.insert("runs".into(), json!(file.runs));
-            Value::Object(map)
-        });
         json!({
             "block": it.block.to_string(),
             "kind": it.kind.as_str(),
             "reason": it.reason,
             "partly": it.is_better,
             "files_count": it.file_count,
-            "files": files.collect::<Value>(),
+            "files": it.files.iter().map(show::damaged_file_json).collect::<Value>(),
         })
     });
     let indexes = done.indexes.iter().map(|it| {
