@@ -5,7 +5,7 @@
 //! file, because the names of its blocks are known only at its end.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -156,7 +156,7 @@ impl Spool {
         let mut file = self.file.get_ref();
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
         let mut spool = BufReader::with_capacity(1 << 16, file);
-        let mut out = zstd::Encoder::new(out, ZSTD_LEVEL).map_err(failed)?;
+        let mut out = compressed(out).map_err(failed)?;
         let (mut line, mut hasher) = (Vec::new(), DIGEST.hasher());
         header.put(&mut line)?;
         let (mut count, mut record) = (0u64, Vec::new());
@@ -183,6 +183,13 @@ impl Spool {
         out.finish().map_err(failed)?.flush().map_err(failed)?;
         Ok(digest)
     }
+}
+
+/// Compresses a document, with a checksum: its last line is under no digest, nor is any of a meta's.
+pub(super) fn compressed<W: Write>(out: W) -> io::Result<zstd::Encoder<'static, W>> {
+    let mut out = zstd::Encoder::new(out, ZSTD_LEVEL)?;
+    out.include_checksum(true)?;
+    Ok(out)
 }
 
 /// The hash by which one manifest names another, whatever names the blocks.
@@ -678,5 +685,11 @@ mod tests {
         assert_eq!(last["digest"], digest.to_string());
         let (before, _) = text.trim_end().rsplit_once('\n').unwrap();
         assert_eq!(HashAlgo::Blake3.hash(format!("{before}\n").as_bytes()), digest);
+        for bit in 0..out.len() * 8 {
+            out[bit / 8] ^= 1 << (bit % 8);
+            let read = zstd::decode_all(&out[..]);
+            assert!(read.is_err() || read.is_ok_and(|it| it == text.as_bytes()), "bit {bit}");
+            out[bit / 8] ^= 1 << (bit % 8);
+        }
     }
 }

@@ -136,7 +136,7 @@ pub(super) fn write_meta(
     out: &mut dyn Write,
 ) -> Result<()> {
     let failed = |e| Error::io("writing a meta", e);
-    let mut out = zstd::Encoder::new(out, manifest::ZSTD_LEVEL).map_err(failed)?;
+    let mut out = manifest::compressed(out).map_err(failed)?;
     write_meta_text(conn, index, hash, names, &mut out)?;
     out.finish().map_err(failed)?.flush().map_err(failed)
 }

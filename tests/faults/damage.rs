@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use raidtape::volume::VolumeManifest;
@@ -201,6 +201,20 @@ fn says_the_same(path: &str, now: &[u8], before: &[u8]) -> bool {
     path.ends_with("manifest") && manifest(now).is_some() && manifest(now) == manifest(before)
 }
 
+/// Where the text of a compressed file is another one: what a failure is understood by.
+fn difference(path: &str, file: &Path, before: &[u8]) -> String {
+    let Some(now) = path.ends_with(".zst").then(|| fs::read(file).ok()).flatten() else {
+        return String::new();
+    };
+    let (Ok(now), Ok(before)) = (zstd::decode_all(&now[..]), zstd::decode_all(before)) else {
+        return "it does not decompress".to_owned();
+    };
+    let at = now.iter().zip(&before).position(|(a, b)| a != b).unwrap_or(0);
+    let near =
+        |it: &[u8]| it[at.saturating_sub(80)..it.len().min(at + 80)].escape_ascii().to_string();
+    format!("at {at} of {}: {} was {}", before.len(), near(&now), near(&before))
+}
+
 fn damage_all(scene: &Scene, image: &Image, name: &str, all: Range<u64>) {
     let start = Instant::now();
     let place = Place { scene, dir: scene.lay_out(image), image };
@@ -237,7 +251,7 @@ fn damage_all(scene: &Scene, image: &Image, name: &str, all: Range<u64>) {
         let tally = tallies.entry(kind).or_default();
         tally.tried += 1;
         let result = place.look().and_then(|read| {
-            let said = format!("{:?}", read.problems);
+            let said = format!("{:?} {}", read.problems, difference(path, &file, bytes));
             judge((&KINDS[kind], damage, is_same), &read, &whole, tally)
                 .map_err(|e| format!("{e} {said}"))
         });
