@@ -20,6 +20,7 @@ pub mod health;
 pub mod history;
 pub mod jobs;
 mod json;
+pub mod line;
 mod listing;
 mod logical;
 mod lost;

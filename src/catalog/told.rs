@@ -9,18 +9,16 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::Deserialize;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::history::{Lines, name_from, time_from};
+use super::history::Lines;
+use super::line::{Line, Put, Said};
 use super::read::Reader;
 use super::run::{RunId, VersionId};
 use super::sql;
 use crate::chunk::Digest;
-use crate::entry::{Extra, Kind, Metadata, flags_from_letters, join};
-use crate::error::{Error, Quoted, Result};
+use crate::entry::{Extra, Kind, Metadata, join};
+use crate::error::{Quoted, Result};
 use crate::volume::BlockId;
 
 /// Entries of a run that are named, where they are not what its manifest says.
@@ -70,6 +68,24 @@ impl Told {
         self.states.add(text);
     }
 
+    /// Adds a line of a manifest. What has gone is not told: other entries live then than the run
+    /// has counted.
+    pub(super) fn add_line(&mut self, line: &Line<'_>, text: &mut Vec<u8>) -> Result<()> {
+        match line {
+            Line::Put(put) => {
+                let said = put.put_state(text)?;
+                self.add_state(text);
+                self.add_name(text, &said.path, said.version);
+            }
+            Line::Link(link) => self.add_name(text, &link.path()?, link.version()?),
+            Line::Owner(owner) => self.add_owner(owner.kind()?, owner.id, &owner.name()?),
+            Line::Problem(it) => self.add_problem(&it.path()?, it.kind, it.message()),
+            Line::Delete(gone) | Line::Empty(gone) => drop(gone.path()?),
+            Line::End => {}
+        }
+        Ok(())
+    }
+
     fn add_owner(&mut self, kind: &str, id: u32, name: &[u8]) {
         self.owners.add(&[kind.as_bytes(), b"\0", &id.to_le_bytes(), name].concat());
     }
@@ -115,102 +131,12 @@ pub fn put_state(
     Ok(())
 }
 
-/// A line as far as it counts here. What has no name in it is never escaped.
-#[derive(Deserialize)]
-struct Line<'a> {
-    op: &'a str,
-    path: Option<String>,
-    path_b64: Option<&'a str>,
-    name: Option<String>,
-    name_b64: Option<&'a str>,
-    kind: Option<&'a str>,
-    version: Option<VersionId>,
-    mode: Option<u32>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    id: Option<u32>,
-    size: Option<u64>,
-    mtime: Option<(i64, u32)>,
-    ctime: Option<(i64, u32)>,
-    ino: Option<u64>,
-    nlink: Option<u64>,
-    rdev: Option<u64>,
-    hash: Option<&'a str>,
-    #[serde(default, borrow)]
-    extents: Vec<(Option<&'a str>, u64, u64)>,
-    target: Option<String>,
-    target_b64: Option<&'a str>,
-    #[serde(default, borrow)]
-    xattrs: Vec<Attribute<'a>>,
-    flags: Option<&'a str>,
-    message: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Attribute<'a> {
-    key: Option<String>,
-    key_b64: Option<&'a str>,
-    value_b64: &'a str,
-}
-
-fn lacks(what: &str) -> Error {
-    Error::corrupt(format!("no {what}"))
-}
-
-impl<'a> Line<'a> {
-    fn parse(line: &'a [u8]) -> Result<Line<'a>> {
-        serde_json::from_slice(line).map_err(|e| Error::corrupt(e.to_string()))
-    }
-
-    fn path(&self) -> Result<Vec<u8>> {
-        name_from(self.path.as_deref(), self.path_b64, "path")
-    }
-
-    fn version(&self) -> Result<VersionId> {
-        self.version.ok_or_else(|| lacks("version"))
-    }
-
-    fn metadata(&self) -> Result<Metadata> {
-        let kind = self.kind.ok_or_else(|| lacks("kind"))?;
-        let whole = || {
-            Some(Metadata {
-                kind: kind.parse().ok()?,
-                mode: self.mode?,
-                uid: self.uid?,
-                gid: self.gid?,
-                size: self.size?,
-                mtime: time_from(self.mtime?).ok()?,
-                ctime: time_from(self.ctime?).ok()?,
-                ino: self.ino?,
-                nlink: self.nlink?,
-                rdev: self.rdev?,
-            })
-        };
-        whole().ok_or_else(|| lacks("metadata"))
-    }
-
-    fn extra(&self) -> Result<Extra> {
-        let has_target = self.target.is_some() || self.target_b64.is_some();
-        let target = || name_from(self.target.as_deref(), self.target_b64, "target");
-        let attribute = |it: &Attribute<'_>| {
-            let key = name_from(it.key.as_deref(), it.key_b64, "key")?;
-            Ok((key, BASE64.decode(it.value_b64).map_err(|_| lacks("value_b64"))?))
-        };
-        Ok(Extra {
-            target: has_target.then(target).transpose()?,
-            xattrs: self.xattrs.iter().map(attribute).collect::<Result<_>>()?,
-            flags: self.flags.map_or(Ok(0), flags_from_letters)?,
-        })
-    }
-
-    fn put_state(&self, text: &mut Vec<u8>) -> Result<()> {
-        let hash: Option<Digest> = self.hash.map(str::parse).transpose()?;
-        let extents = self.extents.iter().map(|(block, offset, len)| {
-            let block: Option<BlockId> = block.map(str::parse).transpose()?;
-            Ok((block, *offset, *len))
-        });
-        let of = (self.version()?, &self.metadata()?);
-        put_state(text, of, hash.as_ref(), extents, &self.extra()?)
+impl Put<'_> {
+    fn put_state(&self, text: &mut Vec<u8>) -> Result<Said> {
+        let said = self.read()?;
+        let of = (said.version, &said.meta);
+        put_state(text, of, said.hash.as_ref(), self.pieces(), &said.extra)?;
+        Ok(said)
     }
 }
 
@@ -218,27 +144,7 @@ impl<'a> Line<'a> {
 /// then; what it fails with ends the work.
 pub fn told_by(path: &Path, check: &dyn Fn() -> Result<()>) -> Result<Told> {
     let (mut told, mut text) = (Told::default(), Vec::new());
-    each_line(path, check, &mut |line| {
-        match line.op {
-            "put" => {
-                told.add_name(&mut text, &line.path()?, line.version()?);
-                line.put_state(&mut text)?;
-                told.add_state(&text);
-            }
-            "link" => told.add_name(&mut text, &line.path()?, line.version()?),
-            "owner" => {
-                let name = name_from(line.name.as_deref(), line.name_b64, "name")?;
-                let (kind, id) = (line.kind.unwrap_or_default(), line.id.unwrap_or_default());
-                told.add_owner(kind, id, &name);
-            }
-            "problem" => {
-                let kind = line.kind.unwrap_or_default();
-                told.add_problem(&line.path()?, kind, line.message.as_deref().unwrap_or_default());
-            }
-            _ => {}
-        }
-        Ok(())
-    })?;
+    each_line(path, check, &mut |line| told.add_line(line, &mut text))?;
     Ok(told)
 }
 
@@ -310,13 +216,15 @@ impl Reader {
         let mut named = Vec::new();
         let mut left_out = 0u64;
         each_line(manifest, check, &mut |line| {
-            if line.op == "put" || line.op == "link" {
-                let path = line.path()?;
-                if !self.is_as_told(run, line, &path).unwrap_or(false) {
-                    match named.len() < NAMED_MAX {
-                        true => named.push(format!("'{}'", Quoted(&path))),
-                        false => left_out += 1,
-                    }
+            let path = match line {
+                Line::Put(put) => put.path()?,
+                Line::Link(link) => link.path()?,
+                _ => return Ok(()),
+            };
+            if !self.is_as_told(run, line, &path).unwrap_or(false) {
+                match named.len() < NAMED_MAX {
+                    true => named.push(format!("'{}'", Quoted(&path))),
+                    false => left_out += 1,
                 }
             }
             Ok(())
@@ -341,14 +249,17 @@ impl Reader {
             }
         }
         let Some(entry) = entry else { return Ok(false) };
-        if entry.version != line.version()? || entry.first_run != run {
+        let (version, put) = match line {
+            Line::Put(put) => (put.version()?, Some(put)),
+            Line::Link(link) => (link.version()?, None),
+            _ => return Ok(false),
+        };
+        if entry.version != version || entry.first_run != run {
             return Ok(false);
         }
-        if line.op == "link" {
-            return Ok(true);
-        }
+        let Some(put) = put else { return Ok(true) };
         let (mut said, mut here) = (Vec::new(), Vec::new());
-        line.put_state(&mut said)?;
+        put.put_state(&mut said)?;
         let content = self.content(entry.version)?;
         let extents = content.extents.iter().map(|it| self.named(it));
         let of = (entry.version, &entry.meta);

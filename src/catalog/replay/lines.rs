@@ -3,163 +3,48 @@
 //! A line is checked before anything is done: its names lead nowhere else, its numbers are possible
 //! ones, and what it ends or continues is there.
 
-use std::borrow::Cow;
-
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::Deserialize;
-
 use super::{
     Alive, Content, Digest, DirId, Error, Extent, Kind, KnownBlock, Live, Metadata, OPEN,
     OptionalExtension, Quoted, Rebuild, Result, RunId, VersionId, check_name, sql,
 };
-use crate::catalog::history::{check_version, name_from, time_from};
+use crate::catalog::line::{Line, Link, Owner, Problem, Put, Said};
 use crate::catalog::read::{ENTRY_COLUMNS, entry_from};
 use crate::catalog::{NewEntry, rows};
-use crate::entry::{Extra, flags_from_letters, split_path};
-
-/// Enough of a line to see whose turn it is.
-#[derive(Deserialize)]
-struct Glance<'a> {
-    #[serde(borrow)]
-    op: Cow<'a, str>,
-    #[serde(default, borrow)]
-    kind: Cow<'a, str>,
-    version: Option<i64>,
-}
-
-/// A line as it stands.
-#[derive(Deserialize)]
-struct Raw {
-    path: Option<String>,
-    path_b64: Option<String>,
-    name: Option<String>,
-    name_b64: Option<String>,
-    kind: Option<String>,
-    version: Option<i64>,
-    mode: Option<u32>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    id: Option<u32>,
-    size: Option<u64>,
-    mtime: Option<(i64, u32)>,
-    ctime: Option<(i64, u32)>,
-    ino: Option<u64>,
-    nlink: Option<u64>,
-    rdev: Option<u64>,
-    hash: Option<String>,
-    #[serde(default)]
-    extents: Vec<(Option<String>, u64, u64)>,
-    target: Option<String>,
-    target_b64: Option<String>,
-    #[serde(default)]
-    xattrs: Vec<RawXattr>,
-    flags: Option<String>,
-    message: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct RawXattr {
-    key: Option<String>,
-    key_b64: Option<String>,
-    value_b64: String,
-}
+use crate::entry::split_path;
 
 fn bad(what: impl std::fmt::Display) -> Error {
     Error::corrupt(what.to_string())
 }
 
-fn parse<'a, T: Deserialize<'a>>(line: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(line).map_err(bad)
-}
-
-impl Raw {
-    fn path(&self) -> Result<Vec<u8>> {
-        name_from(self.path.as_deref(), self.path_b64.as_deref(), "path")
-    }
-
-    fn metadata(&self) -> Result<Metadata> {
-        let need = |key: &'static str| move || bad(format!("no {key}"));
-        let size = self.size.ok_or_else(need("size"))?;
-        let nlink = self.nlink.ok_or_else(need("nlink"))?;
-        if size > i64::MAX.cast_unsigned() || nlink > i64::MAX.cast_unsigned() {
-            return Err(bad("an impossible size or number of links"));
-        }
-        let mode = self.mode.filter(|it| *it <= 0o7777).ok_or_else(|| bad("an impossible mode"))?;
-        Ok(Metadata {
-            kind: self.kind.as_deref().unwrap_or_default().parse()?,
-            mode,
-            uid: self.uid.ok_or_else(need("uid"))?,
-            gid: self.gid.ok_or_else(need("gid"))?,
-            size,
-            mtime: time_from(self.mtime.ok_or_else(need("mtime"))?)?,
-            ctime: time_from(self.ctime.ok_or_else(need("ctime"))?)?,
-            ino: self.ino.ok_or_else(need("ino"))?,
-            nlink,
-            rdev: self.rdev.ok_or_else(need("rdev"))?,
-        })
-    }
-
-    fn version(&self) -> Result<VersionId> {
-        check_version(self.version.ok_or_else(|| bad("no version"))?)
-    }
-
-    fn extra(&self, kind: Kind) -> Result<Extra> {
-        let has_target = self.target.is_some() || self.target_b64.is_some();
-        if has_target && kind != Kind::Symlink {
-            return Err(bad("a target of what is no link"));
-        }
-        let target = || name_from(self.target.as_deref(), self.target_b64.as_deref(), "target");
-        let xattr = |it: &RawXattr| -> Result<(Vec<u8>, Vec<u8>)> {
-            let key = name_from(it.key.as_deref(), it.key_b64.as_deref(), "key")?;
-            let value = BASE64.decode(&it.value_b64).map_err(|_| bad("value_b64 is none"))?;
-            match key.is_empty() || key.contains(&0) {
-                true => Err(bad("an impossible key of an attribute")),
-                false => Ok((key, value)),
-            }
-        };
-        Ok(Extra {
-            target: has_target.then(target).transpose()?,
-            xattrs: self.xattrs.iter().map(xattr).collect::<Result<_>>()?,
-            flags: self.flags.as_deref().map_or(Ok(0), flags_from_letters)?,
-        })
-    }
-}
-
-/// What a line that was not dealt with says of versions: the greatest number.
-pub(super) fn version_in(line: &[u8]) -> Result<VersionId> {
-    let glance: Glance<'_> = parse(line)?;
-    glance.version.map_or(Ok(0), check_version)
-}
-
 impl Rebuild {
     /// Deals with a line of the current run, if it says that something goes, or is of a directory.
     pub fn take_first(&mut self, line: &[u8]) -> Result<()> {
-        let glance: Glance<'_> = parse(line)?;
-        match &*glance.op {
-            "put" if glance.kind == "dir" => self.put(&parse(line)?),
-            "delete" => self.delete(&parse::<Raw>(line)?.path()?),
-            "empty" => self.empty(&parse::<Raw>(line)?.path()?),
+        match Line::parse(line)? {
+            Line::Put(put) if put.kind == Kind::Dir => self.put(&put),
+            Line::Delete(gone) => self.delete(&gone.path()?),
+            Line::Empty(gone) => self.empty(&gone.path()?),
             _ => Ok(()),
         }
     }
 
     /// Deals with a line of the current run, if [`Rebuild::take_first`] has not.
     pub fn take_second(&mut self, line: &[u8]) -> Result<()> {
-        let glance: Glance<'_> = parse(line)?;
-        match &*glance.op {
-            "put" if glance.kind != "dir" => self.put(&parse(line)?),
-            "link" => self.link(&parse(line)?),
-            "owner" => self.owner(&parse(line)?),
-            "problem" => self.problem(&parse(line)?),
-            "put" | "delete" | "empty" | "end" => Ok(()),
-            other => Err(bad(format!("unknown line {other:.50?}"))),
+        match Line::parse(line)? {
+            Line::Put(put) if put.kind != Kind::Dir => self.put(&put),
+            Line::Link(link) => self.link(&link),
+            Line::Owner(owner) => self.owner(&owner),
+            Line::Problem(problem) => self.problem(&problem),
+            Line::Put(_) | Line::Delete(_) | Line::Empty(_) | Line::End => Ok(()),
         }
     }
 
     /// The greatest number of a version that a line says.
     pub fn version_in(line: &[u8]) -> Result<VersionId> {
-        version_in(line)
+        match Line::parse(line)? {
+            Line::Put(put) => put.version(),
+            Line::Link(link) => link.version(),
+            _ => Ok(0),
+        }
     }
 
     fn live(&self, dir: DirId, name: &[u8]) -> Result<Option<Live>> {
@@ -206,8 +91,8 @@ impl Rebuild {
         Ok((self.dir_at(dir)?, name.to_vec()))
     }
 
-    fn put(&mut self, raw: &Raw) -> Result<()> {
-        let (path, meta, version) = (raw.path()?, raw.metadata()?, raw.version()?);
+    fn put(&mut self, put: &Put<'_>) -> Result<()> {
+        let Said { path, version, meta, hash, extra } = put.read()?;
         let current = self.current()?;
         if version <= current.versions_before {
             return Err(bad(format!("version {version} belongs to an earlier run")));
@@ -221,44 +106,20 @@ impl Rebuild {
         if path.is_empty() && meta.kind != Kind::Dir {
             return Err(bad("the root is no directory"));
         }
-        let content = self.content(raw, &meta)?;
+        let mut extents = Vec::with_capacity(put.piece_count());
+        for piece in put.pieces() {
+            extents.push(match piece? {
+                (None, _, len) => Extent::Hole { len },
+                (Some(id), offset, len) => {
+                    Extent::Data { block: self.block_number(id, offset + len)?, offset, len }
+                }
+            });
+        }
+        let content = Content { hash, extents, extra };
         self.put_entry(&path, version, &meta, content.data_len())?;
         rows::put_content(&self.conn, version, meta.kind, &content)?;
         self.last_version = self.last_version.max(version);
         Ok(())
-    }
-
-    fn content(&mut self, raw: &Raw, meta: &Metadata) -> Result<Content> {
-        let extra = raw.extra(meta.kind)?;
-        if meta.kind != Kind::File {
-            return match raw.hash.is_none() && raw.extents.is_empty() {
-                true => Ok(Content { extra, ..Content::default() }),
-                false => Err(bad("content of what is no file")),
-            };
-        }
-        let hash = raw.hash.as_deref().ok_or_else(|| bad("no hash"))?.parse()?;
-        let (mut extents, mut total) = (Vec::with_capacity(raw.extents.len()), 0u64);
-        let mut was_hole = false;
-        for (block, offset, len) in &raw.extents {
-            let (offset, len) = (*offset, *len);
-            total = total.checked_add(len).filter(|_| len > 0).ok_or_else(|| bad("extents"))?;
-            let is_hole = block.is_none();
-            if std::mem::replace(&mut was_hole, is_hole) && is_hole {
-                return Err(bad("a hole after a hole"));
-            }
-            extents.push(match block {
-                None => Extent::Hole { len },
-                Some(id) => {
-                    let end = offset.checked_add(len).filter(|it| *it <= 1 << 62);
-                    let end = end.ok_or_else(|| bad("an impossible place in a block"))?;
-                    Extent::Data { block: self.block_number(id.parse()?, end)?, offset, len }
-                }
-            });
-        }
-        match total == meta.size {
-            true => Ok(Content { hash: Some(hash), extents, extra }),
-            false => Err(bad("its pieces are not as long as it is")),
-        }
     }
 
     /// The number of a block that has at least `end` plain bytes. One that no volume has gets a row
@@ -348,8 +209,8 @@ impl Rebuild {
         self.count(meta.kind, meta.size, true)
     }
 
-    fn link(&mut self, raw: &Raw) -> Result<()> {
-        let (path, version) = (raw.path()?, raw.version()?);
+    fn link(&mut self, link: &Link<'_>) -> Result<()> {
+        let (path, version) = (link.path()?, link.version()?);
         let query = format!("SELECT {ENTRY_COLUMNS} FROM entries WHERE version = ?1 LIMIT 1");
         let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
         let mut rows = statement.query([version]).map_err(sql)?;
@@ -424,28 +285,24 @@ impl Rebuild {
         Ok(())
     }
 
-    fn owner(&mut self, raw: &Raw) -> Result<()> {
-        let name = name_from(raw.name.as_deref(), raw.name_b64.as_deref(), "name")?;
+    fn owner(&mut self, owner: &Owner<'_>) -> Result<()> {
+        let (kind, id, name) = (owner.kind()?, owner.id, owner.name()?);
         let run = self.current()?.run;
-        let kind = raw.kind.as_deref().filter(|it| ["user", "group"].contains(it));
-        let (Some(kind), Some(id)) = (kind, raw.id) else { return Err(bad("no owner")) };
         let query = "INSERT OR REPLACE INTO owners (kind, id, first_run, name) \
                      VALUES (?1, ?2, ?3, ?4)";
         self.conn.execute(query, (kind, id, run, name)).map_err(sql)?;
         Ok(())
     }
 
-    fn problem(&mut self, raw: &Raw) -> Result<()> {
-        let path = raw.path()?;
+    fn problem(&mut self, problem: &Problem<'_>) -> Result<()> {
+        let path = problem.path()?;
         let current = self.current()?;
         current.problems += 1;
         let (run, n) = (current.run, current.problems);
-        let (Some(kind), Some(message)) = (&raw.kind, &raw.message) else {
-            return Err(bad("no kind or message"));
-        };
         let query = "INSERT INTO scratch.problems VALUES (?1, ?2, ?3, ?4, ?5)";
         let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
-        statement.execute((run, n, path, kind, message)).map_err(sql)?;
+        let row = (run, n, path, problem.kind, problem.message());
+        statement.execute(row).map_err(sql)?;
         Ok(())
     }
 
