@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::{bar, exit, show};
-use crate::catalog::DamagedFile;
-use crate::error::{Quoted, Result};
+use crate::error::Result;
 use crate::progress::Progress;
 use crate::rebuild::{self, Options, Summary, from_copy};
 use crate::sys::quoted;
-use crate::volume::BlockId;
 
 /// Everything comes back: runs, files, history, tags, problems, owners, volumes, settings. The new
 /// catalog is at --catalog, where nothing may be yet. Whatever does not fit is named.
@@ -50,7 +48,7 @@ pub fn rebuildmeta(catalog: &Path, args: &Rebuildmeta) -> Result<u8> {
     let mut out = show::Out::new();
     let summary = bar::with_bar(&progress, || {
         rebuild::run(catalog, &options, &progress, &mut |block, file| {
-            say_lacking(&mut out, block, file, args.json)
+            show::say_lacking(&mut out, block, &file, args.json)
         })
     })?;
     show::print_problems(&summary.problems, summary.problem_count);
@@ -73,7 +71,7 @@ pub fn catalog_restore(catalog: &Path, args: &CatalogRestore) -> Result<u8> {
     let mut out = show::Out::new();
     let done = bar::with_bar(&progress, || {
         from_copy::run(catalog, &options, &progress, &mut |block, file| {
-            say_lacking(&mut out, block, file, args.json)
+            show::say_lacking(&mut out, block, &file, args.json)
         })
     })?;
     let summary = &done.summary;
@@ -112,30 +110,6 @@ fn exit_code(summary: &Summary) -> u8 {
     if summary.problem_count > 0 { exit::PROBLEMS } else { exit::DONE }
 }
 
-/// A file that lacks a block.
-pub(super) fn say_lacking(
-    out: &mut show::Out,
-    block: &BlockId,
-    file: DamagedFile,
-    is_json: bool,
-) -> Result<()> {
-    if !is_json {
-        let runs: Vec<String> = file.runs.iter().map(i64::to_string).collect();
-        return out.line(&format!(
-            "lacks block {block}: {} of {}, runs {}",
-            Quoted(&file.path),
-            Quoted(&file.source),
-            runs.join(", ")
-        ));
-    }
-    let mut map = Map::new();
-    map.insert("lacks".into(), block.to_string().into());
-    show::put_name(&mut map, "source", &file.source);
-    show::put_name(&mut map, "path", &file.path);
-    map.insert("runs".into(), file.runs.into());
-    out.json(&Value::Object(map))
-}
-
 fn summary_json(summary: &Summary) -> Map<String, Value> {
     let counts = [
         ("runs", summary.runs),
@@ -147,8 +121,8 @@ fn summary_json(summary: &Summary) -> Map<String, Value> {
         ("files_lacking", summary.files_lacking),
         ("problems", summary.problem_count),
     ];
-    let counts = counts.into_iter().map(|(key, count)| (key.to_owned(), count.into()));
-    let mut map: Map<String, Value> = counts.collect();
+    let mut map = Map::new();
+    show::put_counts(&mut map, &counts);
     map.insert("problem_list".into(), show::problems_json(&summary.problems));
     map
 }

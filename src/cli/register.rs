@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::rebuild::say_lacking;
 use super::{bar, exit, show};
 use crate::error::Result;
 use crate::progress::Progress;
@@ -38,7 +37,7 @@ pub fn rebuild_catalog(catalog: &Path, args: &RebuildCatalog) -> Result<u8> {
     let mut out = show::Out::new();
     let summary = bar::with_bar(&progress, || {
         doubted::run(catalog, &options, &progress, &mut |block, file| {
-            say_lacking(&mut out, block, file, args.json)
+            show::say_lacking(&mut out, block, &file, args.json)
         })
     })?;
     show::print_problems(&summary.problems, summary.problem_count);
@@ -121,8 +120,8 @@ fn to_json(summary: &Summary, is_trial: bool) -> Value {
         ("files_lost", summary.files_lost),
         ("problems", summary.problem_count),
     ];
-    let counts = counts.into_iter().map(|(key, count)| (key.to_owned(), count.into()));
-    let mut map: Map<String, Value> = counts.collect();
+    let mut map = Map::new();
+    show::put_counts(&mut map, &counts);
     map.insert("dry_run".into(), is_trial.into());
     map.insert("volumes".into(), summary.volumes.iter().map(volume_json).collect());
     map.insert("problem_list".into(), show::problems_json(&summary.problems));
@@ -146,6 +145,6 @@ fn volume_json(it: &OfVolume) -> Value {
         ("scanned", it.scanned.0),
         ("damaged", it.scanned.1),
     ];
-    map.extend(counts.into_iter().map(|(key, count)| (key.to_owned(), count.into())));
+    show::put_counts(&mut map, &counts);
     Value::Object(map)
 }

@@ -86,7 +86,7 @@ fn summary_json(summary: &Summary, run: RunId, dry_run: bool) -> Value {
     let mut map = Map::new();
     map.insert("run".into(), run.into());
     map.insert("dry_run".into(), dry_run.into());
-    for (key, number) in [
+    let counts = [
         ("entries", summary.entries),
         ("dirs", summary.dirs),
         ("bytes", summary.bytes),
@@ -98,9 +98,8 @@ fn summary_json(summary: &Summary, run: RunId, dry_run: bool) -> Value {
         ("verified", summary.verified),
         ("owners_skipped", summary.owners_skipped),
         ("problems", summary.problem_count),
-    ] {
-        map.insert(key.into(), number.into());
-    }
+    ];
+    show::put_counts(&mut map, &counts);
     map.insert("problem_list".into(), show::problems_json(&summary.problems));
     Value::Object(map)
 }

@@ -16,6 +16,7 @@ use crate::catalog::{Change, ChangeKind, Counts, DamagedFile, EntryRow, Run, Tal
 use crate::entry::Kind;
 use crate::error::{Error, Problem, Quoted, Result};
 use crate::sys::{Time, quoted};
+use crate::volume::BlockId;
 
 /// Standard output, buffered. A reader that goes away ends the output, not the command.
 pub struct Out(io::BufWriter<io::StdoutLock<'static>>);
@@ -78,6 +79,11 @@ pub fn put_name(map: &mut Map<String, Value>, key: &str, name: &[u8]) {
         Ok(text) => map.insert(key.to_owned(), text.into()),
         Err(_) => map.insert(format!("{key}_b64"), BASE64.encode(name).into()),
     };
+}
+
+/// Adds numbers under their keys.
+pub fn put_counts(map: &mut Map<String, Value>, counts: &[(&str, u64)]) {
+    map.extend(counts.iter().map(|(key, count)| ((*key).to_owned(), Value::from(*count))));
 }
 
 /// A size for people.
@@ -168,10 +174,36 @@ pub fn print_warnings(warnings: &[Error]) {
 /// A file that damage or a loss reaches, as JSON.
 pub fn damaged_file_json(file: &DamagedFile) -> Value {
     let mut map = Map::new();
-    put_name(&mut map, "source", &file.source);
-    put_name(&mut map, "path", &file.path);
-    map.insert("runs".into(), json!(file.runs));
+    put_damaged_file(&mut map, file);
     Value::Object(map)
+}
+
+fn put_damaged_file(map: &mut Map<String, Value>, file: &DamagedFile) {
+    put_name(map, "source", &file.source);
+    put_name(map, "path", &file.path);
+    map.insert("runs".into(), json!(file.runs));
+}
+
+/// Says that a file lacks a block.
+pub fn say_lacking(
+    out: &mut Out,
+    block: &BlockId,
+    file: &DamagedFile,
+    is_json: bool,
+) -> Result<()> {
+    if !is_json {
+        let runs: Vec<String> = file.runs.iter().map(i64::to_string).collect();
+        return out.line(&format!(
+            "lacks block {block}: {} of {}, runs {}",
+            Quoted(&file.path),
+            Quoted(&file.source),
+            runs.join(", ")
+        ));
+    }
+    let mut map = Map::new();
+    map.insert("lacks".into(), block.to_string().into());
+    put_damaged_file(&mut map, file);
+    out.json(&Value::Object(map))
 }
 
 /// A run as JSON.
