@@ -89,6 +89,18 @@ enum Expected {
     None,
 }
 
+impl Expected {
+    /// The expected run, if there is nothing of it from this one on.
+    fn gap_above(&self, run: RunId) -> Option<Gap> {
+        let gap = match self {
+            Expected::This(it) => Gap { run: it.run, uuid: Some(it.uuid.clone()) },
+            Expected::Number(it) => Gap { run: *it, uuid: None },
+            Expected::Any | Expected::None => return None,
+        };
+        Some(gap).filter(|it| it.run > run)
+    }
+}
+
 /// Reads all manifests and puts them in order; those that follow `base`, if there is one.
 pub fn read(
     sources: &[Source],
@@ -159,7 +171,7 @@ pub fn newest_known(volume: &Path, reader: &Reader) -> Result<bool> {
 
 /// The manifests of a volume by the numbers in their names.
 pub fn list(volume: &Path) -> Result<Vec<(RunId, PathBuf)>> {
-    let dir = volume.join("manifests");
+    let dir = volume.join(manifest::DIR);
     let failed = |e| Error::io(format!("listing {}", quoted(&dir)), e);
     let entries = match std::fs::read_dir(&dir) {
         Ok(entries) => entries,
@@ -169,10 +181,7 @@ pub fn list(volume: &Path) -> Result<Vec<(RunId, PathBuf)>> {
     let mut found = Vec::new();
     for entry in entries {
         let name = entry.map_err(failed)?.file_name();
-        let number = name.to_str().and_then(|it| {
-            let run = it.strip_prefix("run-")?.strip_suffix(".jsonl.zst")?.parse().ok()?;
-            (manifest::document_name(run).strip_prefix("manifests/")? == it).then_some(run)
-        });
+        let number = name.to_str().and_then(manifest::run_of);
         found.extend(number.filter(|it| *it > 0).map(|it| (it, dir.join(&name))));
     }
     found.sort();
@@ -207,16 +216,9 @@ fn choose(
             }
             continue;
         }
-        match &expected {
-            Expected::This(it) if it.run > run => {
-                gaps.push(Gap { run: it.run, uuid: Some(it.uuid.clone()) });
-                expected = Expected::Any;
-            }
-            Expected::Number(it) if *it > run => {
-                gaps.push(Gap { run: *it, uuid: None });
-                expected = Expected::Any;
-            }
-            _ => {}
+        if let Some(gap) = expected.gap_above(run) {
+            gaps.push(gap);
+            expected = Expected::Any;
         }
         let wanted = match &expected {
             Expected::This(it) => Some(it),
@@ -244,16 +246,9 @@ fn choose(
         });
     }
     let first = base.map_or(0, |it| it.run);
-    match &expected {
-        Expected::This(it) if it.run > first => {
-            gaps.push(Gap { run: it.run, uuid: Some(it.uuid.clone()) });
-            expected = Expected::Any;
-        }
-        Expected::Number(run) if *run > first => {
-            gaps.push(Gap { run: *run, uuid: None });
-            expected = Expected::Any;
-        }
-        _ => {}
+    if let Some(gap) = expected.gap_above(first) {
+        gaps.push(gap);
+        expected = Expected::Any;
     }
     let newest_manifest = match base {
         Some(base) => link(base, &of_base, &expected)?,
