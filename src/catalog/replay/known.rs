@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use rusqlite::Connection;
 
+use super::scratch::{FOUND_CHUNKS, leave_out_void};
 use crate::catalog::numbers::{self, Numbered};
 use crate::catalog::sql;
 use crate::error::Result;
@@ -76,13 +77,9 @@ pub(crate) fn put_volumes(
 /// Gives the blocks that were found their numbers and puts them into the catalog, with their copies
 /// on volumes that it has; gives the number of the next block.
 pub(crate) fn settle(conn: &Connection, changed: &mut Changed) -> Result<u64> {
-    let statements = "
-        CREATE TABLE scratch.at (number INTEGER PRIMARY KEY, form INTEGER NOT NULL,
-            is_new INTEGER NOT NULL);
-        CREATE INDEX scratch.at_form ON at (form);
-        INSERT INTO scratch.at SELECT b.number, f.form, 0
-            FROM scratch.forms f JOIN blocks b ON b.id = f.id;";
-    conn.execute_batch(statements).map_err(sql)?;
+    let statement = "INSERT INTO scratch.at SELECT b.number, f.form, 0 \
+                     FROM scratch.forms f JOIN blocks b ON b.id = f.id";
+    conn.execute_batch(statement).map_err(sql)?;
     let update = "UPDATE blocks SET stored_len = f.stored_len, plain_len = f.plain_len, \
                   frames = f.frames FROM scratch.forms f WHERE f.id = blocks.id AND \
                   (f.stored_len, f.plain_len, f.frames) <> \
@@ -173,22 +170,14 @@ fn number_new(conn: &Connection) -> Result<u64> {
 /// Puts the chunks of the blocks that were found into the catalog, and takes out those that these
 /// blocks do not have. What a killed run may have lost is left out, as in a catalog made anew.
 pub(crate) fn put_chunks(conn: &Connection, changed: &mut Changed) -> Result<()> {
-    let statements = "
-        CREATE TABLE scratch.void AS SELECT number, form FROM scratch.at a WHERE is_new
-            AND NOT EXISTS (SELECT 1 FROM scratch.copies c WHERE c.form = a.form AND is_there)
-            AND NOT EXISTS (SELECT 1 FROM uses WHERE block = a.number);
-        DELETE FROM block_copies WHERE block IN (SELECT number FROM scratch.void);
-        DELETE FROM blocks WHERE number IN (SELECT number FROM scratch.void);
-        CREATE TABLE scratch.want (id BLOB PRIMARY KEY, block INTEGER NOT NULL,
-            at INTEGER NOT NULL, len INTEGER NOT NULL) WITHOUT ROWID;
-        INSERT OR REPLACE INTO scratch.want (id, block, at, len)
-            SELECT c.id, a.number, c.at, c.len FROM scratch.chunks c
-            JOIN scratch.at a ON a.form = c.form
-            WHERE a.number NOT IN (SELECT number FROM scratch.void)
-            ORDER BY c.id, a.number, c.at;";
-    conn.execute_batch(statements).map_err(sql)?;
-    let void = conn.query_row("SELECT count(*) FROM scratch.void", [], |row| row.get::<_, u64>(0));
-    changed.blocks_added = changed.blocks_added.saturating_sub(void.map_err(sql)?);
+    let void = leave_out_void(conn)?;
+    changed.blocks_added = changed.blocks_added.saturating_sub(void);
+    let statements = format!(
+        "CREATE TABLE scratch.want (id BLOB PRIMARY KEY, block INTEGER NOT NULL, \
+             at INTEGER NOT NULL, len INTEGER NOT NULL) WITHOUT ROWID; \
+         INSERT OR REPLACE INTO scratch.want (id, block, at, len) {FOUND_CHUNKS}"
+    );
+    conn.execute_batch(&statements).map_err(sql)?;
     // The block was read, or there is none: then nothing speaks for the row.
     let is_refuted = "(chunks.block IN (SELECT number FROM scratch.at) \
                       OR chunks.block NOT IN (SELECT number FROM blocks))";

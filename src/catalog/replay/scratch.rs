@@ -18,8 +18,10 @@ use crate::wire::Reader as WireReader;
 const TABLES: &str = "
     CREATE TABLE scratch.forms (
         form INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, stored_len INTEGER NOT NULL,
-        plain_len INTEGER NOT NULL, frames BLOB NOT NULL, chunks BLOB NOT NULL,
-        number INTEGER);
+        plain_len INTEGER NOT NULL, frames BLOB NOT NULL, chunks BLOB NOT NULL);
+    CREATE TABLE scratch.at (number INTEGER PRIMARY KEY, form INTEGER NOT NULL,
+        is_new INTEGER NOT NULL);
+    CREATE INDEX scratch.at_form ON at (form);
     CREATE TABLE scratch.copies (
         form INTEGER NOT NULL, volume INTEGER NOT NULL, record_at INTEGER NOT NULL,
         said INTEGER, is_there INTEGER NOT NULL, n INTEGER PRIMARY KEY);
@@ -249,39 +251,48 @@ pub(super) fn settle(conn: &Connection) -> Result<u64> {
     let mut statement = conn.prepare(query).map_err(sql)?;
     let mut rows = statement.query([]).map_err(sql)?;
     let mut last = 0u64;
-    let query = "UPDATE scratch.forms SET number = ?2 WHERE form = ?1";
-    let mut update = conn.prepare(query).map_err(sql)?;
+    let mut put = conn.prepare("INSERT INTO scratch.at VALUES (?1, ?2, 1)").map_err(sql)?;
     while let Some(row) = rows.next().map_err(sql)? {
         let (form, said): (i64, Option<u64>) = (row.get(0).map_err(sql)?, row.get(1).map_err(sql)?);
         last = said.unwrap_or_default().max(last + 1);
-        update.execute((form, last)).map_err(sql)?;
+        put.execute((last, form)).map_err(sql)?;
     }
     drop(rows);
-    drop((statement, update));
+    drop((statement, put));
     let statements = "
         INSERT INTO blocks (number, id, stored_len, plain_len, frames)
-            SELECT number, id, stored_len, plain_len, frames FROM scratch.forms
-            ORDER BY number;
+            SELECT a.number, id, stored_len, plain_len, frames FROM scratch.at a
+            JOIN scratch.forms f ON f.form = a.form ORDER BY a.number;
         INSERT INTO block_copies (block, volume, record_at)
-            SELECT number, volume, max(record_at) FROM scratch.copies c
-            JOIN scratch.forms f ON f.form = c.form GROUP BY number, volume;";
+            SELECT a.number, c.volume, max(c.record_at) FROM scratch.copies c
+            JOIN scratch.at a ON a.form = c.form GROUP BY a.number, c.volume;";
     conn.execute_batch(statements).map_err(sql)?;
     Ok(last + 1)
 }
 
-/// Puts the chunks into the catalog. A block that is said to have been written, but is on no disk
-/// and in no file, is not one: a run that did not end may have lost it.
-pub(super) fn put_chunks(conn: &Connection) -> Result<()> {
+/// Takes out blocks that are said to have been written, but are on no disk and in no file: a run
+/// that did not end may have lost them. Only such as the catalog did not have are; gives how many.
+pub(super) fn leave_out_void(conn: &Connection) -> Result<u64> {
     let statements = "
-        CREATE TABLE scratch.void AS SELECT f.form, f.number FROM scratch.forms f
-            WHERE NOT EXISTS (SELECT 1 FROM scratch.copies c WHERE c.form = f.form AND is_there)
-            AND NOT EXISTS (SELECT 1 FROM uses WHERE block = f.number);
+        CREATE TABLE scratch.void AS SELECT number FROM scratch.at a WHERE is_new
+            AND NOT EXISTS (SELECT 1 FROM scratch.copies c WHERE c.form = a.form AND is_there)
+            AND NOT EXISTS (SELECT 1 FROM uses WHERE block = a.number);
         DELETE FROM block_copies WHERE block IN (SELECT number FROM scratch.void);
         DELETE FROM blocks WHERE number IN (SELECT number FROM scratch.void);
-        INSERT OR REPLACE INTO chunks (id, block, at, len)
-            SELECT c.id, f.number, c.at, c.len FROM scratch.chunks c
-            JOIN scratch.forms f ON f.form = c.form
-            WHERE f.form NOT IN (SELECT form FROM scratch.void)
-            ORDER BY c.id, f.number, c.at;";
-    conn.execute_batch(statements).map_err(sql)
+        DELETE FROM scratch.at WHERE number IN (SELECT number FROM scratch.void);";
+    conn.execute_batch(statements).map_err(sql)?;
+    conn.query_row("SELECT count(*) FROM scratch.void", [], |row| row.get(0)).map_err(sql)
+}
+
+/// The chunks of the blocks that were found: of one that is in two, the last is the one of the
+/// highest number.
+pub(super) const FOUND_CHUNKS: &str = "SELECT c.id, a.number, c.at, c.len FROM scratch.chunks c \
+                                       JOIN scratch.at a ON a.form = c.form \
+                                       ORDER BY c.id, a.number, c.at";
+
+/// Puts the chunks into the catalog.
+pub(super) fn put_chunks(conn: &Connection) -> Result<()> {
+    leave_out_void(conn)?;
+    let query = format!("INSERT OR REPLACE INTO chunks (id, block, at, len) {FOUND_CHUNKS}");
+    conn.execute_batch(&query).map_err(sql)
 }
