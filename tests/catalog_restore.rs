@@ -8,14 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use raidtape::catalog::{WriteLock, copy};
 use serde_json::{Value, json};
 
-use crate::common::world::{Op, World, op};
-use crate::common::{RAIDTAPE, Ran, Sandbox, args, data, need_root, need_tool, run};
-use crate::rebuild::{assert_dumps, dump, forge, manifest, seal};
+use crate::common::{RAIDTAPE, Ran, Sandbox, args, data, need_tool, run};
+use crate::rebuild::{any_history, assert_dumps, dump, forge, manifest, seal};
 
 /// Three volumes of which the middle one is left by the first runs; a run after each change.
 fn store() -> (Sandbox, Vec<PathBuf>) {
@@ -269,57 +266,31 @@ fn volumes_are_where_they_are_now_and_a_missing_one_is_known_by_its_blocks() {
     sandbox.assert_valid();
 }
 
-/// What is done before each run, by the number of its source, and whether it leaves a copy.
-type Steps = Vec<(bool, Vec<(Op, u8)>, bool)>;
-
 #[test]
 fn any_history_comes_back() {
-    need_root("owners, pipes and attributes of links are changed");
-    let ops = prop::collection::vec(op(), 5..40);
-    let steps = prop::collection::vec((any::<bool>(), ops, any::<bool>()), 2..7);
-    let config = Config { cases: 8, failure_persistence: None, ..Config::default() };
-    let result = TestRunner::new(config).run(&steps, |steps| {
-        play(&steps);
-        Ok(())
+    let options = |n, has_copy: bool| match has_copy || n == 0 {
+        true => Vec::new(),
+        false => args!["--no-catalog-copy"].to_vec(),
+    };
+    any_history(options, |sandbox, volumes| {
+        let before = dump(&sandbox.catalog);
+        loop {
+            // With each copy that there is, from the newest to the oldest.
+            let newest =
+                volumes.iter().filter_map(|it| copy::list(it).unwrap().first().copied()).max();
+            let Some(run) = newest else { break };
+            let said = summary(&restore(sandbox, &volumes, &[]).code(0));
+            assert_eq!(said["after"], run);
+            assert_dumps(&before, &dump(&sandbox.catalog));
+            sandbox.assert_valid();
+            for volume in &volumes {
+                let _ = fs::remove_file(copy_on(volume, run));
+            }
+        }
+        let said = sandbox.backup();
+        let same = sandbox.ok(args!["backup", &sandbox.source, "--json", "--dry-run"]).json();
+        assert_eq!((&same["added"], &same["modified"]), (&json!(0), &json!(0)), "{said} {same}");
     });
-    result.unwrap();
-}
-
-fn play(steps: &Steps) {
-    let sandbox = Sandbox::with(&["--block-size", "1MiB", "--chunk-size", "4KiB"]);
-    let other = sandbox.path("other");
-    fs::create_dir(&other).unwrap();
-    let mut worlds = [World::new(&sandbox.source), World::new(&other)];
-    let mut volumes = vec![sandbox.path("volume")];
-    for (n, (is_other, ops, has_copy)) in steps.iter().enumerate() {
-        let world = &mut worlds[usize::from(*is_other)];
-        ops.iter().for_each(|(op, when)| world.apply(op, *when));
-        world.settle();
-        if n % 2 == 1 {
-            seal(&sandbox, volumes.len() as i64);
-            volumes.push(sandbox.add_volume(&format!("volume {n}")));
-        }
-        let source = if *is_other { &other } else { &sandbox.source };
-        let mut line = args!["backup", source, "--tag", format!("t{n}")].to_vec();
-        line.extend((!has_copy && n > 0).then(|| OsString::from("--no-catalog-copy")));
-        sandbox.ok(line);
-    }
-    let before = dump(&sandbox.catalog);
-    loop {
-        // With each copy that there is, from the newest to the oldest.
-        let newest = volumes.iter().filter_map(|it| copy::list(it).unwrap().first().copied()).max();
-        let Some(run) = newest else { break };
-        let said = summary(&restore(&sandbox, &volumes, &[]).code(0));
-        assert_eq!(said["after"], run);
-        assert_dumps(&before, &dump(&sandbox.catalog));
-        sandbox.assert_valid();
-        for volume in &volumes {
-            let _ = fs::remove_file(copy_on(volume, run));
-        }
-    }
-    let said = sandbox.backup();
-    let same = sandbox.ok(args!["backup", &sandbox.source, "--json", "--dry-run"]).json();
-    assert_eq!((&same["added"], &same["modified"]), (&json!(0), &json!(0)), "{said} {same}");
 }
 
 #[test]

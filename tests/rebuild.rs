@@ -15,7 +15,7 @@ use raidtape::chunk::HashAlgo;
 use serde_json::Value;
 
 use crate::common::data;
-use crate::common::world::{Op, World, op};
+use crate::common::world::{World, op};
 use crate::common::{RAIDTAPE, Ran, Sandbox, Tree, args, assert_same, need_root, run, tool};
 
 pub fn dump(catalog: &Path) -> String {
@@ -129,57 +129,66 @@ fn all_comes_back_and_goes_on() {
     assert_eq!(on(&new, args!["genmeta", "--json"]).code(0).json()["manifests_written"], 2);
 }
 
-/// What is done before each run, by the number of its source.
-type Steps = Vec<(bool, Vec<(Op, u8)>)>;
-
-#[test]
-fn any_history_comes_back() {
+/// Plays random histories of two sources, on volumes that are sealed one after the other, and has
+/// each looked at. `options` are those of a run, by its number and a coin.
+pub fn any_history(
+    options: impl Fn(usize, bool) -> Vec<OsString>,
+    look: impl Fn(&Sandbox, Vec<PathBuf>),
+) {
     need_root("owners, pipes and attributes of links are changed");
     let ops = prop::collection::vec(op(), 5..40);
-    let steps = prop::collection::vec((any::<bool>(), ops), 2..7);
+    // Whether it is the other source that changes, how, and the coin.
+    let steps = prop::collection::vec((any::<bool>(), ops, any::<bool>()), 2..7);
     let config = Config { cases: 8, failure_persistence: None, ..Config::default() };
     let result = TestRunner::new(config).run(&steps, |steps| {
-        play(&steps);
+        let sandbox = Sandbox::with(&["--block-size", "1MiB", "--chunk-size", "4KiB"]);
+        let other = sandbox.path("other");
+        fs::create_dir(&other).unwrap();
+        let mut worlds = [World::new(&sandbox.source), World::new(&other)];
+        let mut volumes = vec![sandbox.path("volume")];
+        for (n, (is_other, ops, coin)) in steps.iter().enumerate() {
+            let world = &mut worlds[usize::from(*is_other)];
+            ops.iter().for_each(|(op, when)| world.apply(op, *when));
+            world.settle();
+            if n % 2 == 1 {
+                seal(&sandbox, volumes.len() as i64);
+                volumes.push(sandbox.add_volume(&format!("volume {n}")));
+            }
+            let source = if *is_other { &other } else { &sandbox.source };
+            let mut line = args!["backup", source, "--tag", format!("t{n}")].to_vec();
+            line.extend(options(n, *coin));
+            sandbox.ok(line);
+        }
+        look(&sandbox, volumes);
         Ok(())
     });
     result.unwrap();
 }
 
-fn play(steps: &Steps) {
-    let sandbox = Sandbox::with(&["--block-size", "1MiB", "--chunk-size", "4KiB"]);
-    let other = sandbox.path("other");
-    fs::create_dir(&other).unwrap();
-    let mut worlds = [World::new(&sandbox.source), World::new(&other)];
-    let mut volumes = vec![sandbox.path("volume")];
-    for (n, (is_other, ops)) in steps.iter().enumerate() {
-        let world = &mut worlds[usize::from(*is_other)];
-        ops.iter().for_each(|(op, when)| world.apply(op, *when));
-        world.settle();
-        if n % 2 == 1 {
-            seal(&sandbox, volumes.len() as i64);
-            volumes.push(sandbox.add_volume(&format!("volume {n}")));
-        }
-        let source = if *is_other { &other } else { &sandbox.source };
-        let tag = format!("t{n}");
-        sandbox.ok(args!["backup", source, "--tag", tag, "--comment", "\u{20ac}\n"]);
-    }
-    volumes.reverse();
-    let (new, ran) = rebuild(&sandbox, "new", &volumes, &[]);
-    ran.code(0);
-    assert_dumps(&dump(&sandbox.catalog), &dump(&new));
-    on(&new, args!["validate"]).code(0);
-    // What genmeta makes anew leads to the same.
-    for volume in &volumes {
-        fs::remove_dir_all(volume.join("manifests")).unwrap();
-        fs::create_dir(volume.join("manifests")).unwrap();
-    }
-    sandbox.ok(["genmeta"]);
-    let (new, ran) = rebuild(&sandbox, "after genmeta", &volumes, &[]);
-    ran.code(0);
-    assert_dumps(&dump(&sandbox.catalog), &dump(&new));
-    let said = on(&new, args!["backup", &sandbox.source, "--json"]).code(0).json();
-    let same = sandbox.ok(args!["backup", &sandbox.source, "--json", "--dry-run"]).json();
-    assert_eq!(said["dirs"], same["dirs"], "{said}");
+#[test]
+fn any_history_comes_back() {
+    any_history(
+        |_, _| args!["--comment", "\u{20ac}\n"].to_vec(),
+        |sandbox, mut volumes| {
+            volumes.reverse();
+            let (new, ran) = rebuild(sandbox, "new", &volumes, &[]);
+            ran.code(0);
+            assert_dumps(&dump(&sandbox.catalog), &dump(&new));
+            on(&new, args!["validate"]).code(0);
+            // What genmeta makes anew leads to the same.
+            for volume in &volumes {
+                fs::remove_dir_all(volume.join("manifests")).unwrap();
+                fs::create_dir(volume.join("manifests")).unwrap();
+            }
+            sandbox.ok(["genmeta"]);
+            let (new, ran) = rebuild(sandbox, "after genmeta", &volumes, &[]);
+            ran.code(0);
+            assert_dumps(&dump(&sandbox.catalog), &dump(&new));
+            let said = on(&new, args!["backup", &sandbox.source, "--json"]).code(0).json();
+            let same = sandbox.ok(args!["backup", &sandbox.source, "--json", "--dry-run"]).json();
+            assert_eq!(said["dirs"], same["dirs"], "{said}");
+        },
+    );
 }
 
 #[test]
