@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 
 use super::blocks::{self, How};
 use super::runs::newest_known;
-use super::{Notes, Source};
+use super::{Lacking, Notes, Source, noting, tell_files, volume_rows};
 use crate::catalog::register::{CopiesOf, Register};
 use crate::catalog::replay::Changed;
-use crate::catalog::{Damage, DamagedFile, NumberSet, Reader, full_disk};
+use crate::catalog::{NumberSet, Reader};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
-use crate::volume::{BlockId, Status, Volume, VolumeConfig, VolumeManifest};
+use crate::volume::{Status, Volume, VolumeConfig, VolumeManifest};
 
 /// How to look.
 #[derive(Clone, Debug, Default)]
@@ -75,50 +75,47 @@ pub fn run(
     catalog: &Path,
     options: &Options,
     progress: &Progress,
-    lost: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+    lost: &mut Lacking<'_>,
 ) -> Result<Summary> {
-    register(catalog, options, progress, lost).map_err(|e| full_disk(e, catalog))
+    let work = |notes: &mut Notes<'_>| register(catalog, options, notes, lost);
+    let (summary, (problems, problem_count)) = noting(catalog, progress, work)?;
+    Ok(Summary { problems, problem_count, ..summary })
 }
 
 fn register(
     catalog: &Path,
     options: &Options,
-    progress: &Progress,
-    lost: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+    notes: &mut Notes<'_>,
+    lost: &mut Lacking<'_>,
 ) -> Result<Summary> {
-    let mut notes = Notes::new(progress);
+    let progress = notes.progress;
     progress.set_phase("preparing");
     let mut register = Register::open(catalog)?;
     let reader = Reader::open(catalog)?;
     let hash = register.writer().settings()?.hash;
     let known = register.writer().volumes()?;
     let given = given(options, &known, &reader)?;
-    let (sources, away) = open(&known, &given, &mut notes)?;
+    let (sources, away) = open(&known, &given, notes)?;
     if let Some(other) = sources.iter().find(|it| it.manifest.hash != hash) {
         let path = quoted(&other.volume.config.path);
         return Err(Error::corrupt(format!("volume {path} names blocks by another hash")));
     }
     progress.set_phase("reading volumes");
     let how = How { hash, scan: options.scan, mend: !options.is_trial };
-    let repairs = blocks::read(register.found(), &sources, how, &mut notes, progress)?;
+    let repairs = blocks::read(register.found(), &sources, how, notes, progress)?;
     for source in &sources {
         register.put_read(source.volume.config.number)?;
     }
     let number = |at: usize| sources.get(at).map(|it| it.volume.config.number);
     let mended: Vec<i64> = repairs.mended().filter_map(number).collect();
-    let index_lens = repairs.index_lens.clone();
+    let rows = volume_rows(&sources, &repairs.index_lens, &away);
     let scanned = repairs.scanned.clone();
     progress.check()?;
     progress.set_phase("committing");
     register.doubt(&mended)?;
-    repairs.commit(&sources, &mut notes);
-    let here = sources.iter().zip(&index_lens).map(|(source, len)| {
-        let created = source.manifest.facts.as_ref().map(|it| it.created);
-        (source.volume.config.clone(), created, Some(*len))
-    });
-    let all: Vec<_> = here.chain(away.iter().map(|it| (it.clone(), None, None))).collect();
+    repairs.commit(&sources, notes);
     let mut summary = Summary { volumes_missing: away.len() as u64, ..Summary::default() };
-    register.change(&all, options.is_trial, |register, changed| {
+    register.change(&rows, options.is_trial, |register, changed| {
         summary.changed = *changed;
         for (source, scanned) in sources.iter().zip(&scanned) {
             let config = &source.volume.config;
@@ -136,12 +133,10 @@ fn register(
         let mut told = NumberSet::default();
         for source in &sources {
             let (config, both) = (&source.volume.config, (register, &reader));
-            report_missing(both, config, &mut told, (&mut summary, &mut notes), lost)?;
+            report_missing(both, config, &mut told, (&mut summary, &mut *notes), lost)?;
         }
         Ok(())
     })?;
-    progress.set_phase("done");
-    (summary.problems, summary.problem_count) = (notes.problems, notes.count);
     Ok(summary)
 }
 
@@ -234,7 +229,7 @@ fn report_missing(
     config: &VolumeConfig,
     told: &mut NumberSet,
     (summary, notes): (&mut Summary, &mut Notes<'_>),
-    lost: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+    lost: &mut Lacking<'_>,
 ) -> Result<()> {
     let mut after = 0;
     loop {
@@ -253,11 +248,7 @@ fn report_missing(
             }
             told.insert(block);
             summary.blocks_lost += 1;
-            let damage = Damage { block, ranges: vec![(0, u64::MAX)] };
-            reader.damaged_files(&damage, &mut |file| {
-                summary.files_lost += 1;
-                lost(&id, file)
-            })?;
+            summary.files_lost += tell_files(reader, (block, &id), lost)?;
         }
     }
 }

@@ -8,13 +8,13 @@
 use std::path::{Path, PathBuf};
 
 use super::runs::{self, Base};
-use super::{Filled, Notes, Source, Summary, fill, note_left_out, report_lacking, said_settings};
+use super::{Filled, Lacking, Notes, Source, Summary, fill, note_left_out, noting, said_settings};
 use crate::catalog::replay::Place;
-use crate::catalog::{DamagedFile, Reader, RunId, copy, full_disk};
+use crate::catalog::{Reader, RunId, copy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
-use crate::volume::{BlockId, VolumeConfig};
+use crate::volume::VolumeConfig;
 
 /// What to restore from.
 #[derive(Clone, Debug, Default)]
@@ -63,22 +63,25 @@ pub fn run(
     catalog: &Path,
     options: &Options,
     progress: &Progress,
-    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+    lacking: &mut Lacking<'_>,
 ) -> Result<Restored> {
-    take(catalog, options, progress, lacking).map_err(|e| full_disk(e, catalog))
+    let work = |notes: &mut Notes<'_>| take(catalog, options, notes, lacking);
+    let (mut restored, (problems, problem_count)) = noting(catalog, progress, work)?;
+    restored.summary = Summary { problems, problem_count, ..restored.summary };
+    Ok(restored)
 }
 
 fn take(
     catalog: &Path,
     options: &Options,
-    progress: &Progress,
-    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+    notes: &mut Notes<'_>,
+    lacking: &mut Lacking<'_>,
 ) -> Result<Restored> {
-    let mut notes = Notes::new(progress);
+    let progress = notes.progress;
     progress.set_phase("looking for copies");
-    let (dirs, had) = what_was(catalog, options, &mut notes)?;
+    let (dirs, had) = what_was(catalog, options, notes)?;
     let mut sources = super::volumes::open(&dirs, progress)?;
-    let candidates = candidates(&sources, &mut notes);
+    let candidates = candidates(&sources, notes);
     if candidates.is_empty() {
         let message = "none of these volumes has a copy of the catalog: raidtape rebuildmeta, with \
                        a new --catalog and all --volumes, makes one from the volumes alone";
@@ -104,7 +107,7 @@ fn take(
             Err(Refused::All(e)) => return Err(e),
         }
     }
-    Err(none_is_good(&notes))
+    Err(none_is_good(notes))
 }
 
 /// Why a copy was not restored.
@@ -285,22 +288,12 @@ fn finish(
     tried: Tried,
     candidate: &Candidate,
     sources: &[Source],
-    mut notes: Notes<'_>,
-    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+    notes: &mut Notes<'_>,
+    lacking: &mut Lacking<'_>,
 ) -> Result<Restored> {
-    let progress = notes.progress;
     let Tried { filled, mut summary, replayed, .. } = tried;
-    progress.set_phase("looking for what is missing");
     let reader = filled.catalog.open()?;
-    report_lacking(&reader, &mut summary, &mut notes, lacking)?;
-    drop(reader);
-    progress.check()?;
-    progress.set_phase("committing");
-    filled.repairs.commit(sources, &mut notes);
-    super::unnamed::name(sources, &mut notes);
-    let kept = filled.catalog.replace()?;
-    progress.set_phase("done");
-    (summary.problems, summary.problem_count) = (notes.problems, notes.count);
+    let kept = filled.commit(reader, sources, &mut summary, notes, lacking)?.replace()?;
     let (copy, after) = (candidate.path.clone(), candidate.run);
     Ok(Restored { copy, after, replayed, kept, summary })
 }

@@ -113,50 +113,58 @@ impl<'a> Notes<'a> {
     }
 }
 
+/// Called with every file that lacks a block, and with the name of that.
+pub type Lacking<'a> = dyn FnMut(&BlockId, DamagedFile) -> Result<()> + 'a;
+
 /// Makes the catalog `catalog`, which must not exist, from volumes. `lacking` is called with every
 /// file that needs a block that no volume has.
 pub fn run(
     catalog: &Path,
     options: &Options,
     progress: &Progress,
-    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+    lacking: &mut Lacking<'_>,
 ) -> Result<Summary> {
-    make(catalog, options, progress, lacking).map_err(|e| full_disk(e, catalog))
+    let work = |notes: &mut Notes<'_>| make(catalog, options, notes, lacking);
+    let (summary, (problems, problem_count)) = noting(catalog, progress, work)?;
+    Ok(Summary { problems, problem_count, ..summary })
+}
+
+/// Does the work on a catalog; gives what came of it, the problems on the way, and their number.
+fn noting<T>(
+    catalog: &Path,
+    progress: &Progress,
+    work: impl FnOnce(&mut Notes<'_>) -> Result<T>,
+) -> Result<(T, (Vec<Problem>, u64))> {
+    let mut notes = Notes::new(progress);
+    let done = work(&mut notes).map_err(|e| full_disk(e, catalog))?;
+    progress.set_phase("done");
+    Ok((done, (notes.problems, notes.count)))
 }
 
 fn make(
     catalog: &Path,
     options: &Options,
-    progress: &Progress,
-    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+    notes: &mut Notes<'_>,
+    lacking: &mut Lacking<'_>,
 ) -> Result<Summary> {
-    let mut notes = Notes::new(progress);
+    let progress = notes.progress;
     progress.set_phase("reading manifests");
     let mut sources = volumes::open(&options.volumes, progress)?;
-    let history = runs::read(&sources, None, &mut notes, progress)?;
+    let history = runs::read(&sources, None, notes, progress)?;
     if !history.gaps.is_empty() && !options.allow_gaps {
         return Err(history.refusal(&sources, None));
     }
-    note_left_out(&history, &mut notes);
+    note_left_out(&history, notes);
     let rebuild = Rebuild::create(catalog)?;
-    let settings = put_settings(&rebuild, &sources, &history, &mut notes)?;
+    let settings = put_settings(&rebuild, &sources, &history, notes)?;
     let known = history.newest.as_ref().map(|it| &*it.volumes).unwrap_or_default();
-    let built = fill(rebuild, &mut sources, (&history, known), settings.hash, &mut notes)?;
+    let built = fill(rebuild, &mut sources, (&history, known), settings.hash, notes)?;
     let reader = built.catalog.open()?;
     progress.set_phase("comparing metas");
-    metas::compare(&reader, &sources, settings.hash, &mut notes, progress)?;
+    metas::compare(&reader, &sources, settings.hash, notes, progress)?;
     let mut summary = built.summary(&sources, &history);
     summary.runs = history.runs.len() as u64;
-    progress.set_phase("looking for what is missing");
-    report_lacking(&reader, &mut summary, &mut notes, lacking)?;
-    drop(reader);
-    progress.check()?;
-    progress.set_phase("committing");
-    built.repairs.commit(&sources, &mut notes);
-    unnamed::name(&sources, &mut notes);
-    built.catalog.publish()?;
-    progress.set_phase("done");
-    (summary.problems, summary.problem_count) = (notes.problems, notes.count);
+    built.commit(reader, &sources, &mut summary, notes, lacking)?.publish()?;
     Ok(summary)
 }
 
@@ -177,6 +185,41 @@ impl Filled {
             ..Summary::default()
         }
     }
+
+    /// Says what is missing and mends the volumes; gives the catalog, which lacks its name only.
+    fn commit(
+        self,
+        reader: Reader,
+        sources: &[Source],
+        summary: &mut Summary,
+        notes: &mut Notes<'_>,
+        lacking: &mut Lacking<'_>,
+    ) -> Result<Built> {
+        let progress = notes.progress;
+        progress.set_phase("looking for what is missing");
+        report_lacking(&reader, summary, notes, lacking)?;
+        drop(reader);
+        progress.check()?;
+        progress.set_phase("committing");
+        self.repairs.commit(sources, notes);
+        unnamed::name(sources, notes);
+        Ok(self.catalog)
+    }
+}
+
+/// What a catalog is told of its volumes: those that were read, and how far, and those that are
+/// away.
+fn volume_rows(
+    sources: &[Source],
+    index_lens: &[u64],
+    away: &[VolumeConfig],
+) -> Vec<(VolumeConfig, Option<i64>, Option<u64>)> {
+    let here = sources.iter().zip(index_lens).filter(|it| it.0.is_used);
+    let here = here.map(|(source, len)| {
+        let created = source.manifest.facts.as_ref().map(|it| it.created);
+        (source.volume.config.clone(), created, Some(*len))
+    });
+    here.chain(away.iter().map(|it| (it.clone(), None, None))).collect()
 }
 
 /// Puts volumes, blocks and runs into a catalog that has its settings. `known` are the volumes as
@@ -193,13 +236,7 @@ fn fill(
     progress.set_phase("reading indexes");
     let how = How { hash, scan: false, mend: true };
     let mut repairs = blocks::read(rebuild.found(), sources, how, notes, progress)?;
-    let here = sources.iter().zip(&repairs.index_lens).filter(|it| it.0.is_used);
-    let here = here.map(|(source, len)| {
-        let created = source.manifest.facts.as_ref().map(|it| it.created);
-        (source.volume.config.clone(), created, Some(*len))
-    });
-    let away = missing.iter().map(|it| (it.clone(), None, None));
-    rebuild.put_volumes(&here.chain(away).collect::<Vec<_>>())?;
+    rebuild.put_volumes(&volume_rows(sources, &repairs.index_lens, &missing))?;
     rebuild.settle_blocks()?;
     progress.set_phase("replaying runs");
     for chosen in &history.runs {
@@ -347,7 +384,7 @@ fn report_lacking(
     reader: &Reader,
     summary: &mut Summary,
     notes: &mut Notes<'_>,
-    lacking: &mut dyn FnMut(&BlockId, DamagedFile) -> Result<()>,
+    lacking: &mut Lacking<'_>,
 ) -> Result<()> {
     summary.blocks = reader.totals()?.blocks;
     let mut after = 0;
@@ -359,11 +396,7 @@ fn report_lacking(
             notes.progress.check()?;
             summary.blocks_lacking += 1;
             summary.blocks -= 1;
-            let damage = Damage { block: number, ranges: vec![(0, u64::MAX)] };
-            reader.damaged_files(&damage, &mut |file| {
-                summary.files_lacking += 1;
-                lacking(&id, file)
-            })?;
+            summary.files_lacking += tell_files(reader, (number, &id), lacking)?;
         }
     }
     if summary.blocks_lacking > 0 {
@@ -375,4 +408,19 @@ fn report_lacking(
         notes.put(Problem::new("blocks", &Error::new(ErrorKind::Offline, message)));
     }
     Ok(())
+}
+
+/// Tells of all files that need a block; gives how many there are.
+fn tell_files(
+    reader: &Reader,
+    (number, id): (u64, &BlockId),
+    lacking: &mut Lacking<'_>,
+) -> Result<u64> {
+    let damage = Damage { block: number, ranges: vec![(0, u64::MAX)] };
+    let mut files = 0;
+    reader.damaged_files(&damage, &mut |file| {
+        files += 1;
+        lacking(id, file)
+    })?;
+    Ok(files)
 }
