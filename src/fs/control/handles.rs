@@ -8,6 +8,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use parking_lot::Mutex;
+
 use super::super::errno::{Errno, FsResult};
 use super::super::node::Node;
 use super::Answer;
@@ -38,8 +40,8 @@ pub struct Handle {
     pub lines: Lines,
     /// What came of what was last written through this handle.
     pub answer: Option<Answer>,
-    /// The jobs that `fsync` waits for.
-    pub asked: Asked,
+    /// The jobs that `fsync` waits for; who asked finds them when the handle is closed too.
+    pub asked: SharedAsked,
     /// What is being read, made at offset 0, so that a reader in pieces sees one text.
     pub text: Option<Arc<Vec<u8>>>,
     /// What was read of a job's progress.
@@ -47,6 +49,9 @@ pub struct Handle {
     /// How far its log was read.
     pub log_read: Arc<AtomicU64>,
 }
+
+/// What a handle and whoever asked by it have of it.
+pub type SharedAsked = Arc<Mutex<Asked>>;
 
 /// Jobs that were asked for one after the other, up to a `fsync`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,7 +116,7 @@ impl Handles {
             uid: who.uid,
             lines: Lines::default(),
             answer: None,
-            asked: Asked::default(),
+            asked: Arc::default(),
             text: None,
             seen: Arc::default(),
             log_read: Arc::default(),

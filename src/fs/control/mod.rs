@@ -36,7 +36,7 @@ pub use status::Manner;
 pub use waiters::{Reply, Waiters, Wake};
 
 use access::{File, Guard, Rights};
-use handles::{Asked, Handle, Handles};
+use handles::{Handle, Handles, SharedAsked};
 use lines::Bad;
 use waiters::{Seen, Watch, What, progress_text};
 
@@ -59,8 +59,8 @@ pub struct Control {
     handles: Mutex<Handles>,
     /// What came last of each verb's file.
     last: Mutex<HashMap<Verb, Answer>>,
-    /// What each user has asked for last by each verb's file, and through which handle.
-    asked: Mutex<HashMap<(Verb, u32), (u64, Asked)>>,
+    /// What each user has asked for last by each verb's file.
+    asked: Mutex<HashMap<(Verb, u32), SharedAsked>>,
 }
 
 /// What came of a line.
@@ -328,23 +328,24 @@ impl Control {
 
     /// Notes jobs for whoever syncs: this handle, or another one of the same user.
     fn note_asked(&self, (verb, uid): (Verb, u32), handle: u64, jobs: &[JobId]) {
-        let before = self.with_handle(handle, |it| it.asked.jobs.clone()).unwrap_or_default();
+        // Where it is closed meanwhile, nobody syncs it.
+        let Ok(now) = self.with_handle(handle, |it| Arc::clone(&it.asked)) else { return };
+        let before = now.lock().jobs.clone();
         let mut ended = Vec::new();
         if before.len() > ASKED_MAX {
             let known = before.into_iter().filter_map(|id| self.queue.get(id).ok()?);
             let known = known.filter(Known::has_ended).map(|it| (it.id(), it.is_done()));
             ended.extend(known);
         }
-        let now = self.with_handle(handle, |it| {
-            ended.iter().for_each(|(id, is_done)| it.asked.settle(*id, *is_done));
-            it.asked.add(jobs);
-            it.asked.clone()
-        });
-        // One that is closed meanwhile has nobody who syncs it.
-        let Ok(now) = now else { return };
+        {
+            let mut now = now.lock();
+            ended.iter().for_each(|(id, is_done)| now.settle(*id, *is_done));
+            now.add(jobs);
+        }
         let mut asked = self.asked.lock();
-        asked.insert((verb, uid), (handle, now));
-        let oldest = asked.iter().min_by_key(|it| it.1.1.jobs.last()).map(|it| *it.0);
+        asked.insert((verb, uid), now);
+        let oldest = asked.iter().min_by_key(|it| it.1.lock().jobs.last().copied());
+        let oldest = oldest.map(|it| *it.0);
         if let Some(oldest) = oldest.filter(|_| asked.len() > ASKING_MAX) {
             asked.remove(&oldest);
         }
@@ -510,14 +511,10 @@ impl Control {
         self.end_lines(node, handle, who, None)?;
         let own = self.with_handle(handle, |it| match it.answer {
             Some(Answer::Refused(errno, _)) => Err(errno),
-            Some(Answer::Taken(_)) => Ok(Some(it.asked.tell())),
+            Some(Answer::Taken(_)) => Ok(Some(it.asked.lock().tell())),
             None => Ok(None),
         })??;
-        let last = || {
-            let (asker, asked) = self.asked.lock().get(&(verb, who.uid)).cloned()?;
-            // It may have been closed.
-            Some(self.with_handle(asker, |it| it.asked.tell()).unwrap_or(asked))
-        };
+        let last = || self.asked.lock().get(&(verb, who.uid)).map(|it| it.lock().tell());
         let asked = own.or_else(last).unwrap_or_default();
         // One that is not kept any more has ended long ago, well or not.
         let jobs = asked.jobs.iter().filter_map(|id| self.queue.get(*id).transpose());
