@@ -172,10 +172,7 @@ impl<'a, 'c> Committer<'a, 'c> {
 
     fn tally(&mut self, kind: Kind) -> &mut Tally {
         Progress::add(&self.progress.entries, u64::from(kind != Kind::Dir));
-        match kind {
-            Kind::Dir => &mut self.counts.dirs,
-            _ => &mut self.counts.entries,
-        }
+        self.counts.tally(kind)
     }
 
     fn count_file(&mut self, kind: Kind, size: u64) {
@@ -313,10 +310,7 @@ impl<'a, 'c> Committer<'a, 'c> {
 
     fn close_below(&mut self, dir: DirId) -> Result<()> {
         let counts = &mut self.counts;
-        self.chunks.run().close_below(dir, |kind| match kind {
-            Kind::Dir => counts.dirs.deleted += 1,
-            _ => counts.entries.deleted += 1,
-        })
+        self.chunks.run().close_below(dir, |kind| counts.tally(kind).deleted += 1)
     }
 
     /// An entry that could not be read is not in the snapshot: what it was before has ended.

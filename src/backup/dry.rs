@@ -196,10 +196,7 @@ impl Planner<'_, '_> {
 
     fn tally(&mut self, kind: Kind) -> &mut Tally {
         Progress::add(&self.progress.entries, u64::from(kind != Kind::Dir));
-        match kind {
-            Kind::Dir => &mut self.counts.dirs,
-            _ => &mut self.counts.entries,
-        }
+        self.counts.tally(kind)
     }
 
     fn count_file(&mut self, meta: &Metadata) {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::entry::Kind;
 use crate::sys::Time;
 
 /// Number of a run, from 1 across the catalog.
@@ -47,6 +48,14 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// The tally that an entry of this kind is counted in.
+    pub fn tally(&mut self, kind: Kind) -> &mut Tally {
+        match kind {
+            Kind::Dir => &mut self.dirs,
+            _ => &mut self.entries,
+        }
+    }
+
     /// Whether the run found anything other than it was.
     pub fn has_changes(&self) -> bool {
         let changes = |it: &Tally| it.added + it.modified + it.deleted;

@@ -307,8 +307,7 @@ impl Rebuild {
     }
 
     fn tally(&mut self, kind: Kind, change: impl FnOnce(&mut super::Tally)) -> Result<()> {
-        let counts = &mut self.current()?.counts;
-        change(if kind == Kind::Dir { &mut counts.dirs } else { &mut counts.entries });
+        change(self.current()?.counts.tally(kind));
         Ok(())
     }
 
