@@ -9,6 +9,7 @@ use std::io::{BufReader, Read};
 use std::marker::PhantomData;
 use std::path::Path;
 
+use rusqlite::Connection;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -347,16 +348,25 @@ impl Reader {
     /// Blocks that files need and of which nothing is known but the name: numbers and names, at
     /// most `limit` of them, from the first number greater than `after`.
     pub fn unknown_blocks(&self, after: u64, limit: u64) -> Result<Vec<(u64, BlockId)>> {
-        let query = "SELECT number, id FROM blocks WHERE number > ?1 AND length(frames) <= 1 \
-                     ORDER BY number LIMIT ?2";
-        let mut statement = self.conn().prepare_cached(query).map_err(sql)?;
-        let mut rows = statement.query((after, limit)).map_err(sql)?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next().map_err(sql)? {
-            let id: Vec<u8> = row.get(1).map_err(sql)?;
-            found.push((row.get(0).map_err(sql)?, Digest::from_slice(&id)?));
-        }
-        in_order(std::iter::once(after).chain(found.iter().map(|it: &(u64, _)| it.0)))?;
-        Ok(found)
+        unknown_blocks(self.conn(), after, limit)
     }
+}
+
+/// [`Reader::unknown_blocks`], of a catalog that is being built too.
+pub(super) fn unknown_blocks(
+    conn: &Connection,
+    after: u64,
+    limit: u64,
+) -> Result<Vec<(u64, BlockId)>> {
+    let query = "SELECT number, id FROM blocks WHERE number > ?1 AND length(frames) <= 1 \
+                 ORDER BY number LIMIT ?2";
+    let mut statement = conn.prepare_cached(query).map_err(sql)?;
+    let mut rows = statement.query((after, limit)).map_err(sql)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(sql)? {
+        let id: Vec<u8> = row.get(1).map_err(sql)?;
+        found.push((row.get(0).map_err(sql)?, Digest::from_slice(&id)?));
+    }
+    in_order(std::iter::once(after).chain(found.iter().map(|it: &(u64, _)| it.0)))?;
+    Ok(found)
 }

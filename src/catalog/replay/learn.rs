@@ -6,6 +6,7 @@
 use rusqlite::OptionalExtension;
 
 use super::{NO_FRAMES, Rebuild};
+use crate::catalog::meta_read::unknown_blocks;
 use crate::catalog::read::{content_columns, content_from};
 use crate::catalog::{Content, VersionId, sql};
 use crate::chunk::Digest;
@@ -18,16 +19,7 @@ impl Rebuild {
     /// Blocks that are used and of which nothing is known but the name: numbers and names, at most
     /// `limit` of them, from the first number greater than `after`.
     pub fn unknown_blocks(&self, after: u64, limit: u64) -> Result<Vec<(u64, BlockId)>> {
-        let query = "SELECT number, id FROM blocks WHERE number > ?1 AND length(frames) <= 1 \
-                     ORDER BY number LIMIT ?2";
-        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
-        let mut rows = statement.query((after, limit)).map_err(sql)?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next().map_err(sql)? {
-            let id: Vec<u8> = row.get(1).map_err(sql)?;
-            found.push((row.get(0).map_err(sql)?, Digest::from_slice(&id)?));
-        }
-        Ok(found)
+        unknown_blocks(&self.conn, after, limit)
     }
 
     /// At most `limit` versions that use a block, from the first greater than `after`.
