@@ -6,12 +6,43 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{args, bar, exit, show};
-use crate::catalog::{Reader, Writer};
+use crate::catalog::{Reader, Totals, Writer};
 use crate::copies;
 use crate::error::{ErrorKind, Result};
 use crate::progress::Progress;
-use crate::sys::quoted;
-use crate::volume::{Status, Volume};
+use crate::sys::{Space, quoted};
+use crate::volume::{Status, Volume, VolumeConfig};
+
+/// A volume, and what is on it.
+pub(super) struct VolumeUse {
+    pub config: VolumeConfig,
+    /// What it is now, whatever the catalog says.
+    pub status: Status,
+    pub totals: Totals,
+    /// Of its file system, if it is there.
+    pub space: Option<Space>,
+}
+
+impl VolumeUse {
+    /// All volumes of a catalog.
+    pub fn of_all(reader: &Reader) -> Result<Vec<VolumeUse>> {
+        let mut all = Vec::new();
+        for config in reader.volumes()? {
+            let totals = reader.stored_bytes_of(config.number)?;
+            let opened = Volume::open(config.clone());
+            let status = if opened.is_ok() { config.status } else { Status::Missing };
+            let space = opened.and_then(|it| it.store.space()).ok();
+            all.push(VolumeUse { config, status, totals, space });
+        }
+        Ok(all)
+    }
+
+    /// Bytes of its file system that stay free.
+    pub fn reserve_bytes(&self) -> Option<u64> {
+        let percent = u64::from(self.config.reserve_percent);
+        self.space.map(|it| it.total_bytes / 100 * percent)
+    }
+}
 
 pub fn set_copies(catalog: &Path, args: &args::SetCopies) -> Result<u8> {
     Writer::open(catalog)?.set_copies(args.copies)?;
@@ -103,7 +134,7 @@ fn retire(catalog: &Path, word: &Path, json: bool) -> Result<u8> {
 
 /// Notes in the catalog which volumes are there, if that has changed and can be written.
 fn note_presence(catalog: &Path) -> Result<()> {
-    let has_changed = |config: &crate::volume::VolumeConfig| {
+    let has_changed = |config: &VolumeConfig| {
         let opened = Volume::open(config.clone());
         let is_away = opened.is_err_and(|e| e.kind() == ErrorKind::Offline);
         is_away != (config.status == Status::Missing)
@@ -139,11 +170,7 @@ pub fn volumes(catalog: &Path, args: &args::Volumes) -> Result<u8> {
             "status", "blocks", "stored", "free", "reserve", "path"
         ))?;
     }
-    for config in reader.volumes()? {
-        let totals = reader.stored_bytes_of(config.number)?;
-        let opened = Volume::open(config.clone());
-        let status = if opened.is_ok() { config.status } else { Status::Missing };
-        let space = opened.and_then(|it| it.store.space()).ok();
+    for VolumeUse { config, status, totals, space } in VolumeUse::of_all(&reader)? {
         if args.json {
             let mut map = Map::new();
             map.insert("volume".into(), config.number.into());

@@ -6,12 +6,12 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::catalog::{Health, Reader, Run, Totals};
+use crate::catalog::{Health, Reader, Run};
+use crate::cli::volumes::VolumeUse;
 use crate::cli::{exit, report, show};
 use crate::error::{Quoted, Result};
-use crate::sys::{Space, quoted};
+use crate::sys::quoted;
 use crate::validate::Coverage;
-use crate::volume::{Status, Volume, VolumeConfig};
 
 /// Everything is in the catalog already; no block is read.
 #[derive(clap::Args)]
@@ -29,21 +29,6 @@ struct Source<'a> {
     new_bytes: u64,
 }
 
-struct VolumeUse {
-    config: VolumeConfig,
-    status: Status,
-    totals: Totals,
-    space: Option<Space>,
-}
-
-impl VolumeUse {
-    /// Bytes of its file system that stay free.
-    fn reserve_bytes(&self) -> Option<u64> {
-        let percent = u64::from(self.config.reserve_percent);
-        self.space.map(|it| it.total_bytes / 100 * percent)
-    }
-}
-
 pub fn stats(catalog: &Path, args: &Stats) -> Result<u8> {
     let reader = Reader::open(catalog)?;
     let stats = reader.stats()?;
@@ -58,14 +43,7 @@ pub fn stats(catalog: &Path, args: &Stats) -> Result<u8> {
         of.new_bytes += run.counts.bytes_stored;
     }
     let logical = sources.values().fold(0u64, |sum, it| sum.saturating_add(it.bytes));
-    let mut volumes = Vec::new();
-    for config in reader.volumes()? {
-        let totals = reader.stored_bytes_of(config.number)?;
-        let opened = Volume::open(config.clone());
-        let status = if opened.is_ok() { config.status } else { Status::Missing };
-        let space = opened.and_then(|it| it.store.space()).ok();
-        volumes.push(VolumeUse { config, status, totals, space });
-    }
+    let volumes = VolumeUse::of_all(&reader)?;
     let ratios = [
         ("deduplication", ratio(logical, stats.plain_bytes)),
         ("compression", ratio(stats.plain_bytes, stats.stored_bytes)),
