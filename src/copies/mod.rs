@@ -20,7 +20,8 @@ use std::path::Path;
 use crate::backup::adopt_all;
 use crate::catalog::health::Health;
 use crate::catalog::{Reader, Settings, Writer, meta};
-use crate::error::{Error, Problem, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::genmeta;
 use crate::progress::Progress;
 use crate::sys::{self, Time, quoted};
 use crate::volume::{BlockIndex, CopyJob, Status, Volume, Volumes, Writer as BlockWriter};
@@ -30,6 +31,15 @@ const PROBLEMS_MAX: usize = 1000;
 /// Blocks that are made durable together, and their bytes: a sync costs about the same for one.
 const GROUP_BLOCKS: usize = 16;
 const GROUP_BYTES: u64 = 256 << 20;
+
+/// Writes the metas and manifests that lack where copies have come to.
+fn describe(catalog: &Path, problems: &mut Problems, progress: &Progress) -> Result<()> {
+    let described = genmeta::run(catalog, &genmeta::Options::default(), progress)?;
+    // A volume that is away is no matter here.
+    let here = described.problems.into_iter().filter(|it| it.kind != ErrorKind::Offline);
+    here.for_each(|it| problems.add(it));
+    Ok(())
+}
 
 /// A catalog held for writing.
 pub struct Store {

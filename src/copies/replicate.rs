@@ -5,9 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{GROUP_BLOCKS, GROUP_BYTES, Problems, Store, tables_of};
+use super::{GROUP_BLOCKS, GROUP_BYTES, Problems, Store, describe, tables_of};
 use crate::error::{Error, ErrorKind, Result};
-use crate::genmeta;
 use crate::progress::Progress;
 use crate::volume::{BlockIndex, CopyAt, CopyJob, Volumes, Writer as BlockWriter};
 
@@ -82,10 +81,7 @@ pub fn replicate(catalog: &Path, progress: &Progress) -> Result<Replicated> {
     let mut done = result?;
     if done.copies > 0 {
         // A volume that was added later has no manifests of the runs before.
-        let described = genmeta::run(catalog, &genmeta::Options::default(), progress)?;
-        // A volume that is away is no matter here.
-        let here = described.problems.into_iter().filter(|it| it.kind != ErrorKind::Offline);
-        here.for_each(|it| done.problems.add(it));
+        describe(catalog, &mut done.problems, progress)?;
     }
     progress.set_phase("done");
     Ok(done)

@@ -6,9 +6,8 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::{GROUP_BLOCKS, GROUP_BYTES, Problems, Store, tables_of};
+use super::{GROUP_BLOCKS, GROUP_BYTES, Problems, Store, describe, tables_of};
 use crate::error::{Error, ErrorKind, Result};
-use crate::genmeta;
 use crate::progress::Progress;
 use crate::sys::{Time, quoted};
 use crate::volume::{
@@ -107,9 +106,7 @@ pub fn retire(catalog: &Path, word: &Path, progress: &Progress) -> Result<Retire
     drop(blocks);
     drop(store);
     // Manifests that only it had.
-    let described = genmeta::run(catalog, &genmeta::Options::default(), progress)?;
-    let here = described.problems.into_iter().filter(|it| it.kind != ErrorKind::Offline);
-    here.for_each(|it| done.problems.add(it));
+    describe(catalog, &mut done.problems, progress)?;
     progress.set_phase("done");
     Ok(done)
 }
