@@ -80,33 +80,35 @@ impl OpenFile {
 
     /// Reads until `buf` is full or the file ends.
     pub(super) fn read(&self, offset: u64, buf: &mut [u8]) -> FsResult<usize> {
-        let mut done = 0;
-        while let Some(rest) = buf.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            match self.file.read_at(rest, offset.saturating_add(done as u64)) {
-                Ok(0) => break,
-                Ok(len) => done += len,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(done)
+        in_steps(buf.len(), |done| {
+            let rest = buf.get_mut(done..).unwrap_or_default();
+            self.file.read_at(rest, offset.saturating_add(done as u64))
+        })
     }
 
     /// Writes all of `data`, or as much as there is room for.
     pub(super) fn write(&self, offset: u64, data: &[u8]) -> FsResult<usize> {
-        let mut done = 0;
-        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            match self.file.write_at(rest, offset.saturating_add(done as u64)) {
-                Ok(0) => break,
-                Ok(len) => done += len,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(done)
+        in_steps(data.len(), |done| {
+            let rest = data.get(done..).unwrap_or_default();
+            self.file.write_at(rest, offset.saturating_add(done as u64))
+        })
     }
+}
+
+/// Calls `step` with how many bytes are done until all are, or no more go; gives how many. An error
+/// counts only before the first byte.
+fn in_steps(len: usize, mut step: impl FnMut(usize) -> io::Result<usize>) -> FsResult<usize> {
+    let mut done = 0;
+    while done < len {
+        match step(done) {
+            Ok(0) => break,
+            Ok(len) => done += len,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) if done > 0 => break,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(done)
 }
 
 /// An open directory.
