@@ -13,7 +13,7 @@ use crate::catalog::{Spool, manifest, meta};
 use crate::chunk::frame::Encoder;
 use crate::error::{Error, Result};
 use crate::sys::quoted;
-use crate::volume::{BlockIndex, CopyFault, Volume, Writer as BlockWriter, copy_block};
+use crate::volume::{BlockIndex, Volume, Writer as BlockWriter};
 
 impl Work<'_> {
     /// Stores a block anew of which all plain bytes are known.
@@ -25,13 +25,7 @@ impl Work<'_> {
         let mut on: Vec<&Volume> = vec![first];
         for to in rest {
             let check = |_| self.progress.check();
-            let copied = copy_block(first, to, &index, self.store.settings.hash, &check);
-            let result = match copied {
-                Ok(pending) => self.publish(to, pending, &index.id),
-                Err(CopyFault::Stopped(e)) => return Err(e),
-                Err(CopyFault::Source(e) | CopyFault::Target(e)) => Err(e),
-            };
-            match result {
+            match self.copy(first, to, &index, &check)? {
                 Ok(()) => on.push(to),
                 // It has fewer copies now, which replicate makes.
                 Err(e) => self.note(&to.config.path, &e),

@@ -156,13 +156,7 @@ impl Work<'_> {
         let mut failed = None;
         for to in bad {
             let count = |bytes| count(self.progress, bytes);
-            let copied = copy_block(from, to, index, self.store.settings.hash, &count);
-            let result = match copied {
-                Ok(pending) => self.publish(to, pending, &index.id),
-                Err(CopyFault::Stopped(e)) => return Err(e),
-                Err(CopyFault::Source(e) | CopyFault::Target(e)) => Err(e),
-            };
-            match result {
+            match self.copy(from, to, index, &count)? {
                 Ok(()) => self.healed(&index.id, to, how),
                 Err(e) => failed = Some(e.context(quoted(&to.config.path))),
             }
@@ -170,6 +164,22 @@ impl Work<'_> {
         match failed {
             Some(e) => self.lose(&index.id, &[], None, &e, false),
             None => Ok(()),
+        }
+    }
+
+    /// Copies a block onto a volume; the inner error is of one of the two volumes, the outer one
+    /// ends the work.
+    pub fn copy(
+        &self,
+        from: &Volume,
+        to: &Volume,
+        index: &BlockIndex,
+        each: &(dyn Fn(u64) -> Result<()> + Sync),
+    ) -> Result<Result<()>> {
+        match copy_block(from, to, index, self.store.settings.hash, each) {
+            Ok(pending) => Ok(self.publish(to, pending, &index.id)),
+            Err(CopyFault::Stopped(e)) => Err(e),
+            Err(CopyFault::Source(e) | CopyFault::Target(e)) => Ok(Err(e)),
         }
     }
 
