@@ -82,8 +82,8 @@ fn a_copy_of_before_what_is_lost_is_no_remedy() {
     }
     // Every manifest of a run away, and what is said then.
     let without = |run: u64| {
-        let here = || [&first, &second].into_iter().filter(|it| manifest(it, run).exists());
-        let here: Vec<_> = here().collect();
+        let here = [&first, &second].into_iter().filter(|it| manifest(it, run).exists());
+        let here: Vec<_> = here.collect();
         let kept: Vec<_> = here.iter().map(|it| fs::read(manifest(it, run)).unwrap()).collect();
         here.iter().for_each(|it| fs::remove_file(manifest(it, run)).unwrap());
         let line = args!["rebuildmeta", "--volumes", &first, &second];
@@ -136,6 +136,8 @@ fn a_trial_changes_no_byte_and_leaves_no_file() {
         assert!(outside(before.clone()) == outside(after));
         assert!(lie.iter().zip(&volumes).all(|(was, it)| *was == files_of(it)));
     }
+    on(&catalog, args!["backup", "--dry-run", &sandbox.source]).code(0);
+    assert!(outside(before) == outside(files_of(&dir)));
     // One that was killed is in nobody's way.
     fs::write(dir.join("catalog.rebuilding"), "half").unwrap();
     on(&catalog, args!["rebuild-catalog", "--dry-run"]).code(0);
