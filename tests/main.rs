@@ -97,6 +97,8 @@ mod reads;
 mod rebuild;
 /// A doubtful catalog held against its volumes.
 mod rebuild_catalog;
+/// What recovery says, leaves behind, and does not believe.
+mod recovery;
 /// Repair of what is damaged.
 mod repair;
 /// Files come back without the program: the script on a volume.

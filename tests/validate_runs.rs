@@ -149,7 +149,7 @@ fn a_run_of_which_nobody_can_say_whether_it_was_finished_is_no_fault() {
     put_back(&sandbox, &before);
     let report = check(&sandbox);
     assert!(report.is_clean(), "{report:?}");
-    let runs: Vec<i64> = report.strangers.iter().map(|it| it.run).collect();
+    let runs: Vec<i64> = report.strangers.items.iter().map(|it| it.run).collect();
     assert_eq!(runs, [3]);
     let text = sandbox.ok(["validate"]).text();
     assert!(text.contains("either it was never acknowledged"), "{text}");

@@ -80,8 +80,8 @@ pub fn mend(
             for number in copy::list(&volume.config.path)? {
                 let path = volume.document_path(&copy::document_name(number));
                 // One that is whole and of another run may be all that is left of that.
-                match copy::verify(&path, None, &check) {
-                    Ok(()) => has_newest |= number == newest.id,
+                match copy::verify(&path, None, &volume.config.uuid, &check) {
+                    Ok(_) => has_newest |= number == newest.id,
                     Err(e) if e.kind() == ErrorKind::Corrupt => damaged.push(number),
                     Err(e) => return Err(e),
                 }

@@ -60,7 +60,7 @@ pub fn dry_run(
     let (source, name) = source_and_name(options)?;
     check_options(options)?;
     let filter = Filter::new(&options.rules)?;
-    let reader = Reader::open(catalog)?;
+    let reader = Reader::open_untouched(catalog)?;
     let own = overlap::check(&source, catalog, &reader.volumes()?, options, &filter)?;
     let basis = reader.latest(Some(&name))?;
     expect_as_much(basis.as_ref(), progress);

@@ -72,31 +72,7 @@ impl Copy {
     /// is asked now and then; what it fails with ends the work.
     pub fn new(catalog: &Path, check: &dyn Fn() -> Result<()>) -> Result<Copy> {
         let copy = Copy { path: path_beside(catalog) };
-        let failed = |e| Error::io(format!("writing {}", quoted(&copy.path)), e);
-        sys::private_file()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&copy.path)
-            .map_err(failed)?;
-        let reader = Reader::open(catalog)?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let mut dest = Connection::open_with_flags(&copy.path, flags).map_err(sql)?;
-        // It need not survive a crash.
-        for (pragma, value) in [("journal_mode", "OFF"), ("synchronous", "OFF")] {
-            dest.pragma_update(None, pragma, value).map_err(sql)?;
-        }
-        let backup = Backup::new(reader.conn(), &mut dest).map_err(sql)?;
-        loop {
-            check()?;
-            match backup.step(STEP_PAGES).map_err(sql)? {
-                StepResult::Done => break,
-                StepResult::More => {}
-                _ => std::thread::sleep(PAUSE),
-            }
-        }
-        drop(backup);
-        dest.close().map_err(|(_, e)| sql(e))?;
+        copy_to(&Reader::open(catalog)?, &copy.path, check)?;
         Ok(copy)
     }
 
@@ -122,6 +98,29 @@ impl Drop for Copy {
         // The next one overwrites what stays.
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// Copies a catalog into the file `to`. `check` is asked now and then.
+pub(super) fn copy_to(from: &Reader, to: &Path, check: &dyn Fn() -> Result<()>) -> Result<()> {
+    let failed = |e| Error::io(format!("writing {}", quoted(to)), e);
+    sys::private_file().write(true).create(true).truncate(true).open(to).map_err(failed)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut dest = Connection::open_with_flags(to, flags).map_err(sql)?;
+    // It need not survive a crash.
+    for (pragma, value) in [("journal_mode", "OFF"), ("synchronous", "OFF")] {
+        dest.pragma_update(None, pragma, value).map_err(sql)?;
+    }
+    let backup = Backup::new(from.conn(), &mut dest).map_err(sql)?;
+    loop {
+        check()?;
+        match backup.step(STEP_PAGES).map_err(sql)? {
+            StepResult::Done => break,
+            StepResult::More => {}
+            _ => std::thread::sleep(PAUSE),
+        }
+    }
+    drop(backup);
+    dest.close().map_err(|(_, e)| sql(e))
 }
 
 fn path_beside(catalog: &Path) -> PathBuf {
@@ -185,17 +184,28 @@ const HEAD_BYTES: usize = 1 << 16;
 /// Reads the copy at `from` to its end without keeping it: its bytes are those that zstd's checksum
 /// is of, it is as long as it says, a catalog that this program knows, and of after `run`.
 /// [`unpack`] goes deeper.
-pub fn verify(from: &Path, run: Option<&Run>, check: &dyn Fn() -> Result<()>) -> Result<()> {
+///
+/// Says whether it is of the catalog that the volume named `volume` belongs to: each copy knows the
+/// volume that it was made for. (`catalog_id` does not say it: a catalog that was rebuilt has a new
+/// one, and goes on.) Of another catalog's copy nothing more is asked.
+pub fn verify(
+    from: &Path,
+    run: Option<&Run>,
+    volume: &str,
+    check: &dyn Fn() -> Result<()>,
+) -> Result<bool> {
     let damaged = |e| Error::with_source(ErrorKind::Corrupt, "it is damaged", e);
     let mut text = text_of(from)?;
     let (mut head, mut len) = (Vec::new(), 0u64);
     let mut piece = vec![0; PIECE_BYTES];
+    let mut search = Search::new(volume.as_bytes());
     loop {
         check()?;
         let read = text.read(&mut piece).map_err(damaged)?;
         let Some(bytes) = piece.get(..read).filter(|it| !it.is_empty()) else { break };
         let room = HEAD_BYTES.saturating_sub(head.len()).min(bytes.len());
         head.extend_from_slice(bytes.get(..room).unwrap_or_default());
+        search.look(bytes);
         len += bytes.len() as u64;
     }
     let (id, version) = (number_at(&head, 68), number_at(&head, 60));
@@ -209,14 +219,48 @@ pub fn verify(from: &Path, run: Option<&Run>, check: &dyn Fn() -> Result<()>) ->
     if said_len(&head) != Some(len) {
         return Err(Error::corrupt("it is not as long as it says"));
     }
+    if !search.is_found {
+        return Ok(false);
+    }
     // Key and value of a setting lie side by side.
     let key = LAST_MANIFEST.as_bytes();
     let mut found = (0..head.len()).filter_map(|at| head.get(at..)?.strip_prefix(key)).peekable();
     let newest = run.map(|it| format!("{} {} ", it.id, it.uuid));
     let is_of = |it: &[u8]| newest.as_ref().is_none_or(|newest| it.starts_with(newest.as_bytes()));
     match found.peek().is_none() || found.any(is_of) {
-        true => Ok(()),
+        true => Ok(true),
         false => Err(Error::corrupt("it is not of after its run")),
+    }
+}
+
+/// Looks for a word in bytes that come piece by piece.
+struct Search<'a> {
+    word: &'a [u8],
+    /// The end of what came before, shorter than the word.
+    rest: Vec<u8>,
+    is_found: bool,
+}
+
+impl<'a> Search<'a> {
+    fn new(word: &'a [u8]) -> Search<'a> {
+        Search { word, rest: Vec::new(), is_found: word.is_empty() }
+    }
+
+    fn look(&mut self, bytes: &[u8]) {
+        if self.is_found {
+            return;
+        }
+        let most = self.word.len() - 1;
+        let has = |it: &[u8]| it.windows(self.word.len()).any(|it| it == self.word);
+        self.rest.extend_from_slice(bytes.get(..most.min(bytes.len())).unwrap_or_default());
+        self.is_found = has(&self.rest) || has(bytes);
+        if bytes.len() >= most {
+            self.rest.clear();
+            self.rest.extend_from_slice(bytes.get(bytes.len() - most..).unwrap_or_default());
+        } else {
+            let surplus = self.rest.len().saturating_sub(most);
+            self.rest.drain(..surplus);
+        }
     }
 }
 
@@ -239,6 +283,18 @@ fn said_len(head: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_is_found_over_pieces_of_any_length() {
+        let text = b"some text with a word in it";
+        for (word, is_there) in [(&b"a word"[..], true), (b"a world", false), (b"it", true)] {
+            for len in 1..text.len() {
+                let mut search = Search::new(word);
+                text.chunks(len).for_each(|it| search.look(it));
+                assert_eq!(search.is_found, is_there, "{len}");
+            }
+        }
+    }
 
     #[test]
     fn names_lead_back_to_runs() {

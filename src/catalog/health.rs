@@ -159,6 +159,16 @@ impl Health {
         })
     }
 
+    /// Whether a copy is known to be bad.
+    pub fn is_bad(&self, volume: &str, block: &BlockId) -> bool {
+        self.read(|conn| {
+            let query = "SELECT EXISTS (SELECT 1 FROM copies \
+                         WHERE volume = ?1 AND block = ?2 AND bad_s IS NOT NULL)";
+            let mut statement = conn.prepare_cached(query).map_err(sql)?;
+            statement.query_row((volume, block.0), |row| row.get(0)).map_err(sql)
+        })
+    }
+
     /// At most `limit` copies that are known to be bad, by volume and block, from the first after
     /// `after`.
     pub fn bad(&self, after: Option<(&str, BlockId)>, limit: usize) -> Vec<BadCopy> {

@@ -27,7 +27,7 @@ const HEADER_BYTES_MAX: u64 = 4 << 20;
 /// Longest last line.
 const END_BYTES_MAX: usize = 4096;
 /// Greatest number of a run or a version: others have to follow it.
-const NUMBER_MAX: i64 = 1 << 48;
+pub const NUMBER_MAX: i64 = 1 << 48;
 /// Most memory for decompressing, as the power of two that zstd wants: 32 MiB.
 const WINDOW_LOG_MAX: u32 = 25;
 /// Longest value of a setting, and longest name of a volume or a run.

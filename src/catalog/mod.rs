@@ -57,7 +57,7 @@ pub use listing::Listing;
 pub use lost::finished_on;
 pub use manifest::Spool;
 pub use number_set::NumberSet;
-pub use read::{BlockRow, EntryRow, Reader, Totals};
+pub use read::{BlockRow, EntryRow, Reader, Totals, WholeRuns};
 pub use run::{COMMENT_BYTES_MAX, Counts, DirId, Run, RunId, Tally, VersionId};
 pub use schema::full_disk;
 pub use settings::{COPIES_MAX, Settings, ingest_dir, own_files};

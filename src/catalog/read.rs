@@ -58,6 +58,29 @@ pub struct BlockRow {
     pub volumes: Vec<i64>,
 }
 
+/// The runs that can be read.
+#[derive(Debug, Default)]
+pub struct WholeRuns {
+    /// Those whose rows are whole, oldest first.
+    pub runs: Vec<Run>,
+    /// The numbers of the others, and what is wrong with each.
+    pub damaged: Vec<(RunId, Error)>,
+}
+
+impl WholeRuns {
+    /// Fails if there is a damaged run between these two: who looks for the newest one may mean it.
+    pub fn refuse_doubt(&self, between: std::ops::Range<RunId>) -> Result<()> {
+        let mut damaged = self.damaged.iter();
+        match damaged.find(|it| between.contains(&it.0)) {
+            None => Ok(()),
+            Some((number, e)) => Err(Error::corrupt(format!(
+                "run {number} may be the one that is meant, and is damaged in the catalog ({e}): \
+                 give a run by its number, or take the catalog back with raidtape catalog-restore"
+            ))),
+        }
+    }
+}
+
 /// Sums over the whole catalog.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
@@ -87,7 +110,13 @@ impl Reader {
         Ok(Reader { conn: schema::open_to_read(path)? })
     }
 
-    /// Opens a catalog that may be damaged and must stay as it is; of its log nothing is seen.
+    /// Opens the catalog at `path`, which stays as it is, byte for byte, and its log too.
+    pub fn open_untouched(path: &Path) -> Result<Reader> {
+        Ok(Reader { conn: schema::open_untouched(path)? })
+    }
+
+    /// Opens a catalog that may be damaged and must stay as it is; what its log has is seen, if it
+    /// can be read.
     pub fn open_as_it_lies(path: &Path) -> Result<Reader> {
         Ok(Reader { conn: schema::open_as_it_lies(path)? })
     }
@@ -123,11 +152,29 @@ impl Reader {
             .map_err(sql)
     }
 
-    /// All runs, oldest first.
+    /// All runs, oldest first. For who has to know each: a damaged row is an error.
     pub fn runs(&self) -> Result<Vec<Run>> {
         let runs = self.runs_where("1 ORDER BY run", [])?;
         in_order(runs.iter().map(|it| it.id))?;
         Ok(runs)
+    }
+
+    /// The runs whose rows are whole, oldest first, and those whose are not: for who looks at runs
+    /// one by one. One bad row costs its run.
+    pub fn whole_runs(&self) -> Result<WholeRuns> {
+        let mut all = WholeRuns::default();
+        for number in self.run_numbers(0)? {
+            match self.run(number) {
+                Ok(run) => all.runs.push(run),
+                Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
+                    log::warn!("run {number} is left out: {e}");
+                    all.damaged.push((number, e));
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        in_order(all.runs.iter().map(|it| it.id))?;
+        Ok(all)
     }
 
     /// The run with this number.

@@ -3,19 +3,22 @@
 //! What is read is noted in a file beside it. The catalog is changed in one transaction, in which
 //! rows of blocks and chunks are added and corrected, and none goes because a block has vanished;
 //! runs, entries and versions are not touched. An index that has to be written anew is doubted
-//! first, so that whoever comes after a kill reads it from its beginning.
+//! first, so that whoever comes after a kill reads it from its beginning. A trial changes a copy,
+//! and the catalog itself, with its log, stays as it is.
 
 use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
+use super::copy::copy_to;
 use super::numbers;
+use super::read::Reader;
 use super::replay::known::{put_chunks, put_volumes, settle};
-use super::replay::place::scratch_path;
+use super::replay::place::{built_path, scratch_path};
 use super::replay::scratch::attach;
 use super::replay::{Changed, Found};
 use super::sql;
-use super::write::Writer;
+use super::write::{WriteLock, Writer};
 use crate::chunk::Digest;
 use crate::error::Result;
 use crate::volume::{BlockId, VolumeConfig};
@@ -23,7 +26,10 @@ use crate::volume::{BlockId, VolumeConfig};
 /// A catalog that is being held against its volumes. Has the writer's lock.
 pub struct Register {
     writer: Writer,
-    scratch: PathBuf,
+    /// The catalog itself, for whoever asks for runs and files.
+    reader: Reader,
+    /// Files that go with this.
+    beside: [PathBuf; 2],
 }
 
 /// What came of a volume's copies.
@@ -38,14 +44,38 @@ pub struct CopiesOf {
 }
 
 impl Register {
-    /// Takes the right to write the catalog, and begins to note what is found.
-    pub fn open(catalog: &Path) -> Result<Register> {
-        let register = Register { writer: Writer::open(catalog)?, scratch: scratch_path(catalog) };
-        register.clear();
+    /// Takes the right to write the catalog, and begins to note what is found. With `is_trial` the
+    /// catalog stays as it is, and a copy of it is changed that goes with this; `check` is asked
+    /// while it is made.
+    pub fn open(
+        catalog: &Path,
+        is_trial: bool,
+        check: &dyn Fn() -> Result<()>,
+    ) -> Result<Register> {
+        let beside = [scratch_path(catalog), built_path(catalog)];
+        let (writer, reader) = match is_trial {
+            false => {
+                let writer = Writer::open(catalog)?;
+                clear(&beside);
+                (writer, Reader::open(catalog)?)
+            }
+            true => {
+                let reader = Reader::open_untouched(catalog)?;
+                let lock = WriteLock::take(catalog)?;
+                clear(&beside);
+                let [_, copy] = &beside;
+                let writer = copy_to(&reader, copy, check)
+                    .and_then(|()| Writer::on_copy(lock, copy))
+                    .inspect_err(|_| clear(&beside))?;
+                (writer, reader)
+            }
+        };
+        let register = Register { writer, reader, beside };
         let conn = register.conn();
         // It may be wrong in this already; what is added is looked up.
         conn.pragma_update(None, "foreign_keys", "OFF").map_err(sql)?;
-        attach(conn, &register.scratch)?;
+        let [scratch, _] = &register.beside;
+        attach(conn, scratch)?;
         let statement = "CREATE TABLE scratch.read (volume INTEGER PRIMARY KEY)";
         conn.execute_batch(statement).map_err(sql)?;
         conn.execute_batch("BEGIN").map_err(sql)?;
@@ -59,6 +89,11 @@ impl Register {
     /// The catalog's one writer.
     pub fn writer(&self) -> &Writer {
         &self.writer
+    }
+
+    /// The catalog as it was committed last.
+    pub fn reader(&self) -> &Reader {
+        &self.reader
     }
 
     /// What was found of blocks.
@@ -158,10 +193,12 @@ impl Register {
         self.conn().execute(query, [volume]).map_err(sql)?;
         Ok(())
     }
+}
 
-    fn clear(&self) {
-        for suffix in ["", "-journal"] {
-            let mut name = self.scratch.clone().into_os_string();
+fn clear(beside: &[PathBuf; 2]) {
+    for path in beside {
+        for suffix in ["", "-journal", "-wal", "-shm"] {
+            let mut name = path.clone().into_os_string();
             name.push(suffix);
             // Overwritten by the next one; one that cannot be made says so.
             let _ = std::fs::remove_file(name);
@@ -176,6 +213,6 @@ const MISSING: &str = "FROM block_copies c JOIN blocks b ON b.number = c.block \
 
 impl Drop for Register {
     fn drop(&mut self) {
-        self.clear();
+        clear(&self.beside);
     }
 }

@@ -120,9 +120,51 @@ pub fn open_to_read(path: &Path) -> Result<Connection> {
     open_to_look(path).map_err(|e| full_disk(e, path))
 }
 
-/// Opens a catalog that may be damaged, for reading, and changes nothing of it, its log included:
-/// what that has and the database has not is not seen.
+/// Opens a catalog for reading only, and leaves it as it is, with its log, when it is closed.
+pub fn open_untouched(path: &Path) -> Result<Connection> {
+    let has_log = has_log(path);
+    let conn = open_to_read(path)?;
+    if has_log {
+        // Who closes it last would put into it what the log has.
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(sql)?;
+    }
+    Ok(conn)
+}
+
+/// Whether a log lies beside a catalog, with what a process that was killed may have committed.
+fn has_log(path: &Path) -> bool {
+    let mut log = path.as_os_str().to_os_string();
+    log.push("-wal");
+    std::fs::metadata(log).is_ok_and(|it| it.is_file() && it.len() > 0)
+}
+
+/// Opens a catalog that may be damaged, for reading, and changes nothing of it and of its log. What
+/// only the log has is seen, if it can be read.
 pub fn open_as_it_lies(path: &Path) -> Result<Connection> {
+    if has_log(path)
+        && let Ok(conn) = open_with_log(path)
+    {
+        return Ok(conn);
+    }
+    open_alone(path)
+}
+
+fn open_with_log(path: &Path) -> Result<Connection> {
+    let conn = open(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(sql)?;
+    distrust(&conn)?;
+    check_version(&conn, path)?;
+    Ok(conn)
+}
+
+fn distrust(conn: &Connection) -> Result<()> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(sql)?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(sql)?;
+    conn.pragma_update(None, "cell_size_check", "ON").map_err(sql)
+}
+
+/// Opens the database without its log.
+fn open_alone(path: &Path) -> Result<Connection> {
     use std::os::unix::ffi::OsStrExt;
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-".contains(byte);
     let mut uri = String::from("file:");
@@ -137,9 +179,7 @@ pub fn open_as_it_lies(path: &Path) -> Result<Connection> {
         | OpenFlags::SQLITE_OPEN_URI
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(uri, flags).map_err(sql)?;
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(sql)?;
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false).map_err(sql)?;
-    conn.pragma_update(None, "cell_size_check", "ON").map_err(sql)?;
+    distrust(&conn)?;
     check_version(&conn, path)?;
     Ok(conn)
 }

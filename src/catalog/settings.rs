@@ -1,5 +1,7 @@
 //! What is settled for a catalog when it is made.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension};
@@ -111,29 +113,46 @@ impl Settings {
 }
 
 /// What the names of a catalog's files have after its own: database, lock, a copy under way, kept
-/// jobs, health.
-const OWN_SUFFIXES: [&str; 11] = [
-    "",
-    "-wal",
-    "-shm",
-    ".lock",
-    ".copy",
-    ".jobs",
-    ".jobs-wal",
-    ".jobs-shm",
-    ".health",
-    ".health-wal",
-    ".health-shm",
-];
+/// jobs, health, and what is being built.
+const OWN_SUFFIXES: [&str; 8] =
+    ["", ".lock", ".copy", ".new", ".jobs", ".health", ".rebuilding", ".rebuilding-scratch"];
+/// What SQLite has beside each, and what is not complete yet.
+const BESIDE_EACH: [&str; 6] = ["", "-wal", "-shm", "-journal", ".new", ".new-journal"];
+/// What was put aside has a number of seconds after this.
+const ASIDE: [&str; 3] = [".replaced-", ".jobs.damaged-", ".health.damaged-"];
 
-/// The files that a catalog consists of, whether they are there or not.
+/// The files that a catalog consists of, and those that the program leaves beside it, whether they
+/// are there or not.
 pub fn own_files(catalog: &Path) -> Vec<PathBuf> {
-    let beside = |suffix: &str| {
-        let mut name = catalog.file_name().unwrap_or_default().to_os_string();
+    let base = catalog.file_name().unwrap_or_default();
+    let beside = |suffix: &str, more: &str| {
+        let mut name = base.to_os_string();
         name.push(suffix);
+        name.push(more);
         catalog.with_file_name(name)
     };
-    OWN_SUFFIXES.map(beside).to_vec()
+    let all = OWN_SUFFIXES.iter().flat_map(|it| BESIDE_EACH.iter().map(|more| beside(it, more)));
+    let mut files: Vec<PathBuf> = all.collect();
+    let dir = catalog.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let is_aside = |name: &OsStr| {
+        let rest = name.as_bytes().strip_prefix(base.as_bytes());
+        rest.and_then(|it| std::str::from_utf8(it).ok()).is_some_and(was_put_aside)
+    };
+    files.extend(entries.map(|it| it.file_name()).filter(|it| is_aside(it)).map(|it| dir.join(it)));
+    files
+}
+
+/// Whether a name, after that of the catalog, is one that the program gives to what it puts aside.
+fn was_put_aside(suffix: &str) -> bool {
+    let Some(rest) = ASIDE.iter().find_map(|it| suffix.strip_prefix(it)) else { return false };
+    let number = BESIDE_EACH.iter().find_map(|it| match it.is_empty() {
+        true => None,
+        false => rest.strip_suffix(it),
+    });
+    let mut parts = number.unwrap_or(rest).split('.');
+    let is_number = |it: &str| !it.is_empty() && it.bytes().all(|it| it.is_ascii_digit());
+    parts.next().is_some_and(is_number) && parts.next().is_none_or(is_number) && parts.count() == 0
 }
 
 /// The directory that holds what users put into the mount's `/ingest`: beside the catalog.
@@ -141,4 +160,29 @@ pub fn ingest_dir(catalog: &Path) -> PathBuf {
     let mut name = catalog.file_name().unwrap_or_default().to_os_string();
     name.push(".ingest");
     catalog.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_beside_a_catalog_is_known_and_nothing_else_is() {
+        let own = ["c.replaced-1795359102", "c.replaced-1.2-wal", "c.jobs.damaged-7", "c.copy"];
+        let own = own.into_iter().chain(["c.rebuilding-wal", "c.rebuilding-scratch-journal"]);
+        let own = own.chain(["c", "c.new", "c-journal", "c.replaced-5-shm", "c.health.damaged-1"]);
+        let others = ["c.replaced-", "c.replaced-by me", "c.replaced-1.2.3", "c.replaced-1.", "d"];
+        let others = others.into_iter().chain(["d.replaced-1", "c.damaged-1", "c.txt", "ab"]);
+        let dir = tempfile::tempdir().unwrap();
+        for name in own.clone().chain(others.clone()) {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let known = own_files(&dir.path().join("c"));
+        for name in own {
+            assert!(known.contains(&dir.path().join(name)), "{name}");
+        }
+        for name in others {
+            assert!(!known.contains(&dir.path().join(name)), "{name}");
+        }
+    }
 }

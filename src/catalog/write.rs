@@ -124,6 +124,16 @@ impl Writer {
         Ok(Writer { conn: schema::open_to_write(path)?, _lock: lock })
     }
 
+    /// The right to write the catalog at `path`, with which only `copy`, a copy of it, is written.
+    pub(super) fn on_copy(lock: WriteLock, copy: &Path) -> Result<Writer> {
+        let conn = schema::open_to_write(copy)?;
+        // It goes with its writer.
+        for (pragma, value) in [("journal_mode", "DELETE"), ("synchronous", "OFF")] {
+            conn.pragma_update(None, pragma, value).map_err(sql)?;
+        }
+        Ok(Writer { conn, _lock: lock })
+    }
+
     pub(super) fn conn(&self) -> &Connection {
         &self.conn
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{args, bar, exit, repair, report, show};
 use crate::backup::{Options, Planned};
-use crate::catalog::{EntryRow, Reader, Settings, Writer};
+use crate::catalog::{EntryRow, Reader, Settings, WholeRuns, Writer};
 use crate::chunk::split::Chunking;
 use crate::entry::Kind;
 use crate::error::{Error, Quoted, Result};
@@ -221,12 +221,16 @@ pub fn genmeta(catalog: &Path, args: &args::Genmeta) -> Result<u8> {
 }
 
 pub fn runs(catalog: &Path, args: &args::Runs) -> Result<u8> {
-    let runs = Reader::open(catalog)?.runs()?;
+    let WholeRuns { runs, damaged } = Reader::open(catalog)?.whole_runs()?;
+    let code = if damaged.is_empty() { exit::DONE } else { exit::DAMAGED };
+    for (number, e) in &damaged {
+        show::note(format_args!("run {number} is damaged in the catalog, see validate: {e}"));
+    }
     let mut out = show::Out::new();
     if args.json {
         out.json(&runs.iter().map(show::run_json).collect())?;
         out.finish()?;
-        return Ok(exit::DONE);
+        return Ok(code);
     }
     out.line(&format!(
         "{:>5}  {:<19}  {:>9} {:>10} {:>10}  {}",
@@ -256,7 +260,7 @@ pub fn runs(catalog: &Path, args: &args::Runs) -> Result<u8> {
         ))?;
     }
     out.finish()?;
-    Ok(exit::DONE)
+    Ok(code)
 }
 
 pub fn ls(catalog: &Path, args: &args::Ls) -> Result<u8> {

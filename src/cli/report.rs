@@ -1,7 +1,7 @@
 //! What a validation has found, for people and for programs.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
@@ -109,7 +109,7 @@ fn notes(out: &mut Out, report: &Report) -> Result<()> {
         let n = report.unjudged;
         out.line(&format!("{n} documents could not be judged: another process is writing"))?;
     }
-    for it in &report.strangers {
+    for it in &report.strangers.items {
         let (run, source, path) = (it.run, Quoted(&it.source), quoted(&it.path));
         out.line(&format!(
             "run {run} of {source} is on a volume and not in the catalog ({path}): either it was \
@@ -117,6 +117,12 @@ fn notes(out: &mut Out, report: &Report) -> Result<()> {
              the catalog, catalog-restore takes it in"
         ))?;
     }
+    more(out, report.strangers.left_out(), "runs that are not in the catalog")?;
+    for path in &report.foreign_copies.items {
+        let path = quoted(path);
+        out.line(&format!("{path} is a copy of another catalog: nothing here takes it"))?;
+    }
+    more(out, report.foreign_copies.left_out(), "copies of other catalogs")?;
     if let Some(then) = report.catalog_checked {
         let then = show::time(then);
         out.line(&format!(
@@ -181,7 +187,10 @@ pub fn to_json(report: &Report) -> Value {
         "known_bad": report.known_bad,
         "due": report.due,
         "unjudged": report.unjudged,
-        "strangers": report.strangers.iter().map(stranger_json).collect::<Value>(),
+        "strangers": report.strangers.items.iter().map(stranger_json).collect::<Value>(),
+        "stranger_count": report.strangers.count,
+        "foreign_copies": report.foreign_copies.items.iter().map(path_json).collect::<Value>(),
+        "foreign_copy_count": report.foreign_copies.count,
         "catalog_checked": report.catalog_checked.map(show::time_json),
         "waste": report.waste.items.iter().map(|it| waste_json(&it.0, it.1)).collect::<Value>(),
         "waste_count": report.waste.count,
@@ -243,6 +252,12 @@ fn stranger_json(it: &Stranger) -> Value {
     map.insert("uuid".into(), it.uuid.clone().into());
     show::put_name(&mut map, "source", &it.source);
     show::put_name(&mut map, "path", it.path.as_os_str().as_bytes());
+    Value::Object(map)
+}
+
+fn path_json(path: &PathBuf) -> Value {
+    let mut map = Map::new();
+    show::put_name(&mut map, "path", path.as_os_str().as_bytes());
     Value::Object(map)
 }
 

@@ -185,6 +185,11 @@ impl Tree {
             let stat = match known.map_or_else(|| self.lookup_run(run), Ok) {
                 // Gone since the list was made.
                 Err(Errno(c::ENOENT)) => continue,
+                // A row that is damaged costs its run: asked for by name, it says so.
+                Err(Errno(c::EIO)) => {
+                    log::warn!("run {run} is left out of the list: the catalog is damaged");
+                    continue;
+                }
                 stat => stat?,
             };
             let name = run.to_string();

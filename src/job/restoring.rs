@@ -65,7 +65,7 @@ fn check_meant(snapshots: &Snapshots, wish: Option<&Wish>, run: &Run) -> Result<
     if matches!(wish, Some(Wish::Number(_))) {
         return Ok(());
     }
-    let runs = snapshots.with_reader(|reader| reader.runs())?;
+    let runs = snapshots.with_reader(|reader| reader.whole_runs())?.runs;
     if runs.iter().all(|it| it.source == run.source) {
         return Ok(());
     }

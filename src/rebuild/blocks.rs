@@ -4,6 +4,8 @@
 //! Where two say different things of a block, both are put to the proof of its bytes: only one of
 //! them decodes to chunks of the names that it says.
 
+use rayon::iter::{IntoParallelRefIterator, ParallelIterator};
+
 use super::{Notes, Source};
 use crate::catalog::meta_read;
 use crate::catalog::replay::{Fit, Found, FoundAt};
@@ -24,6 +26,8 @@ pub struct How {
 
 /// Files that are taken from the list at a time.
 const PAGE_FILES: u64 = 256;
+/// Blocks that are put to the proof at a time, by as many threads as there are processors.
+const PAGE_PROVED: u64 = 32;
 
 /// What is to be done on the volumes when the catalog is whole.
 pub struct Repairs {
@@ -284,20 +288,26 @@ impl Work<'_, '_> {
         let number = volume.config.number;
         let (mut scanned, mut damaged, mut after) = (0, 0, None);
         loop {
-            let page = self.found.files(number, after.as_ref(), false, PAGE_FILES)?;
+            let page = self.found.files(number, after.as_ref(), false, PAGE_PROVED)?;
             let Some(last) = page.last() else { return Ok((scanned, damaged)) };
             after = Some(last.0);
+            let mut said = Vec::with_capacity(page.len());
             for (id, len) in page {
+                said.push((id, len, self.found.index_of(&id)?));
+            }
+            let (hash, progress) = (self.how.hash, self.progress);
+            let prove_one = |(_, len, said): &(BlockId, u64, Option<BlockIndex>)| -> Result<bool> {
+                progress.check()?;
+                let is_so = said.as_ref().is_some_and(|it| prove(volume, it, hash).is_ok());
+                Progress::add(&progress.bytes, *len);
+                Ok(is_so)
+            };
+            // The tables of a page are all that is in memory besides a frame for each thread.
+            let proved = said.par_iter().map(prove_one).collect::<Result<Vec<bool>>>()?;
+            scanned += said.len() as u64;
+            for ((id, _, said), _) in said.iter().zip(proved).filter(|it| !it.1) {
                 self.progress.check()?;
-                Progress::add(&self.progress.bytes, len);
-                scanned += 1;
-                let said = self.found.index_of(&id)?;
-                if let Some(said) = &said
-                    && prove(volume, said, self.how.hash).is_ok()
-                {
-                    continue;
-                }
-                damaged += u64::from(!self.settle_damaged(volume, &id, said.as_ref())?);
+                damaged += u64::from(!self.settle_damaged(volume, id, said.as_ref())?);
             }
         }
     }
@@ -313,6 +323,10 @@ impl Work<'_, '_> {
         let len = volume.store.len_of(id)?.unwrap_or_default();
         if let Err(e) = super::bytes::check_name(volume, id, len, self.how.hash) {
             self.progress.check()?;
+            // What the machine lacks is no fault of the block.
+            if e.is_shortage() {
+                return Err(e);
+            }
             self.notes.add(&volume.config.path, &e.context("damaged"));
             return Ok(false);
         }

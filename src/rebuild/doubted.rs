@@ -90,12 +90,11 @@ fn register(
 ) -> Result<Summary> {
     let progress = notes.progress;
     progress.set_phase("preparing");
-    let mut register = Register::open(catalog)?;
-    let reader = Reader::open(catalog)?;
+    let mut register = Register::open(catalog, options.is_trial, &|| progress.check())?;
     let hash = register.writer().settings()?.hash;
     let known = register.writer().volumes()?;
-    let given = given(options, &known, &reader)?;
-    let (sources, away) = open(&known, &given, notes)?;
+    let given = given(options, &known, register.reader())?;
+    let (sources, away) = open(&known, &given, options.is_trial, notes)?;
     if let Some(other) = sources.iter().find(|it| it.manifest.hash != hash) {
         let path = quoted(&other.volume.config.path);
         return Err(Error::corrupt(format!("volume {path} names blocks by another hash")));
@@ -132,8 +131,8 @@ fn register(
         }
         let mut told = NumberSet::default();
         for source in &sources {
-            let (config, both) = (&source.volume.config, (register, &reader));
-            report_missing(both, config, &mut told, (&mut summary, &mut *notes), lost)?;
+            let config = &source.volume.config;
+            report_missing(register, config, &mut told, (&mut summary, &mut *notes), lost)?;
         }
         Ok(())
     })?;
@@ -194,12 +193,19 @@ fn given(options: &Options, known: &[VolumeConfig], reader: &Reader) -> Result<V
 fn open(
     known: &[VolumeConfig],
     given: &[VolumeConfig],
+    is_trial: bool,
     notes: &mut Notes<'_>,
 ) -> Result<(Vec<Source>, Vec<VolumeConfig>)> {
     let (mut sources, mut away) = (Vec::new(), Vec::new());
     let is_given = |it: &&VolumeConfig| given.iter().all(|other| other.uuid != it.uuid);
     for config in given.iter().chain(known.iter().filter(is_given)) {
-        let opened = Volume::open(config.clone())
+        // One that was made halfway is finished by who opens it, but not for a trial.
+        let is_whole = match is_trial {
+            true => VolumeManifest::read(&config.path).map(drop),
+            false => Ok(()),
+        };
+        let opened = is_whole
+            .and_then(|()| Volume::open(config.clone()))
             .and_then(|it| Ok((VolumeManifest::read(&config.path)?, it)));
         match opened {
             Ok((manifest, mut volume)) => {
@@ -225,7 +231,7 @@ fn open(
 /// Names what a volume should have and has not; and, once for all volumes, all that those reach
 /// that no volume has.
 fn report_missing(
-    (register, reader): (&Register, &Reader),
+    register: &Register,
     config: &VolumeConfig,
     told: &mut NumberSet,
     (summary, notes): (&mut Summary, &mut Notes<'_>),
@@ -248,7 +254,7 @@ fn report_missing(
             }
             told.insert(block);
             summary.blocks_lost += 1;
-            summary.files_lost += tell_files(reader, (block, &id), lost)?;
+            summary.files_lost += tell_files(register.reader(), (block, &id), lost)?;
         }
     }
 }

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use super::runs::{self, Base};
 use super::{Filled, Lacking, Notes, Source, Summary, fill, note_left_out, noting, said_settings};
+use crate::catalog::history::NUMBER_MAX;
 use crate::catalog::replay::Place;
-use crate::catalog::{Reader, RunId, copy};
+use crate::catalog::{Reader, RunId, VersionId, copy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
@@ -90,14 +91,15 @@ fn take(
     for candidate in &candidates {
         progress.check()?;
         let mut own = Notes::new(progress);
-        match try_one(catalog, candidate, &mut sources, options, &mut own) {
+        match try_one(catalog, candidate, (&mut sources, had.as_ref()), options, &mut own) {
             Ok(tried) => {
                 notes.append(own);
-                if let Some(run) = had.filter(|it| *it > tried.newest) {
+                if let Some(lost) = had.filter(|_| !tried.has_had) {
                     let message = format!(
-                        "it said that the newest run is {run}, of which the volumes know nothing; \
-                         the restored one ends with run {}",
-                        tried.newest
+                        "its newest run was {} ({}), of which these volumes know nothing; the \
+                         restored one ends with run {}. If a volume that has it comes back, give \
+                         it to catalog-restore before the next backup",
+                        lost.run, lost.uuid, tried.newest
                     );
                     notes.add(catalog, &Error::corrupt(message));
                 }
@@ -131,14 +133,32 @@ impl Refused {
     }
 }
 
-/// The directories of the volumes, and the newest run that the old catalog knows if it can be read.
+/// The newest run that the old catalog knows.
+struct Had {
+    run: RunId,
+    uuid: String,
+    /// The highest version of which it has a name.
+    version: VersionId,
+}
+
+impl Had {
+    /// As far as it can be read, and is possible.
+    fn of(old: &Reader) -> Option<Had> {
+        let newest = old.latest(None).ok()??;
+        let version = old.last_version().ok()?;
+        let is_possible = newest.id < NUMBER_MAX && version < NUMBER_MAX;
+        is_possible.then_some(Had { run: newest.id, uuid: newest.uuid, version })
+    }
+}
+
+/// The directories of the volumes, and what the old catalog knows if it can be read.
 fn what_was(
     catalog: &Path,
     options: &Options,
     notes: &mut Notes<'_>,
-) -> Result<(Vec<PathBuf>, Option<RunId>)> {
+) -> Result<(Vec<PathBuf>, Option<Had>)> {
     let old = Reader::open_as_it_lies(catalog);
-    let newest = old.as_ref().ok().and_then(|it| it.latest(None).ok()?).map(|it| it.id);
+    let newest = old.as_ref().ok().and_then(Had::of);
     if !options.volumes.is_empty() {
         return Ok((options.volumes.clone(), newest));
     }
@@ -192,12 +212,14 @@ struct Tried {
     summary: Summary,
     replayed: Vec<RunId>,
     newest: RunId,
+    /// Whether it has the newest run of the old catalog, if that is known.
+    has_had: bool,
 }
 
 fn try_one(
     catalog: &Path,
     candidate: &Candidate,
-    sources: &mut [Source],
+    (sources, had): (&mut [Source], Option<&Had>),
     options: &Options,
     notes: &mut Notes<'_>,
 ) -> std::result::Result<Tried, Refused> {
@@ -209,14 +231,19 @@ fn try_one(
     let base = &opened.base;
     // Perhaps it is only the copy that is not what it should be.
     one_history(&base.runs, sources).map_err(Refused::Copy)?;
-    let history = runs::read(sources, Some(base), notes, progress).map_err(Refused::from)?;
+    let mut history = runs::read(sources, Some(base), notes, progress).map_err(Refused::from)?;
     let mut all = base.runs.clone();
     all.extend(history.runs.iter().map(|it| (it.run, it.uuid.clone())));
     one_history(&all, sources).map_err(Refused::All)?;
     if !history.gaps.is_empty() && !options.allow_gaps {
-        return Err(Refused::All(history.refusal(sources, Some(base))));
+        return Err(Refused::All(history.refusal(sources, Some(base), progress)));
     }
     note_left_out(&history, notes);
+    let has_had = had.is_none_or(|had| all.iter().any(|it| (it.0, &it.1) == (had.run, &had.uuid)));
+    if let Some(had) = had.filter(|_| !has_had) {
+        // Its manifest may be somewhere: a run of the same number would take its place.
+        history.numbers = (had.run, had.version);
+    }
     let work = || -> Result<Tried> {
         let rebuild = place.resume()?;
         let rows = said_settings(sources, &history).cloned().unwrap_or_default();
@@ -228,7 +255,7 @@ fn try_one(
         let replayed: Vec<RunId> = history.runs.iter().map(|it| it.run).collect();
         summary.runs = (base.runs.len() + replayed.len()) as u64;
         let newest = replayed.last().copied().unwrap_or(base.run);
-        Ok(Tried { filled, summary, replayed, newest })
+        Ok(Tried { filled, summary, replayed, newest, has_had })
     };
     work().map_err(Refused::from)
 }

@@ -152,7 +152,7 @@ fn make(
     let mut sources = volumes::open(&options.volumes, progress)?;
     let history = runs::read(&sources, None, notes, progress)?;
     if !history.gaps.is_empty() && !options.allow_gaps {
-        return Err(history.refusal(&sources, None));
+        return Err(history.refusal(&sources, None, progress));
     }
     note_left_out(&history, notes);
     let rebuild = Rebuild::create(catalog)?;
@@ -367,7 +367,8 @@ fn replay(rebuild: &mut Rebuild, chosen: &Chosen, progress: &Progress) -> Result
 /// No number is given again that a run had which is left out.
 fn keep_numbers(rebuild: &mut Rebuild, history: &History, progress: &Progress) -> Result<()> {
     let lost = history.gaps.iter().map(|it| it.run);
-    let (mut run, mut version) = (lost.max().unwrap_or_default(), 0);
+    let (mut run, mut version) = history.numbers;
+    run = run.max(lost.max().unwrap_or_default());
     for chosen in &history.left_out {
         run = run.max(chosen.run);
         let mut lines = Lines::open(&chosen.path)?;
@@ -400,12 +401,18 @@ fn report_lacking(
         }
     }
     if summary.blocks_lacking > 0 {
-        let message = format!(
-            "{} blocks are on none of these volumes: when the one that has them is back, run \
-             rebuildmeta with it too",
-            summary.blocks_lacking
-        );
-        notes.put(Problem::new("blocks", &Error::new(ErrorKind::Offline, message)));
+        let lacking = format!("{} blocks are on none of these volumes", summary.blocks_lacking);
+        let error = match summary.volumes_missing {
+            0 => Error::corrupt(format!("{lacking}, and none is missing: they are lost")),
+            _ => Error::new(
+                ErrorKind::Offline,
+                format!(
+                    "{lacking}: when the one that has them is back, raidtape rebuild-catalog \
+                     --volumes DIR takes them in"
+                ),
+            ),
+        };
+        notes.put(Problem::new("blocks", &error));
     }
     Ok(())
 }

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use super::{Notes, Source};
 use crate::catalog::history::{self, Around, Survey};
 use crate::catalog::manifest::{self, Previous};
-use crate::catalog::{Reader, RunId, copy};
+use crate::catalog::{Reader, RunId, VersionId, copy};
 use crate::chunk::{Digest, HashAlgo};
-use crate::error::{Error, Quoted, Result};
+use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
+use crate::volume::Described;
 
 /// A manifest that is whole.
 #[derive(Clone)]
@@ -65,6 +66,8 @@ pub struct History {
     pub newest_manifest: Option<Previous>,
     /// The hash that names blocks, if there is any run.
     pub hash: Option<HashAlgo>,
+    /// The highest numbers of a run and of a version that are known to have been given otherwise.
+    pub numbers: (RunId, VersionId),
 }
 
 /// A state of the catalog that is there already, of after a run.
@@ -76,6 +79,9 @@ pub struct Base {
     /// All runs that it has.
     pub runs: Vec<(RunId, String)>,
 }
+
+/// A volume, and the run that it knows to have been finished.
+type Mark = (PathBuf, Described);
 
 /// What the next older run has to be.
 enum Expected {
@@ -129,14 +135,16 @@ pub fn read(
             Progress::add(&progress.entries, 1);
         }
     }
-    let newest_known = sources.iter().filter_map(newest_finished_on).max();
-    let mut history = choose(found, base, notes)?;
+    let noted = |it: &Source| Some((it.volume.config.path.clone(), it.volume.described()?));
+    let marks: Vec<Mark> = sources.iter().filter_map(noted).collect();
+    let mut history = choose(found, (base, &marks), notes)?;
     let newest = history.runs.last().map_or(first, |it| it.run);
-    if let Some((run, uuid)) = newest_known.filter(|it| it.0 > newest)
-        && history.gaps.iter().all(|it| it.run < run)
-    {
-        history.gaps.push(Gap { run, uuid });
+    let newest = history.gaps.iter().map(|it| it.run).fold(newest, RunId::max);
+    let mut newest_known = None;
+    for source in sources {
+        newest_known = newest_known.max(finished_after(source, newest, notes, progress)?);
     }
+    history.gaps.extend(newest_known.map(|(run, uuid)| Gap { run, uuid }));
     if let Some(last) = history.runs.last() {
         history.newest = history::survey(&last.path, &|| progress.check())?.head.around;
         let (run, uuid) = (last.run, last.uuid.clone());
@@ -147,15 +155,43 @@ pub fn read(
     Ok(history)
 }
 
-/// The newest run that a volume knows to have been finished, with its name as far as it says it.
-fn newest_finished_on(source: &Source) -> Option<(RunId, Option<String>)> {
-    let noted = source.volume.described().filter(|it| it.run > 0);
-    let copied = newest_copy_on(source).map(|it| (it, None));
-    copied.max(noted.map(|it| (it.run, Some(it.uuid))))
+/// The newest run after `run` that a volume knows to have been finished, with its name as far as it
+/// says it.
+fn finished_after(
+    source: &Source,
+    run: RunId,
+    notes: &mut Notes<'_>,
+    progress: &Progress,
+) -> Result<Option<(RunId, Option<String>)>> {
+    let noted = source.volume.described().filter(|it| it.run > run);
+    let copied = newest_copy_on(source, run, progress, &mut |path| {
+        let message = "it is a copy of another catalog, which does not know its volume: it does \
+                       not count";
+        notes.add(path, &Error::corrupt(message));
+    })?;
+    Ok(copied.map(|it| (it, None)).max(noted.map(|it| (it.run, Some(it.uuid)))))
 }
 
-fn newest_copy_on(source: &Source) -> Option<RunId> {
-    copy::list(&source.volume.config.path).ok()?.into_iter().max()
+/// The newest copy of after a later run than `run` on a volume. One that is damaged may have been
+/// what its name says; one of another catalog is `foreign`.
+fn newest_copy_on(
+    source: &Source,
+    run: RunId,
+    progress: &Progress,
+    foreign: &mut dyn FnMut(&Path),
+) -> Result<Option<RunId>> {
+    let volume = &source.volume.config;
+    // What cannot be listed says nothing.
+    let copies = copy::list(&volume.path).unwrap_or_default();
+    for copied in copies.into_iter().take_while(|it| *it > run) {
+        let path = volume.path.join(copy::document_name(copied));
+        match copy::verify(&path, None, &volume.uuid, &|| progress.check()) {
+            Ok(false) => foreign(&path),
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            _ => return Ok(Some(copied)),
+        }
+    }
+    Ok(None)
 }
 
 /// Whether a volume has the manifest of a run that a catalog has too.
@@ -196,7 +232,7 @@ fn copy_of(path: PathBuf, survey: Survey) -> Copy {
 
 fn choose(
     mut found: BTreeMap<RunId, Vec<Copy>>,
-    base: Option<&Base>,
+    (base, marks): (Option<&Base>, &[Mark]),
     notes: &mut Notes<'_>,
 ) -> Result<History> {
     let of_base = base.and_then(|it| found.remove(&it.run)).unwrap_or_default();
@@ -224,7 +260,7 @@ fn choose(
             Expected::This(it) => Some(it),
             _ => None,
         };
-        let Some(copy) = pick(run, copies, wanted, notes)? else {
+        let Some(copy) = pick(run, copies, (wanted, marks), notes)? else {
             let uuid = wanted.map(|it| it.uuid.clone());
             gaps.push(Gap { run, uuid });
             expected = Expected::Any;
@@ -261,7 +297,8 @@ fn choose(
         let path = quoted(&other.path);
         return Err(Error::corrupt(format!("{path} is of a store with another hash")));
     }
-    Ok(History { runs, left_out: Vec::new(), gaps, newest: None, newest_manifest, hash })
+    let left_out = Vec::new();
+    Ok(History { runs, left_out, gaps, newest: None, newest_manifest, hash, numbers: (0, 0) })
 }
 
 /// Checks that what follows a state of the catalog follows its newest run, of which `copies` are
@@ -305,7 +342,7 @@ fn link(base: &Base, copies: &[Copy], expected: &Expected) -> Result<Option<Prev
 fn pick(
     run: RunId,
     copies: Vec<Copy>,
-    wanted: Option<&Previous>,
+    (wanted, marks): (Option<&Previous>, &[Mark]),
     notes: &mut Notes<'_>,
 ) -> Result<Option<Copy>> {
     let is_wanted = |it: &Copy| match wanted {
@@ -337,14 +374,15 @@ fn pick(
         let first = right.first().unwrap_or(other);
         return Err(Error::corrupt(format!(
             "two different runs have the number {run}: {} (of {}, name {}) and {} (of {}, name \
-             {}). One of them never ended, belongs to another store, or is forged, and nothing \
-             says which: move one of the two files away",
+             {}). One of them never ended, belongs to another history or store, or is forged. \
+             {}Move one of the two files away, and keep it",
             quoted(&first.path),
             Quoted(&first.source),
             first.uuid,
             quoted(&other.path),
             Quoted(&other.source),
-            other.uuid
+            other.uuid,
+            said_finished(marks, run, [&first.uuid, &other.uuid])
         )));
     }
     let mut best = right.into_iter().filter(|it| !has_new || it.links.is_some());
@@ -358,6 +396,20 @@ fn pick(
         )));
     }
     Ok(Some(first))
+}
+
+/// What marks say of two runs of one number, for the one who has to decide. It is no proof against
+/// the one without a mark: a run that was acknowledged may have left none.
+fn said_finished(marks: &[Mark], run: RunId, uuids: [&String; 2]) -> String {
+    let is_of = |it: &&Mark| it.1.run == run && uuids.contains(&&it.1.uuid);
+    match marks.iter().find(is_of) {
+        Some((path, noted)) => format!(
+            "Volume {} knows that {} was finished; the other one may have been too. ",
+            quoted(path),
+            noted.uuid
+        ),
+        None => "Nothing says which. ".to_owned(),
+    }
 }
 
 /// Takes out the runs whose changes are changes of something that is lost.
@@ -386,7 +438,7 @@ fn leave_out(history: &mut History, base: Option<&Base>) {
 
 impl History {
     /// The error that says what is lost, and what can be done about it.
-    pub fn refusal(&self, sources: &[Source], base: Option<&Base>) -> Error {
+    pub fn refusal(&self, sources: &[Source], base: Option<&Base>, progress: &Progress) -> Error {
         let mut text = String::new();
         for gap in &self.gaps {
             let uuid = gap.uuid.as_ref().map(|it| format!(" (name {it})")).unwrap_or_default();
@@ -404,8 +456,11 @@ impl History {
             ));
         }
         text.push_str("Give all volumes with --volumes");
-        let newest = sources.iter().filter_map(newest_copy_on).max();
-        if let Some(run) = newest.filter(|_| base.is_none()) {
+        let first = self.gaps.iter().map(|it| it.run).min().unwrap_or_default();
+        // One of before all that is lost would be refused for the same reason.
+        let newest = |it| newest_copy_on(it, first - 1, progress, &mut |_| {}).ok().flatten();
+        let copies = sources.iter().filter(|_| base.is_none());
+        if let Some(run) = copies.filter_map(newest).max() {
             text.push_str(&format!(
                 ", or begin with the copy of the catalog of after run {run}: raidtape \
                  catalog-restore, with the same --catalog and --volumes"

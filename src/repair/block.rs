@@ -124,6 +124,11 @@ impl Work<'_> {
             }
         }
         for volume in &good {
+            // A repair that was killed may have made it good, and not have come to sync it.
+            if let Err(e) = volume.store.make_last(id) {
+                self.note(&volume.config.path, &e);
+                continue;
+            }
             self.store.health.note_good(&[(&volume.config.uuid, *id)], Time::now());
         }
         if bad.is_empty() {

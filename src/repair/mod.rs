@@ -185,6 +185,13 @@ pub fn run(catalog: &Path, suspects: &[BlockId], progress: &Progress) -> Result<
     // A volume that is away is told of with its blocks.
     let here = described.problems.into_iter().filter(|it| it.kind != ErrorKind::Offline);
     done.problems.extend(here);
+    // What a repair that was killed has put in its place, and was found right now, is to last too.
+    for volume in volumes.present() {
+        if let Err(e) = volume.sync_folders() {
+            let path = std::os::unix::ffi::OsStrExt::as_bytes(volume.config.path.as_os_str());
+            done.problems.push(Problem::new(path, &e));
+        }
+    }
     progress.set_phase("done");
     Ok(done)
 }

@@ -291,7 +291,8 @@ impl BlockMap {
         if self.frames.is_empty() {
             let message = format!(
                 "block {}: its volume was not there when the catalog was rebuilt, so its frames \
-                 are not known: connect it, and run rebuildmeta with it too",
+                 are not known: connect it, and run raidtape rebuild-catalog --volumes with its \
+                 directory",
                 self.id
             );
             return Error::new(ErrorKind::Offline, message);

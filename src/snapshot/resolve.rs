@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 use super::{Snapshots, not_in_run};
-use crate::catalog::{EntryRow, Reader, Run, RunId};
+use crate::catalog::{EntryRow, Reader, Run, RunId, WholeRuns};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::Time;
 
@@ -83,8 +83,10 @@ pub fn choose_run(reader: &Reader, wish: &Wish, path: &[u8]) -> Result<Run> {
         Wish::Latest => None,
         Wish::At(time) => Some(*time),
     };
-    let mut runs = reader.runs()?;
+    let whole = reader.whole_runs()?;
+    let mut runs = whole.runs.clone();
     if runs.is_empty() {
+        whole.refuse_doubt(0..RunId::MAX)?;
         return Err(Error::new(ErrorKind::NotFound, "there is no run yet"));
     }
     if runs.iter().any(|run| below(path, run).is_some()) {
@@ -97,6 +99,10 @@ pub fn choose_run(reader: &Reader, wish: &Wish, path: &[u8]) -> Result<Run> {
         Some(_) => (run.finished, run.id),
         None => (Time::default(), run.id),
     });
+    let begin = newest.as_ref().map_or(0, |it| it.id);
+    let is_later = |it: &&Run| it.id > begin && until.is_some_and(|time| it.finished > time);
+    let end = whole.runs.iter().find(is_later).map_or(RunId::MAX, |it| it.id);
+    whole.refuse_doubt(begin..end)?;
     newest.ok_or_else(|| {
         let first = first.unwrap_or_default();
         let message = format!("no run had finished by then: the first one is run {first}");
@@ -113,10 +119,12 @@ pub fn resolve(snapshots: &Snapshots, path: &[u8], run: Option<RunId>) -> Result
 /// The same for a run that is wished for in any way.
 pub fn resolve_wish(snapshots: &Snapshots, path: &[u8], wish: Option<&Wish>) -> Result<Found> {
     snapshots.with_reader(|reader| {
+        let mut whole = WholeRuns::default();
         let runs = match wish {
             Some(wish) => vec![choose_run(reader, wish, path)?],
             None => {
-                let mut runs: Vec<Run> = reader.runs()?.into_iter().rev().collect();
+                whole = reader.whole_runs()?;
+                let mut runs: Vec<Run> = whole.runs.iter().rev().cloned().collect();
                 // A path that names a source is meant for that one before any other.
                 runs.sort_by_key(|run| below(path, run).is_none());
                 runs
@@ -124,6 +132,7 @@ pub fn resolve_wish(snapshots: &Snapshots, path: &[u8], wish: Option<&Wish>) -> 
         };
         for run in &runs {
             if let Some(found) = find(reader, run, path)? {
+                whole.refuse_doubt(run.id..RunId::MAX)?;
                 return Ok(found);
             }
         }

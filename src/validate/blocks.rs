@@ -116,6 +116,16 @@ impl Work<'_> {
             };
             match self.copy(volume, &row, tools) {
                 Ok(()) => {
+                    // A repair that was killed may have made it good, and not have come to sync it.
+                    if self.health.is_bad(&volume.config.uuid, &row.id)
+                        && let Err(e) = volume.store.make_last(&row.id)
+                    {
+                        let message = format!("block {} is right, and may not last: {e}", row.id);
+                        let path = volume.config.path.clone();
+                        let fault = Fault::new(Part::Volume, path, message);
+                        self.fault(Fault { kind: e.kind(), ..fault });
+                        continue;
+                    }
                     let mut good = good.lock();
                     good.copies.push((volume.config.uuid.clone(), row.id));
                     let is_due = good.copies.len() >= WAITING_MAX

@@ -21,6 +21,8 @@ const TEXT_BYTES_MAX: usize = 2000;
 const BAD_MAX: usize = 10_000;
 /// Memory for the names of what is lost, and for chunks.
 const NAMES_BYTES_MAX: usize = 16 << 20;
+/// Runs that the catalog does not know and that are named.
+pub(super) const STRANGERS_MAX: usize = 1000;
 /// Files that are waste and named.
 const WASTE_MAX: usize = 1000;
 
@@ -226,7 +228,9 @@ pub struct Report {
     /// What could not be judged, because another process was writing.
     pub unjudged: u64,
     /// Runs that the catalog does not know.
-    pub strangers: Vec<Stranger>,
+    pub strangers: Kept<Stranger>,
+    /// Copies of the catalog of another one: nothing takes them.
+    pub foreign_copies: Kept<PathBuf>,
     /// When the catalog was checked last, if its turn had not come again.
     pub catalog_checked: Option<Time>,
     /// Block files that nobody knows, with their lengths.
@@ -316,6 +320,14 @@ impl Report {
         self.bad_files.add(file, BAD_MAX);
     }
 
+    pub(super) fn add_stranger(&mut self, stranger: Stranger) {
+        self.strangers.add(stranger, STRANGERS_MAX);
+    }
+
+    pub(super) fn add_foreign_copy(&mut self, path: PathBuf) {
+        self.foreign_copies.add(path, STRANGERS_MAX);
+    }
+
     pub(super) fn add_waste(&mut self, path: PathBuf, bytes: u64) {
         self.waste_bytes += bytes;
         self.waste.add((path, bytes), WASTE_MAX);
@@ -345,6 +357,7 @@ impl Report {
         self.bad_blocks.items.iter_mut().for_each(|it| it.files.items.sort());
         self.bad_files.items.sort_by_key(|it| it.version);
         self.waste.items.sort();
+        self.foreign_copies.items.sort();
     }
 }
 

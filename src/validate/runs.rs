@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::Work;
-use super::report::{Fault, Part, Stranger};
+use super::report::{Fault, Part, STRANGERS_MAX, Stranger};
 use crate::catalog::history::{self, Head, Survey};
 use crate::catalog::told::{History, told_by};
 use crate::catalog::{Reader, Run, RunId, copy, finished_on, manifest};
@@ -132,8 +132,9 @@ impl Work<'_> {
 
     /// Runs that volumes know and the catalog does not.
     pub(super) fn strangers(&self) -> Result<()> {
+        // A file costs its name only: of many strange ones the first runs are looked at.
         let mut paths: BTreeMap<RunId, PathBuf> = BTreeMap::new();
-        let mut finished = 0;
+        let (mut finished, mut left_out) = (0, 0);
         for volume in self.volumes.present() {
             if let Some(lost) = self.snapshots.with_reader(|reader| reader.lost_on(volume))? {
                 self.fault(Fault::of_catalog(format!("catalog: {lost}")));
@@ -143,19 +144,22 @@ impl Work<'_> {
             let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
             let runs = names.filter_map(|it| manifest::run_of(it.file_name().to_str()?));
             for run in runs {
-                paths
-                    .entry(run)
-                    .or_insert_with(|| volume.document_path(&manifest::document_name(run)));
+                self.progress.check()?;
+                if paths.contains_key(&run)
+                    || self.snapshots.with_reader(|reader| reader.run(run)).is_ok()
+                {
+                    continue;
+                }
+                paths.insert(run, volume.document_path(&manifest::document_name(run)));
+                if paths.len() > STRANGERS_MAX {
+                    left_out += u64::from(paths.pop_last().is_some());
+                }
             }
         }
+        self.report.lock().strangers.count += left_out;
         for (run, path) in paths {
             self.progress.check()?;
-            let is_known = self.snapshots.with_reader(|reader| reader.run(run)).is_ok();
-            let Some(survey) =
-                (!is_known).then(|| self.stranger(run, &path)).transpose()?.flatten()
-            else {
-                continue;
-            };
+            let Some(survey) = self.stranger(run, &path)? else { continue };
             let last = self.snapshots.with_reader(Reader::last_run_given)?;
             let (uuid, source) = (survey.head.uuid, survey.head.source);
             if last < run && run <= finished {
@@ -166,7 +170,7 @@ impl Work<'_> {
                     quoted(&path)
                 )));
             } else {
-                self.report.lock().strangers.push(Stranger { run, uuid, source, path });
+                self.report.lock().add_stranger(Stranger { run, uuid, source, path });
             }
         }
         Ok(())
@@ -197,11 +201,13 @@ impl Work<'_> {
                 let name = copy::document_name(number);
                 // Of a later run, or of one that was left out, nobody can say what it should be.
                 let run = self.snapshots.with_reader(|reader| reader.run(number)).ok();
-                let result =
-                    copy::verify(&path.join(&name), run.as_ref(), &|| self.progress.check());
+                let check = || self.progress.check();
+                let uuid = &volume.config.uuid;
+                let result = copy::verify(&path.join(&name), run.as_ref(), uuid, &check);
                 self.report.lock().documents += 1;
                 match result {
-                    Ok(()) => {}
+                    Ok(true) => {}
+                    Ok(false) => self.report.lock().add_foreign_copy(path.join(&name)),
                     Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
                     // An older one goes when a new one comes.
                     Err(_) if !path.join(&name).exists() => {}

@@ -65,6 +65,17 @@ impl Described {
 }
 
 impl Volume {
+    /// Makes the names of the documents last that are there, and of the volume's own files.
+    pub fn sync_folders(&self) -> Result<()> {
+        for name in ["meta", "manifests", "catalog", "damaged"] {
+            let path = self.config.path.join(name);
+            if path.is_dir() {
+                sys::sync_dir(&path)?;
+            }
+        }
+        sys::sync_dir(&self.config.path)
+    }
+
     /// How far its metas are up to date, as far as that is known.
     pub fn described(&self) -> Option<Described> {
         Described::read(&self.config.path)

@@ -34,6 +34,10 @@ pub trait BlockStore: Send + Sync {
     fn remove(&self, id: &BlockId) -> Result<()>;
     /// Free and total space.
     fn space(&self) -> Result<Space>;
+    /// Makes a block durable that is there: who put it there may have died before he came to it.
+    fn make_last(&self, _id: &BlockId) -> Result<()> {
+        Ok(())
+    }
     /// What was read of a block was wrong: its file may since be another, put back by somebody.
     /// `true` if it is, so that reading it again is another matter.
     fn forget(&self, _id: &BlockId) -> bool {
@@ -281,6 +285,14 @@ impl BlockStore for DirStore {
             }
             _ => Ok(()),
         }
+    }
+
+    fn make_last(&self, id: &BlockId) -> Result<()> {
+        let path = self.path_of(id);
+        let failed = |e| Error::io(format!("syncing {}", quoted(&path)), e);
+        self.open_file(id)?.sync_all().map_err(failed)?;
+        let mut dirs = path.ancestors().skip(1).take_while(|it| it.starts_with(&self.root));
+        dirs.try_for_each(sys::sync_dir)
     }
 
     fn forget(&self, id: &BlockId) -> bool {

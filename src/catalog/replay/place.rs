@@ -83,6 +83,11 @@ impl Place {
     }
 }
 
+/// The file beside a catalog that is built, or tried.
+pub(crate) fn built_path(catalog: &Path) -> PathBuf {
+    beside(catalog, BUILT)
+}
+
 /// The file beside a catalog in which is noted what was found of blocks.
 pub(crate) fn scratch_path(catalog: &Path) -> PathBuf {
     beside(catalog, SCRATCH)

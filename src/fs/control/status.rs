@@ -34,7 +34,7 @@ impl Control {
     pub(super) fn status(&self) -> String {
         let cache = self.snapshots.cache_stats();
         let known = self.snapshots.with_reader(|reader| {
-            let runs = reader.runs()?;
+            let runs = reader.whole_runs()?.runs;
             Ok((runs.len(), runs.last().map(|it| it.id)))
         });
         // What cannot be read now is missing, the rest is told.
