@@ -1,7 +1,7 @@
 //! What a validation has found, for people and for programs.
 
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -189,7 +189,7 @@ pub fn to_json(report: &Report) -> Value {
         "unjudged": report.unjudged,
         "strangers": report.strangers.items.iter().map(stranger_json).collect::<Value>(),
         "stranger_count": report.strangers.count,
-        "foreign_copies": report.foreign_copies.items.iter().map(path_json).collect::<Value>(),
+        "foreign_copies": report.foreign_copies.items.iter().map(|it| path_json(it)).collect::<Value>(),
         "foreign_copy_count": report.foreign_copies.count,
         "catalog_checked": report.catalog_checked.map(show::time_json),
         "waste": report.waste.items.iter().map(|it| waste_json(&it.0, it.1)).collect::<Value>(),
@@ -255,7 +255,7 @@ fn stranger_json(it: &Stranger) -> Value {
     Value::Object(map)
 }
 
-fn path_json(path: &PathBuf) -> Value {
+fn path_json(path: &Path) -> Value {
     let mut map = Map::new();
     show::put_name(&mut map, "path", path.as_os_str().as_bytes());
     Value::Object(map)
