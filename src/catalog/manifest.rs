@@ -185,7 +185,7 @@ impl Spool {
     }
 }
 
-/// Compresses a document, with a checksum: a manifest's last line is under no digest, nor is a meta.
+/// Compresses a document, with a checksum: what no digest covers, as a last line, has that.
 pub(super) fn compressed<W: Write>(out: W) -> io::Result<zstd::Encoder<'static, W>> {
     let mut out = zstd::Encoder::new(out, ZSTD_LEVEL)?;
     out.include_checksum(true)?;
