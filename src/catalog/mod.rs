@@ -38,6 +38,7 @@ mod run;
 mod schema;
 mod settings;
 mod stats;
+pub mod tapes;
 #[cfg(test)]
 mod tests;
 pub mod told;
