@@ -31,8 +31,11 @@ const TAPES: Beside = Beside {
 const LABEL_BYTES_MAX: usize = 1024;
 const NAME_BYTES_MAX: usize = 4096;
 
+/// Places of a block that are named.
+const NAMED_MAX: usize = 4;
+
 /// A copy counts if its tape is not lost, and nothing is known to be wrong with it.
-const GOOD: &str = "members m JOIN tape_files f ON f.number = m.tape_file \
+pub(super) const GOOD: &str = "members m JOIN tape_files f ON f.number = m.tape_file \
                     JOIN tapes t ON t.number = f.tape WHERE NOT m.is_bad AND NOT t.is_lost";
 
 /// A tape.
@@ -154,6 +157,11 @@ impl Tapes {
         Ok(Some(Tapes { conn, path }))
     }
 
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Notes a tape. One that is known already keeps its files; the same label on a tape with
     /// another label block is refused.
     pub fn put_tape(&mut self, tape: &Tape) -> Result<()> {
@@ -236,6 +244,24 @@ impl Tapes {
         let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
         let rows = statement.query_map([block.0], place_from).map_err(sql)?;
         rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+    }
+
+    /// The tapes that hold a block, as a person looks for them; `None` if none does.
+    pub fn holding(&self, block: &BlockId) -> Result<Option<String>> {
+        let places = self.places(block)?;
+        let mut tapes: Vec<String> = Vec::new();
+        for place in &places {
+            let tape = format!("{} (file {})", Quoted(&place.label), place.filenum);
+            tapes.push(tape);
+        }
+        let more = tapes.len().saturating_sub(NAMED_MAX);
+        tapes.truncate(NAMED_MAX);
+        let text = tapes.join(", ");
+        Ok(match (places.is_empty(), more) {
+            (true, _) => None,
+            (false, 0) => Some(text),
+            (false, more) => Some(format!("{text} and {more} more")),
+        })
     }
 
     /// Where the good copies of documents are whose names begin with `prefix`, with the name of
@@ -424,6 +450,29 @@ impl Noting<'_> {
     /// Keeps it.
     pub fn finish(self) -> Result<()> {
         self.tx.commit().map_err(sql)
+    }
+}
+
+/// The error for a block of the catalog at `catalog` of which no disk has a good copy, as `error`
+/// says: where a tape has one, it names the tapes.
+pub fn or_on_tape(catalog: &Path, block: &BlockId, error: Error) -> Error {
+    let is_lost = matches!(error.kind(), ErrorKind::Offline | ErrorKind::Corrupt);
+    if !is_lost && error.kind() != ErrorKind::Io || error.is_shortage() {
+        return error;
+    }
+    match Tapes::look(catalog).and_then(|it| it.map_or(Ok(None), |it| it.holding(block))) {
+        Ok(Some(tapes)) => {
+            let message = format!(
+                "block {block} is only on tape, on {tapes}: bring it back with raidtape tape \
+                 recall; {error}"
+            );
+            Error::new(ErrorKind::OnTape, message)
+        }
+        Ok(None) => error,
+        Err(e) => {
+            log::warn!("whether block {block} is on tape is not known: {e}");
+            error
+        }
     }
 }
 
