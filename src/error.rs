@@ -29,6 +29,8 @@ pub enum ErrorKind {
     Locked,
     /// Data exists, but not on a disk that is reachable now.
     Offline,
+    /// Data exists, but only on tape.
+    OnTape,
     /// Stored data or a stored structure is not what was written.
     Corrupt,
     /// No volume has room left.
@@ -54,6 +56,7 @@ impl ErrorKind {
             ErrorKind::NoCatalog => "no-catalog",
             ErrorKind::Locked => "locked",
             ErrorKind::Offline => "offline",
+            ErrorKind::OnTape => "on-tape",
             ErrorKind::Corrupt => "corrupt",
             ErrorKind::NoSpace => "no-space",
             ErrorKind::WrongTape => "wrong-tape",

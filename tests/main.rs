@@ -87,6 +87,8 @@ mod mount_use;
 mod mount_users;
 /// Odd names, kinds, times and attributes.
 mod names;
+/// Blocks that are on tape and on no disk.
+mod on_tape;
 /// What the documents promise, and the tests for it.
 mod promises;
 /// Asking the runs: diff, find, stats, dump.

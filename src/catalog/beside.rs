@@ -53,6 +53,24 @@ impl Beside {
         self.prepare(Connection::open_with_flags(path, flags).map_err(sql)?, first)
     }
 
+    /// Opens the file at `path` to read, wherever it lies; it must be there.
+    pub fn look(&self, path: &Path) -> Result<Connection> {
+        let open = |mode| {
+            let flags = mode | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+            Connection::open_with_flags(path, flags)
+        };
+        // The write-ahead log needs its shared memory file, which a reader may have to make.
+        let conn = open(OpenFlags::SQLITE_OPEN_READ_WRITE)
+            .or_else(|_| open(OpenFlags::SQLITE_OPEN_READ_ONLY))
+            .map_err(sql)?;
+        schema::configure(&conn, self.cache_kib)?;
+        conn.pragma_update(None, "query_only", true).map_err(sql)?;
+        match self.is_current(&conn)? {
+            true => Ok(conn),
+            false => Err(Error::corrupt("it is something else")),
+        }
+    }
+
     /// One that is gone with its connection, for where nothing can be written.
     pub fn in_memory(&self, first: &dyn Fn(&Transaction<'_>) -> Result<()>) -> Result<Connection> {
         self.prepare(Connection::open_in_memory().map_err(sql)?, first)
@@ -63,20 +81,10 @@ impl Beside {
         mut conn: Connection,
         first: &dyn Fn(&Transaction<'_>) -> Result<()>,
     ) -> Result<Connection> {
-        let id = conn.pragma_query_value(None, "application_id", |row| row.get::<_, i32>(0));
-        let version = schema::version(&conn)?;
+        let is_current = self.is_current(&conn)?;
         schema::configure(&conn, self.cache_kib)?;
-        match (id.map_err(sql)?, version) {
-            (id, version) if id == self.application_id && version == self.version => {
-                return Ok(conn);
-            }
-            (id, version) if id == self.application_id && version > self.version => {
-                let known = self.version;
-                let message = format!("it has version {version}, this program knows {known}");
-                return Err(Error::new(ErrorKind::Version, message));
-            }
-            (id, 0) if id == self.application_id || id == 0 => {}
-            _ => return Err(Error::corrupt("it is something else")),
+        if is_current {
+            return Ok(conn);
         }
         let tx = conn.transaction().map_err(sql)?;
         tx.execute_batch(self.script).map_err(sql)?;
@@ -85,6 +93,21 @@ impl Beside {
         tx.pragma_update(None, "user_version", self.version).map_err(sql)?;
         tx.commit().map_err(sql)?;
         Ok(conn)
+    }
+
+    /// Whether a database is one of this kind, or one that is to be made; else it is an error.
+    fn is_current(&self, conn: &Connection) -> Result<bool> {
+        let id = conn.pragma_query_value(None, "application_id", |row| row.get::<_, i32>(0));
+        match (id.map_err(sql)?, schema::version(conn)?) {
+            (id, version) if id == self.application_id && version == self.version => Ok(true),
+            (id, version) if id == self.application_id && version > self.version => {
+                let known = self.version;
+                let message = format!("it has version {version}, this program knows {known}");
+                Err(Error::new(ErrorKind::Version, message))
+            }
+            (id, 0) if id == self.application_id || id == 0 => Ok(false),
+            _ => Err(Error::corrupt("it is something else")),
+        }
     }
 }
 

@@ -4,11 +4,13 @@
 //! sorted is sorted by the database, which uses the disk for it.
 
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
 
 use super::extent::{self, Extent};
 use super::read::Reader;
 use super::run::{DirId, Run, RunId};
 use super::sql;
+use super::tapes::{self, Tapes};
 use crate::catalog::DamagedFile;
 use crate::entry::join;
 use crate::error::{Error, Result};
@@ -43,13 +45,17 @@ pub struct Coverage {
     pub by_volume: BTreeMap<i64, Amount>,
     /// Blocks that have fewer rows than copies are wanted, and the copies they lack.
     pub lacking: Amount,
+    /// By the number of tapes that have a good copy.
+    pub by_tapes: BTreeMap<u64, Amount>,
 }
 
 /// What would be lost with some volumes.
 #[derive(Debug, Default)]
 pub struct Loss {
-    /// Blocks that are on no other volume within reach.
+    /// Blocks that are on no other volume within reach, and on no tape.
     pub amount: Amount,
+    /// Blocks that are on no other volume within reach, and on tape.
+    pub on_tape: Amount,
     /// Files that need them, by path.
     pub files: u64,
     /// Runs that have such files.
@@ -59,7 +65,7 @@ pub struct Loss {
 }
 
 impl Loss {
-    /// Whether nothing would be lost.
+    /// Whether nothing would be lost; what is on tape would not.
     pub fn is_none(&self) -> bool {
         self.amount.blocks == 0
     }
@@ -99,6 +105,24 @@ struct Marks {
 /// The blocks that a run needs.
 pub struct RunBlocks(Bits);
 
+impl RunBlocks {
+    /// Whether it needs the block of this number.
+    pub fn has(&self, block: u64) -> bool {
+        self.0.has(block)
+    }
+}
+
+/// On how many tapes a block is: of the rows of `blocks`.
+fn tapes_of_block(has_tapes: bool) -> String {
+    match has_tapes {
+        true => format!(
+            "(SELECT count(DISTINCT t.number) FROM {} AND m.block = blocks.id)",
+            tapes::GOOD
+        ),
+        false => "0".to_owned(),
+    }
+}
+
 impl Reader {
     /// The blocks that the files of a run lie in.
     pub fn blocks_of_run(&self, run: &Run) -> Result<RunBlocks> {
@@ -125,11 +149,20 @@ impl Reader {
     }
 
     /// How many copies there are of all blocks, or of those of a run; `here` are the volumes that
-    /// are there, `wanted` is how many copies there should be.
-    pub fn coverage(&self, of: Option<&RunBlocks>, here: &[i64], wanted: u8) -> Result<Coverage> {
-        let query = "SELECT number, stored_len, volume FROM blocks \
-                     LEFT JOIN block_copies ON block = number ORDER BY number";
-        let mut statement = self.conn().prepare(query).map_err(sql)?;
+    /// are there, `wanted` is how many copies there should be, and `tapes` count beside them.
+    pub fn coverage(
+        &self,
+        of: Option<&RunBlocks>,
+        (here, wanted): (&[i64], u8),
+        tapes: Option<&Tapes>,
+    ) -> Result<Coverage> {
+        let has_tapes = self.attach(tapes)?;
+        let query = format!(
+            "SELECT blocks.number, stored_len, volume, {} FROM blocks \
+             LEFT JOIN block_copies c ON c.block = blocks.number ORDER BY blocks.number",
+            tapes_of_block(has_tapes)
+        );
+        let mut statement = self.conn().prepare(&query).map_err(sql)?;
         let mut rows = statement.query([]).map_err(sql)?;
         let mut coverage = Coverage::default();
         // Number, bytes, copies, copies within reach.
@@ -151,6 +184,8 @@ impl Reader {
             let bytes: u64 = row.get(1).map_err(sql)?;
             if block.is_none_or(|it| it.0 != number) {
                 end(block.replace((number, bytes, 0, 0)), &mut coverage);
+                let on_tapes = row.get(3).map_err(sql)?;
+                coverage.by_tapes.entry(on_tapes).or_default().add(bytes);
             }
             if let (Some(volume), Some(block)) = (row.get(2).map_err(sql)?, block.as_mut()) {
                 block.2 += 1;
@@ -169,26 +204,37 @@ impl Reader {
         lost: &[i64],
         here: &[i64],
         run: Option<(&Run, &RunBlocks)>,
+        tapes: Option<&Tapes>,
     ) -> Result<Loss> {
+        let has_tapes = self.attach(tapes)?;
         let list = |numbers: &mut dyn Iterator<Item = &i64>| {
             numbers.map(i64::to_string).collect::<Vec<_>>().join(", ")
         };
         let stay = list(&mut here.iter().filter(|it| !lost.contains(it)));
         let lost = list(&mut lost.iter());
         // Numbers only, which are this program's own.
-        let only = format!(
+        let alone = format!(
             "SELECT DISTINCT c.block AS block FROM block_copies c WHERE c.volume IN ({lost}) \
              AND NOT EXISTS (SELECT 1 FROM block_copies o WHERE o.block = c.block \
              AND o.volume IN ({stay}))"
         );
+        let on_tapes = tapes_of_block(has_tapes);
+        let only = format!(
+            "SELECT block FROM ({alone}) JOIN blocks ON blocks.number = block WHERE {on_tapes} = 0"
+        );
         let mut loss = Loss::default();
-        let query = format!("SELECT block, stored_len FROM ({only}) JOIN blocks ON number = block");
+        let query = format!(
+            "SELECT block, stored_len, {on_tapes} FROM ({alone}) \
+             JOIN blocks ON blocks.number = block"
+        );
         let mut statement = self.conn().prepare(&query).map_err(sql)?;
         let mut rows = statement.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             let number: u64 = row.get(0).map_err(sql)?;
-            if run.is_none_or(|it| it.1.0.has(number)) {
-                loss.amount.add(row.get(1).map_err(sql)?);
+            if run.is_none_or(|it| it.1.has(number)) {
+                let on_tapes: u64 = row.get(2).map_err(sql)?;
+                let amount = if on_tapes > 0 { &mut loss.on_tape } else { &mut loss.amount };
+                amount.add(row.get(1).map_err(sql)?);
             }
         }
         if loss.is_none() {
@@ -196,6 +242,18 @@ impl Reader {
         }
         self.lost_files(&only, run.map(|it| it.0), &mut loss)?;
         Ok(loss)
+    }
+
+    /// Has queries find what is on tapes; says whether there is any.
+    fn attach(&self, tapes: Option<&Tapes>) -> Result<bool> {
+        let Some(tapes) = tapes else { return Ok(false) };
+        let query = "SELECT EXISTS (SELECT 1 FROM pragma_database_list WHERE name = 'tapes')";
+        let is_attached: bool = self.conn().query_row(query, [], |row| row.get(0)).map_err(sql)?;
+        if !is_attached {
+            let path = tapes.path().as_os_str().as_bytes();
+            self.conn().execute("ATTACH ?1 AS tapes", [path]).map_err(sql)?;
+        }
+        Ok(true)
     }
 
     fn lost_files(&self, only: &str, run: Option<&Run>, loss: &mut Loss) -> Result<()> {

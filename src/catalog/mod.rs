@@ -38,6 +38,7 @@ mod run;
 mod schema;
 mod settings;
 mod stats;
+pub mod tapes;
 #[cfg(test)]
 mod tests;
 pub mod told;
@@ -62,6 +63,7 @@ pub use run::{COMMENT_BYTES_MAX, Counts, DirId, Run, RunId, Tally, VersionId};
 pub use schema::full_disk;
 pub use settings::{COPIES_MAX, Settings, ingest_dir, own_files};
 pub use stats::Stats;
+pub use tapes::Tapes;
 pub use write::{NewEntry, RunWriter, WriteLock, Writer};
 
 use crate::error::{Error, ErrorKind};

@@ -113,9 +113,18 @@ impl Settings {
 }
 
 /// What the names of a catalog's files have after its own: database, lock, a copy under way, kept
-/// jobs, health, and what is being built.
-const OWN_SUFFIXES: [&str; 8] =
-    ["", ".lock", ".copy", ".new", ".jobs", ".health", ".rebuilding", ".rebuilding-scratch"];
+/// jobs, health, what is on tapes, and what is being built.
+const OWN_SUFFIXES: [&str; 9] = [
+    "",
+    ".lock",
+    ".copy",
+    ".new",
+    ".jobs",
+    ".health",
+    ".tapes",
+    ".rebuilding",
+    ".rebuilding-scratch",
+];
 /// What SQLite has beside each, and what is not complete yet.
 const BESIDE_EACH: [&str; 6] = ["", "-wal", "-shm", "-journal", ".new", ".new-journal"];
 /// What was put aside has a number of seconds after this.

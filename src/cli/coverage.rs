@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{args, exit, show};
-use crate::catalog::{Loss, Reader};
+use crate::catalog::{Amount, Loss, Reader, Tapes};
 use crate::error::{Quoted, Result};
 use crate::sys::quoted;
 use crate::volume::{Status, Volumes};
@@ -27,18 +27,19 @@ pub fn coverage(catalog: &Path, args: &args::Coverage) -> Result<u8> {
     let configs = reader.volumes()?;
     let volumes = Volumes::open(configs.clone());
     let here: Vec<i64> = volumes.present().iter().map(|it| it.config.number).collect();
-    let coverage = reader.coverage(blocks.as_ref(), &here, wanted)?;
+    let tapes = Tapes::look(catalog)?;
+    let coverage = reader.coverage(blocks.as_ref(), (&here, wanted), tapes.as_ref())?;
     let mut cases = Vec::new();
     for config in &configs {
         let lost = vec![config.number];
-        let loss = reader.loss(&lost, &here, of)?;
+        let loss = reader.loss(&lost, &here, of, tapes.as_ref())?;
         cases.push(Case { lost, paths: vec![config.path.clone()], loss });
     }
     let together = volumes.on_one_device();
     for paths in &together {
         let of_disk = configs.iter().filter(|it| paths.contains(&it.path)).map(|it| it.number);
         let lost: Vec<i64> = of_disk.collect();
-        let loss = reader.loss(&lost, &here, of)?;
+        let loss = reader.loss(&lost, &here, of, tapes.as_ref())?;
         cases.push(Case { lost, paths: paths.clone(), loss });
     }
     let mut out = show::Out::new();
@@ -46,6 +47,10 @@ pub fn coverage(catalog: &Path, args: &args::Coverage) -> Result<u8> {
         let by_copies = coverage.by_copies.iter().map(
             |(copies, it)| json!({ "copies": copies, "blocks": it.blocks, "bytes": it.bytes }),
         );
+        let by_tapes = coverage
+            .by_tapes
+            .iter()
+            .map(|(tapes, it)| json!({ "tapes": tapes, "blocks": it.blocks, "bytes": it.bytes }));
         let by_volume = configs.iter().map(|config| {
             let it = coverage.by_volume.get(&config.number).copied().unwrap_or_default();
             let mut map = Map::new();
@@ -60,6 +65,7 @@ pub fn coverage(catalog: &Path, args: &args::Coverage) -> Result<u8> {
             "run": run.as_ref().map(|it| it.id),
             "wanted": wanted,
             "by_copies": by_copies.collect::<Value>(),
+            "by_tapes": by_tapes.collect::<Value>(),
             "blocks_lacking": coverage.lacking.blocks,
             "bytes_lacking": coverage.lacking.bytes,
             "volumes": by_volume.collect::<Value>(),
@@ -80,6 +86,13 @@ pub fn coverage(catalog: &Path, args: &args::Coverage) -> Result<u8> {
         let (blocks, size) = (coverage.lacking.blocks, show::bytes(coverage.lacking.bytes));
         let what = "raidtape replicate makes them";
         out.line(&format!("{blocks} blocks lack copies, {size} in all: {what}"))?;
+    }
+    if tapes.is_some() {
+        out.line("")?;
+        out.line(&format!("{:>8} {:>8} {:>10}", "tapes", "blocks", "stored"))?;
+        for (tapes, it) in &coverage.by_tapes {
+            out.line(&format!("{tapes:>8} {:>8} {:>10}", it.blocks, show::bytes(it.bytes)))?;
+        }
     }
     out.line("")?;
     out.line(&format!("{:<8} {:>8} {:>10}  {}", "status", "blocks", "stored", "volume"))?;
@@ -111,7 +124,13 @@ fn case_lines(out: &mut show::Out, case: &Case) -> Result<()> {
     };
     let loss = &case.loss;
     if loss.is_none() {
-        return out.line(&format!("survives the loss of {what}: yes"));
+        let from_tape = match loss.on_tape {
+            Amount { blocks: 0, .. } => String::new(),
+            Amount { blocks, bytes } => {
+                format!(", with {blocks} blocks of {} from tape", show::bytes(bytes))
+            }
+        };
+        return out.line(&format!("survives the loss of {what}: yes{from_tape}"));
     }
     let (files, runs) = (loss.files, loss.runs);
     let (blocks, size) = (loss.amount.blocks, show::bytes(loss.amount.bytes));
@@ -137,6 +156,8 @@ fn case_json(case: &Case) -> Value {
     json!({
         "volumes": case.paths.iter().map(path).collect::<Value>(),
         "survives": case.loss.is_none(),
+        "blocks_from_tape": case.loss.on_tape.blocks,
+        "bytes_from_tape": case.loss.on_tape.bytes,
         "blocks": case.loss.amount.blocks,
         "bytes": case.loss.amount.bytes,
         "files": case.loss.files,

@@ -16,7 +16,7 @@ pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 /// Done, but some files could not be read or restored; each has been named.
 pub const PROBLEMS: u8 = 3;
-/// Data is not on a disk that is reachable now.
+/// Data is not on a disk that is reachable now; it may be on tape.
 pub const OFFLINE: u8 = 4;
 /// Stored data is damaged.
 pub const DAMAGED: u8 = 5;
@@ -25,7 +25,7 @@ pub const DAMAGED: u8 = 5;
 pub fn of_kind(kind: ErrorKind) -> u8 {
     match kind {
         ErrorKind::Usage => USAGE,
-        ErrorKind::Offline => OFFLINE,
+        ErrorKind::Offline | ErrorKind::OnTape => OFFLINE,
         ErrorKind::Corrupt => DAMAGED,
         ErrorKind::NoSpace => 6,
         ErrorKind::WrongTape => 7,
@@ -43,7 +43,7 @@ pub fn of_problems(problems: &[Problem], count: u64) -> u8 {
     match count {
         0 => DONE,
         _ if has(ErrorKind::Corrupt) => DAMAGED,
-        _ if has(ErrorKind::Offline) => OFFLINE,
+        _ if has(ErrorKind::Offline) || has(ErrorKind::OnTape) => OFFLINE,
         _ => PROBLEMS,
     }
 }
@@ -57,9 +57,12 @@ pub fn of_repaired(report: &Report, done: &Repaired) -> u8 {
 pub fn of_replicated(done: &Replicated) -> u8 {
     match done.worst() {
         None => DONE,
-        Some(kind @ (ErrorKind::Corrupt | ErrorKind::Offline | ErrorKind::NoSpace)) => {
-            of_kind(kind)
-        }
+        Some(
+            kind @ (ErrorKind::Corrupt
+            | ErrorKind::Offline
+            | ErrorKind::OnTape
+            | ErrorKind::NoSpace),
+        ) => of_kind(kind),
         Some(_) => PROBLEMS,
     }
 }

@@ -33,6 +33,7 @@ impl From<&Error> for Errno {
             ErrorKind::Denied => Errno(c::EACCES),
             ErrorKind::NoSpace => Errno(c::ENOSPC),
             ErrorKind::Interrupted => Errno(c::EINTR),
+            ErrorKind::OnTape => Errno(c::ENOMEDIUM),
             ErrorKind::NoCatalog
             | ErrorKind::Offline
             | ErrorKind::Corrupt

@@ -122,7 +122,7 @@ impl Work<'_> {
                 let check = || self.progress.check();
                 let mut documents = volume.documents();
                 let written = documents.add(&name, |out| {
-                    let mut spool = Spool::new(self.dir)?;
+                    let mut spool = Spool::new(self.dir())?;
                     // What follows in their chain is made anew by `genmeta`.
                     let of = (&run, None);
                     reader.write_manifest(of, hash, &mut spool, out, &check).map(|_| ())

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::{FILES_MAX, From, Healed, Unhealed, Work};
-use crate::catalog::Damage;
+use crate::catalog::{Damage, tapes};
 use crate::chunk::frame::Frame;
 use crate::copies::tables_of;
 use crate::error::{Error, ErrorKind, Result};
@@ -95,7 +95,7 @@ impl Work<'_> {
         }
         let (Some(number), false) = (numbers.last(), copies.is_empty()) else {
             let error = Error::corrupt("no volume has it");
-            return self.lose(id, &numbers, None, &error, false);
+            return self.lose(id, &numbers, None, error, false);
         };
         let hash = self.store.settings.hash;
         let index = match tables_of(&self.store.reader, self.volumes, hash, *number, &copies) {
@@ -136,7 +136,7 @@ impl Work<'_> {
                 (true, Some(path)) => {
                     let message = format!("it is on {}, which is not there", quoted(path));
                     let error = Error::new(ErrorKind::Offline, message);
-                    self.lose(id, &[], None, &error, false)
+                    self.lose(id, &[], None, error, false)
                 }
                 _ => Ok(()),
             };
@@ -167,7 +167,7 @@ impl Work<'_> {
             }
         }
         match failed {
-            Some(e) => self.lose(&index.id, &[], None, &e, false),
+            Some(e) => self.lose(&index.id, &[], None, e, false),
             None => Ok(()),
         }
     }
@@ -212,7 +212,7 @@ impl Work<'_> {
         id: &BlockId,
         numbers: &[u64],
         ranges: Option<&[(u64, u64)]>,
-        error: &Error,
+        error: Error,
         is_better: bool,
     ) -> Result<()> {
         let (mut files, mut file_count) = (Vec::new(), 0);
@@ -228,6 +228,7 @@ impl Work<'_> {
             })?;
         }
         files.sort();
+        let error = tapes::or_on_tape(self.catalog, id, error);
         let (reason, kind) = (error.to_string(), error.kind());
         let unhealed = Unhealed { block: *id, reason, kind, is_better, files, file_count };
         self.done.give_up(unhealed, self.progress);
@@ -244,11 +245,11 @@ impl Work<'_> {
             }
         }
         let needs_source = patient.places.contains(&Place::Lost);
-        let recovered = tempfile_in(self.dir)?;
+        let recovered = tempfile_in(self.dir())?;
         let mut is_all_plain = true;
         let mut plain = None;
         if needs_source {
-            let file = tempfile_in(self.dir)?;
+            let file = tempfile_in(self.dir())?;
             let found = self.recover(patient, &file)?;
             is_all_plain = self.encode_again(patient, &file, &found, &recovered)?;
             plain = Some(file);
@@ -262,7 +263,7 @@ impl Work<'_> {
             let pending = self.write(patient, first, &recovered)?;
             let Some(pending) = pending else {
                 let error = Error::corrupt("its frames are good and make another block");
-                return self.lose(&id, &patient.numbers, None, &error, false);
+                return self.lose(&id, &patient.numbers, None, error, false);
             };
             self.publish(first, pending, &id)?;
             self.healed(&id, first, how);
@@ -288,7 +289,7 @@ impl Work<'_> {
             None => Error::corrupt("no copy is good, and the source does not have its bytes"),
         };
         let lost = patient.lost();
-        self.lose(&id, &patient.numbers, Some(&lost), &error, is_better)
+        self.lose(&id, &patient.numbers, Some(&lost), error, is_better)
     }
 
     /// Writes the block that its frames make, up to its publishing; nothing if it has another name.

@@ -149,8 +149,8 @@ impl Repaired {
 struct Work<'a> {
     store: Store,
     volumes: &'a Volumes,
-    /// Where temporary files go.
-    dir: &'a Path,
+    /// Temporary files go beside it.
+    catalog: &'a Path,
     progress: &'a Progress,
     done: Repaired,
     /// Runs whose manifests name a block that has another name now.
@@ -162,10 +162,9 @@ struct Work<'a> {
 pub fn run(catalog: &Path, suspects: &[BlockId], progress: &Progress) -> Result<Repaired> {
     progress.set_phase("preparing");
     let (store, volumes) = Store::open(catalog)?;
-    let dir = catalog.parent().unwrap_or(Path::new("/"));
     let done = Repaired::default();
     let renamed_in = std::collections::BTreeSet::new();
-    let mut work = Work { store, volumes: &volumes, dir, progress, done, renamed_in };
+    let mut work = Work { store, volumes: &volumes, catalog, progress, done, renamed_in };
     progress.set_phase("repairing indexes");
     work.indexes()?;
     progress.set_phase("repairing blocks");
@@ -175,7 +174,7 @@ pub fn run(catalog: &Path, suspects: &[BlockId], progress: &Progress) -> Result<
     }
     work.remembered(suspects)?;
     work.manifests()?;
-    work.copies_of_catalog(catalog)?;
+    work.copies_of_catalog()?;
     let Work { mut done, store, .. } = work;
     drop(store);
     // What is damaged is found by looking at each.
@@ -197,6 +196,11 @@ pub fn run(catalog: &Path, suspects: &[BlockId], progress: &Progress) -> Result<
 }
 
 impl Work<'_> {
+    /// Where temporary files go.
+    fn dir(&self) -> &Path {
+        self.catalog.parent().unwrap_or(Path::new("/"))
+    }
+
     /// Repairs what readers and earlier validations have found bad.
     fn remembered(&mut self, suspects: &[BlockId]) -> Result<()> {
         let mut after: Option<(String, BlockId)> = None;
@@ -219,10 +223,10 @@ impl Work<'_> {
     }
 
     /// Makes a good copy of the catalog where there is a damaged one.
-    fn copies_of_catalog(&mut self, catalog: &Path) -> Result<()> {
+    fn copies_of_catalog(&mut self) -> Result<()> {
         let mut failed = Vec::new();
         let made = catalog_copy::mend(
-            (catalog, &self.store.reader),
+            (self.catalog, &self.store.reader),
             self.volumes,
             self.progress,
             &mut |volume, e| failed.push((volume.config.path.clone(), e)),

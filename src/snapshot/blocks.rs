@@ -13,7 +13,7 @@ use super::cache::FrameCache;
 use super::due::Due;
 use super::pool::Pool;
 use super::weighed::Weighed;
-use crate::catalog::Reader;
+use crate::catalog::{Reader, tapes};
 use crate::chunk::frame::{Codec, Frame};
 use crate::error::{Error, ErrorKind, Result};
 use crate::volume::{BlockId, Volume, Volumes};
@@ -182,6 +182,14 @@ impl Blocks {
     /// Calls `read` with the volumes that have a block. Where that fails, there may be copies that
     /// were made, or volumes that came back, since the block was looked up.
     pub fn read_copy<T>(
+        &self,
+        map: &BlockMap,
+        read: impl FnMut(&Volume) -> Result<T>,
+    ) -> Result<T> {
+        self.read_from_disk(map, read).map_err(|e| tapes::or_on_tape(&self.path, &map.id, e))
+    }
+
+    fn read_from_disk<T>(
         &self,
         map: &BlockMap,
         mut read: impl FnMut(&Volume) -> Result<T>,

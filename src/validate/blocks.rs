@@ -13,7 +13,7 @@ use super::Work;
 use super::choice::Choice;
 use super::report::{BadBlock, Fault, Kept, Part};
 use crate::catalog::meta::{DirNames, document_name, former_name};
-use crate::catalog::{BlockRow, Damage, RunId};
+use crate::catalog::{BlockRow, Damage, RunId, tapes};
 use crate::chunk::Digest;
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::genmeta::{MetaState, compare};
@@ -258,10 +258,15 @@ impl Work<'_> {
             })?;
         }
         for Bad { volume, error, lost } in bad {
+            let kind = error.kind();
+            let error = match has_good {
+                true => error,
+                false => tapes::or_on_tape(self.snapshots.catalog(), &row.id, error),
+            };
             let reason = error.to_string();
             let message = format!("on {}: {reason}", quoted(&volume));
             let name = format!("block {}", row.id).into_bytes();
-            self.progress.note(&Problem { path: name, kind: error.kind(), message });
+            self.progress.note(&Problem { path: name, kind, message });
             let mut report = self.report.lock();
             let mut chunks = Kept::default();
             for (at, chunk) in index.iter().flat_map(BlockIndex::placed_chunks) {
@@ -274,7 +279,7 @@ impl Work<'_> {
                 id: row.id,
                 volume,
                 reason,
-                kind: error.kind(),
+                kind,
                 chunks,
                 files: files.take().unwrap_or_default(),
             });

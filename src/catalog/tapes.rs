@@ -1,0 +1,643 @@
+//! What is on tapes: which blocks and documents, in which tape file, and where in it. A small
+//! database beside the catalog.
+//!
+//! Not in the catalog: an archive takes hours, and must not keep its one writer from anybody. A
+//! tape file is noted when it is durable on its tape, as a whole or not at all, and again as often
+//! as somebody reads it. So this never says of a tape what it does not hold; what it does not say,
+//! the spool's results and the tapes themselves do, and it can be made anew from either. The format
+//! is in FORMAT.md.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
+
+use super::beside::Beside;
+use super::sql;
+use crate::chunk::Digest;
+use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::sys::{Time, quoted};
+use crate::volume::BlockId;
+
+/// What the file is: marked "RTTP".
+const TAPES: Beside = Beside {
+    suffix: ".tapes",
+    application_id: 0x5254_5450,
+    version: 1,
+    script: include_str!("tapes.sql"),
+    cache_kib: 2048,
+};
+
+/// Longest label, and longest name of a document, in bytes.
+const LABEL_BYTES_MAX: usize = 1024;
+const NAME_BYTES_MAX: usize = 4096;
+
+/// Places of a block that are named.
+const NAMED_MAX: usize = 4;
+
+/// A copy counts if its tape is not lost, and nothing is known to be wrong with it.
+pub(super) const GOOD: &str = "members m JOIN tape_files f ON f.number = m.tape_file \
+                    JOIN tapes t ON t.number = f.tape WHERE NOT m.is_bad AND NOT t.is_lost";
+
+/// A tape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tape {
+    /// Its label.
+    pub label: Vec<u8>,
+    /// SHA-256 of its label block: tells two tapes of one label apart.
+    pub hash: [u8; 32],
+    /// The pool that it belongs to.
+    pub pool: String,
+    /// Length of its blocks, in bytes.
+    pub block_bytes: u32,
+}
+
+/// A tape, and how much is known to be on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownTape {
+    /// The tape.
+    pub tape: Tape,
+    /// Whether somebody has said that it is gone: then nothing on it counts.
+    pub is_lost: bool,
+    /// Tape files.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Blocks of catalogs.
+    pub blocks: u64,
+    /// Members that were found bad.
+    pub bad: u64,
+}
+
+/// An archive on a tape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TapeFile {
+    /// Its number on the tape; the label is 0.
+    pub filenum: u64,
+    /// Logical position of its first block.
+    pub position: u64,
+    /// Its length in bytes, padding included.
+    pub bytes: u64,
+    /// The job that wrote it.
+    pub job: String,
+    /// The number of the batch in that job.
+    pub batch: u64,
+    /// When it was complete.
+    pub ended: Time,
+    /// When it was last read whole and found right.
+    pub verified: Option<Time>,
+}
+
+/// What a member of an archive is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A block.
+    Block(BlockId),
+    /// A meta, a manifest, a copy of the catalog or a guide, by its name on a volume, with the
+    /// BLAKE3 digest of its bytes.
+    Document(Vec<u8>, Digest),
+}
+
+/// A member of an archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Where its content begins, in bytes from the beginning of the archive.
+    pub at: u64,
+    /// Length of its content, in bytes.
+    pub len: u64,
+    /// What it is.
+    pub item: Item,
+}
+
+/// Where a copy of something is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Label of the tape.
+    pub label: Vec<u8>,
+    /// The tape's pool.
+    pub pool: String,
+    /// Length of the tape's blocks, in bytes.
+    pub block_bytes: u32,
+    /// Number of the tape file.
+    pub filenum: u64,
+    /// Logical position of its first block.
+    pub position: u64,
+    /// Where its content begins, in bytes from the beginning of the tape file.
+    pub at: u64,
+    /// Length of its content, in bytes.
+    pub len: u64,
+}
+
+/// What is known of the tapes that hold parts of a catalog.
+pub struct Tapes {
+    conn: Connection,
+    path: PathBuf,
+}
+
+/// A tape file that is being noted: nothing is kept unless it is finished.
+pub struct Noting<'a> {
+    tx: Transaction<'a>,
+    number: i64,
+}
+
+impl Tapes {
+    /// Opens what is beside the catalog at `catalog`, or makes it.
+    pub fn open(catalog: &Path) -> Result<Tapes> {
+        let path = TAPES.path(catalog);
+        let conn = TAPES.open(&path, &|_| Ok(())).map_err(|e| explain(e, &path))?;
+        Ok(Tapes { conn, path })
+    }
+
+    /// Opens it to read, if it is there; nothing is made.
+    pub fn look(catalog: &Path) -> Result<Option<Tapes>> {
+        let path = TAPES.path(catalog);
+        if path.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        let conn = TAPES.look(&path).map_err(|e| explain(e, &path))?;
+        Ok(Some(Tapes { conn, path }))
+    }
+
+    /// Where the file is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Notes a tape. One that is known already keeps its files; the same label on a tape with
+    /// another label block is refused.
+    pub fn put_tape(&mut self, tape: &Tape) -> Result<()> {
+        if tape.label.is_empty() || tape.label.len() > LABEL_BYTES_MAX {
+            return Err(Error::usage(format!("a label has 1 to {LABEL_BYTES_MAX} bytes")));
+        }
+        if self.tape(&tape.label)?.is_some_and(|it| it.tape.hash != tape.hash) {
+            let label = Quoted(&tape.label);
+            let message = format!(
+                "another tape was known by the label {label}: if that one is gone or was \
+                 labelled anew, say so with tape forget {label}"
+            );
+            return Err(Error::new(ErrorKind::WrongTape, message));
+        }
+        let query = "INSERT INTO tapes (label, hash, pool, block_bytes) VALUES (?1, ?2, ?3, ?4) \
+                     ON CONFLICT (label) DO UPDATE SET pool = ?3, block_bytes = ?4, is_lost = 0";
+        let row = (&tape.label, &tape.hash, &tape.pool, tape.block_bytes);
+        self.conn.execute(query, row).map_err(|e| self.fail(e))?;
+        Ok(())
+    }
+
+    /// Begins to note a tape file of a tape that is known; what was noted of a file of that number
+    /// is replaced.
+    pub fn begin(&mut self, label: &[u8], file: &TapeFile) -> Result<Noting<'_>> {
+        let tx = self.conn.transaction().map_err(sql)?;
+        let query = "SELECT number FROM tapes WHERE label = ?1";
+        let tape: Option<i64> =
+            tx.query_row(query, [label], |it| it.get(0)).optional().map_err(sql)?;
+        let tape = tape.ok_or_else(|| unknown(label))?;
+        let old = "SELECT number FROM tape_files WHERE tape = ?1 AND filenum = ?2";
+        let query = format!("DELETE FROM members WHERE tape_file IN ({old})");
+        tx.execute(&query, (tape, file.filenum)).map_err(sql)?;
+        let query = "DELETE FROM tape_files WHERE tape = ?1 AND filenum = ?2";
+        tx.execute(query, (tape, file.filenum)).map_err(sql)?;
+        let query = "INSERT INTO tape_files \
+                     (tape, filenum, position, bytes, job, batch, ended_s, verified_s) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) RETURNING number";
+        let verified = file.verified.map(|it| it.secs);
+        let row = (
+            tape,
+            file.filenum,
+            file.position,
+            file.bytes,
+            &file.job,
+            file.batch,
+            file.ended.secs,
+            verified,
+        );
+        let number = tx.query_row(query, row, |it| it.get(0)).map_err(sql)?;
+        Ok(Noting { tx, number })
+    }
+
+    /// On how many tapes of a pool, or of all, there is a good copy of a block.
+    pub fn copies(&self, block: &BlockId, pool: Option<&str>) -> Result<u64> {
+        let query = format!(
+            "SELECT count(DISTINCT t.number) FROM {GOOD} AND m.block = ?1 \
+             AND t.pool = coalesce(?2, t.pool)"
+        );
+        let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
+        statement.query_row((block.0, pool), |row| row.get(0)).map_err(|e| self.fail(e))
+    }
+
+    /// On how many tapes of a pool there is a good copy of a document with these very bytes.
+    pub fn copies_of_document(&self, name: &[u8], digest: &Digest, pool: &str) -> Result<u64> {
+        let query = format!(
+            "SELECT count(DISTINCT t.number) FROM {GOOD} AND m.name = ?1 AND m.digest = ?2 \
+             AND t.pool = ?3"
+        );
+        let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
+        let row = (name, digest.0, pool);
+        statement.query_row(row, |row| row.get(0)).map_err(|e| self.fail(e))
+    }
+
+    /// Where the good copies of a block are, by label and tape file.
+    pub fn places(&self, block: &BlockId) -> Result<Vec<Place>> {
+        let query = format!(
+            "SELECT t.label, t.pool, t.block_bytes, f.filenum, f.position, m.at, m.len \
+             FROM {GOOD} AND m.block = ?1 ORDER BY t.label, f.filenum, m.at"
+        );
+        let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
+        let rows = statement.query_map([block.0], place_from).map_err(sql)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+    }
+
+    /// The tapes that hold a block, as a person looks for them; `None` if none does.
+    pub fn holding(&self, block: &BlockId) -> Result<Option<String>> {
+        let places = self.places(block)?;
+        let mut tapes: Vec<String> = Vec::new();
+        for place in &places {
+            let tape = format!("{} (file {})", Quoted(&place.label), place.filenum);
+            tapes.push(tape);
+        }
+        let more = tapes.len().saturating_sub(NAMED_MAX);
+        tapes.truncate(NAMED_MAX);
+        let text = tapes.join(", ");
+        Ok(match (places.is_empty(), more) {
+            (true, _) => None,
+            (false, 0) => Some(text),
+            (false, more) => Some(format!("{text} and {more} more")),
+        })
+    }
+
+    /// Where the good copies of documents are whose names begin with `prefix`, with the name of
+    /// each.
+    pub fn documents(
+        &self,
+        prefix: &[u8],
+        each: &mut dyn FnMut(&[u8], Place) -> Result<()>,
+    ) -> Result<()> {
+        let query = format!(
+            "SELECT t.label, t.pool, t.block_bytes, f.filenum, f.position, m.at, m.len, m.name \
+             FROM {GOOD} AND m.name >= ?1 AND substr(m.name, 1, length(?1)) = ?1 \
+             ORDER BY t.label, f.filenum, m.at"
+        );
+        let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
+        let mut rows = statement.query([prefix]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(|e| self.fail(e))? {
+            let name: Vec<u8> = row.get(7).map_err(sql)?;
+            each(&name, place_from(row).map_err(sql)?)?;
+        }
+        Ok(())
+    }
+
+    /// The tape with this label.
+    pub fn tape(&self, label: &[u8]) -> Result<Option<KnownTape>> {
+        Ok(self.known(Some(label))?.pop())
+    }
+
+    /// All tapes, by label.
+    pub fn tapes(&self) -> Result<Vec<KnownTape>> {
+        self.known(None)
+    }
+
+    fn known(&self, label: Option<&[u8]>) -> Result<Vec<KnownTape>> {
+        let query = "SELECT t.label, t.hash, t.pool, t.block_bytes, t.is_lost, \
+                     (SELECT count(*) FROM tape_files WHERE tape = t.number), \
+                     (SELECT coalesce(sum(bytes), 0) FROM tape_files WHERE tape = t.number), \
+                     (SELECT count(m.block) FROM tape_files f JOIN members m \
+                      ON m.tape_file = f.number WHERE f.tape = t.number), \
+                     (SELECT count(*) FROM tape_files f JOIN members m \
+                      ON m.tape_file = f.number WHERE f.tape = t.number AND m.is_bad) \
+                     FROM tapes t WHERE t.label = coalesce(?1, t.label) ORDER BY t.label";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let rows = statement.query_map([label], |row| {
+            let tape = Tape {
+                label: row.get(0)?,
+                hash: row.get(1)?,
+                pool: row.get(2)?,
+                block_bytes: row.get(3)?,
+            };
+            Ok(KnownTape {
+                tape,
+                is_lost: row.get(4)?,
+                files: row.get(5)?,
+                bytes: row.get(6)?,
+                blocks: row.get(7)?,
+                bad: row.get(8)?,
+            })
+        });
+        rows.and_then(Iterator::collect).map_err(|e| self.fail(e))
+    }
+
+    /// The tape files of a tape, in order.
+    pub fn files(&self, label: &[u8]) -> Result<Vec<TapeFile>> {
+        let query = "SELECT filenum, position, bytes, job, batch, ended_s, verified_s \
+                     FROM tape_files f JOIN tapes t ON t.number = f.tape WHERE t.label = ?1 \
+                     ORDER BY filenum";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let seconds = |secs| Time { secs, nanos: 0 };
+        let rows = statement.query_map([label], |row| {
+            Ok(TapeFile {
+                filenum: row.get(0)?,
+                position: row.get(1)?,
+                bytes: row.get(2)?,
+                job: row.get(3)?,
+                batch: row.get(4)?,
+                ended: seconds(row.get(5)?),
+                verified: row.get::<_, Option<i64>>(6)?.map(seconds),
+            })
+        });
+        rows.and_then(Iterator::collect).map_err(|e| self.fail(e))
+    }
+
+    /// The members of a tape file, in their order on the tape.
+    pub fn members(
+        &self,
+        (label, filenum): (&[u8], u64),
+        each: &mut dyn FnMut(Member) -> Result<()>,
+    ) -> Result<()> {
+        let query = "SELECT m.at, m.len, m.block, m.name, m.digest FROM members m \
+                     JOIN tape_files f ON f.number = m.tape_file JOIN tapes t ON t.number = f.tape \
+                     WHERE t.label = ?1 AND f.filenum = ?2 ORDER BY m.at";
+        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+        let mut rows = statement.query((label, filenum)).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(|e| self.fail(e))? {
+            let block: Option<[u8; 32]> = row.get(2).map_err(|e| self.fail(e))?;
+            let item = match block {
+                Some(block) => Item::Block(Digest(block)),
+                None => {
+                    let name: Vec<u8> = row.get(3).map_err(|e| self.fail(e))?;
+                    Item::Document(name, Digest(row.get(4).map_err(|e| self.fail(e))?))
+                }
+            };
+            let (at, len) = (row.get(0).map_err(sql)?, row.get(1).map_err(sql)?);
+            each(Member { at, len, item })?;
+        }
+        Ok(())
+    }
+
+    /// Notes that a tape file was read whole at `now`, and which of its members were not right: the
+    /// others are.
+    pub fn note_read(
+        &mut self,
+        (label, filenum): (&[u8], u64),
+        bad: &[u64],
+        now: Time,
+    ) -> Result<()> {
+        let tx = self.conn.transaction().map_err(sql)?;
+        let query = "SELECT f.number FROM tape_files f JOIN tapes t ON t.number = f.tape \
+                     WHERE t.label = ?1 AND f.filenum = ?2";
+        let number = tx.query_row(query, (label, filenum), |row| row.get::<_, i64>(0));
+        let number = number.optional().map_err(sql)?.ok_or_else(|| {
+            let message = format!("tape {}: file {filenum} is not known", Quoted(label));
+            Error::new(ErrorKind::NotFound, message)
+        })?;
+        let verified = Some(now.secs).filter(|_| bad.is_empty());
+        let query = "UPDATE tape_files SET verified_s = ?2 WHERE number = ?1";
+        tx.execute(query, (number, verified)).map_err(sql)?;
+        tx.execute("UPDATE members SET is_bad = 0 WHERE tape_file = ?1", [number]).map_err(sql)?;
+        for at in bad {
+            let query = "UPDATE members SET is_bad = 1 WHERE tape_file = ?1 AND at = ?2";
+            tx.execute(query, (number, at)).map_err(sql)?;
+        }
+        tx.commit().map_err(sql)
+    }
+
+    /// Says that a tape is gone, or is there again. Nothing on a lost tape counts.
+    pub fn set_lost(&mut self, label: &[u8], is_lost: bool) -> Result<()> {
+        let query = "UPDATE tapes SET is_lost = ?2 WHERE label = ?1";
+        match self.conn.execute(query, (label, is_lost)).map_err(|e| self.fail(e))? {
+            0 => Err(unknown(label)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets a tape with all that was on it, because it is being written from its beginning.
+    pub fn forget(&mut self, label: &[u8]) -> Result<()> {
+        let tx = self.conn.transaction().map_err(sql)?;
+        let of = "SELECT number FROM tapes WHERE label = ?1";
+        for query in [
+            format!(
+                "DELETE FROM members WHERE tape_file IN \
+                 (SELECT number FROM tape_files WHERE tape IN ({of}))"
+            ),
+            format!("DELETE FROM tape_files WHERE tape IN ({of})"),
+            "DELETE FROM tapes WHERE label = ?1".to_owned(),
+        ] {
+            tx.execute(&query, [label]).map_err(sql)?;
+        }
+        tx.commit().map_err(sql)
+    }
+
+    fn fail(&self, error: rusqlite::Error) -> Error {
+        explain(sql(error), &self.path)
+    }
+}
+
+impl Noting<'_> {
+    /// Notes a member.
+    pub fn add(&mut self, member: &Member) -> Result<()> {
+        let (block, name, digest) = match &member.item {
+            Item::Block(id) => (Some(id.0), None, None),
+            Item::Document(name, _) if name.is_empty() || name.len() > NAME_BYTES_MAX => {
+                return Err(Error::corrupt("a document's name has no length that one can have"));
+            }
+            Item::Document(name, digest) => (None, Some(name), Some(digest.0)),
+        };
+        let query = "INSERT INTO members (tape_file, at, len, block, name, digest) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        let mut statement = self.tx.prepare_cached(query).map_err(sql)?;
+        let row = (self.number, member.at, member.len, block, name, digest);
+        statement.execute(row).map_err(sql)?;
+        Ok(())
+    }
+
+    /// Keeps it.
+    pub fn finish(self) -> Result<()> {
+        self.tx.commit().map_err(sql)
+    }
+}
+
+/// The error for a block of the catalog at `catalog` of which no disk has a good copy, as `error`
+/// says: where a tape has one, it names the tapes.
+pub fn or_on_tape(catalog: &Path, block: &BlockId, error: Error) -> Error {
+    let is_lost = matches!(error.kind(), ErrorKind::Offline | ErrorKind::Corrupt);
+    if !is_lost && error.kind() != ErrorKind::Io || error.is_shortage() {
+        return error;
+    }
+    match Tapes::look(catalog).and_then(|it| it.map_or(Ok(None), |it| it.holding(block))) {
+        Ok(Some(tapes)) => {
+            let message = format!(
+                "block {block} is only on tape, on {tapes}: bring it back with raidtape tape \
+                 recall; {error}"
+            );
+            Error::new(ErrorKind::OnTape, message)
+        }
+        Ok(None) => error,
+        Err(e) => {
+            log::warn!("whether block {block} is on tape is not known: {e}");
+            error
+        }
+    }
+}
+
+fn unknown(label: &[u8]) -> Error {
+    let message = format!("there is no tape {}: see raidtape tape list", Quoted(label));
+    Error::new(ErrorKind::NotFound, message)
+}
+
+/// What is wrong with the file at `path`, and what to do.
+fn explain(error: Error, path: &Path) -> Error {
+    match error.kind() {
+        ErrorKind::Corrupt => Error::corrupt(format!(
+            "what is known of tapes, {}, is damaged ({error}): move it away, and make it anew \
+             with raidtape tape index",
+            quoted(path)
+        )),
+        _ => error.context(quoted(path)),
+    }
+}
+
+/// A place of a row whose first columns are those of one.
+fn place_from(row: &Row<'_>) -> rusqlite::Result<Place> {
+    Ok(Place {
+        label: row.get(0)?,
+        pool: row.get(1)?,
+        block_bytes: row.get(2)?,
+        filenum: row.get(3)?,
+        position: row.get(4)?,
+        at: row.get(5)?,
+        len: row.get(6)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> BlockId {
+        Digest([n; 32])
+    }
+
+    fn tape(label: &[u8], pool: &str) -> Tape {
+        let hash = [label[label.len() - 1]; 32];
+        Tape { label: label.to_vec(), hash, pool: pool.to_owned(), block_bytes: 1 << 18 }
+    }
+
+    fn file(filenum: u64) -> TapeFile {
+        TapeFile {
+            filenum,
+            position: filenum * 10,
+            bytes: 1000 * filenum,
+            job: "j".to_owned(),
+            batch: filenum - 1,
+            ended: Time { secs: 7, nanos: 0 },
+            verified: None,
+        }
+    }
+
+    fn block(at: u64, n: u8) -> Member {
+        Member { at, len: 5, item: Item::Block(id(n)) }
+    }
+
+    fn put(tapes: &mut Tapes, label: &[u8], filenum: u64, members: &[Member]) {
+        let mut noting = tapes.begin(label, &file(filenum)).unwrap();
+        members.iter().for_each(|it| noting.add(it).unwrap());
+        noting.finish().unwrap();
+    }
+
+    #[test]
+    fn copies_are_counted_by_tapes_that_can_be_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = dir.path().join("c");
+        assert!(Tapes::look(&catalog).unwrap().is_none());
+        let mut tapes = Tapes::open(&catalog).unwrap();
+        for (label, pool) in [(&b"T0"[..], "full"), (b"T1", "full"), (b"T\xff", "incr")] {
+            tapes.put_tape(&tape(label, pool)).unwrap();
+            let manifest = Item::Document(b"manifests/run-1".to_vec(), id(9));
+            let manifest = Member { at: 700, len: 3, item: manifest };
+            put(&mut tapes, label, 1, &[block(100, 1), block(300, 2), manifest]);
+        }
+        // Twice on one tape is one copy.
+        put(&mut tapes, b"T0", 2, &[block(50, 1)]);
+        assert_eq!(tapes.copies(&id(1), None).unwrap(), 3);
+        assert_eq!(tapes.copies(&id(1), Some("full")).unwrap(), 2);
+        assert_eq!(tapes.copies(&id(3), None).unwrap(), 0);
+        let documents = |digest| tapes.copies_of_document(b"manifests/run-1", &id(digest), "full");
+        assert_eq!((documents(9).unwrap(), documents(8).unwrap()), (2, 0));
+        let places = |tapes: &Tapes, n| -> Vec<(Vec<u8>, u64, u64)> {
+            let all = tapes.places(&id(n)).unwrap().into_iter();
+            all.map(|it| (it.label, it.filenum, it.at)).collect()
+        };
+        let at = |label: &[u8], filenum, at| (label.to_vec(), filenum, at);
+        let expected =
+            [at(b"T0", 1, 100), at(b"T0", 2, 50), at(b"T1", 1, 100), at(b"T\xff", 1, 100)];
+        assert_eq!(places(&tapes, 1), expected);
+        tapes.note_read((b"T0", 1), &[100], Time { secs: 9, nanos: 0 }).unwrap();
+        tapes.set_lost(b"T1", true).unwrap();
+        assert_eq!(places(&tapes, 1), [at(b"T0", 2, 50), at(b"T\xff", 1, 100)]);
+        assert_eq!(tapes.copies(&id(2), Some("full")).unwrap(), 1);
+        let known = tapes.tape(b"T0").unwrap().unwrap();
+        assert_eq!((known.files, known.bytes, known.blocks, known.bad), (2, 3000, 3, 1));
+        assert_eq!(tapes.files(b"T0").unwrap()[0].verified, None);
+        // It was read again, and is right.
+        tapes.note_read((b"T0", 1), &[], Time { secs: 10, nanos: 0 }).unwrap();
+        assert_eq!(tapes.files(b"T0").unwrap()[0].verified.unwrap().secs, 10);
+        assert_eq!(tapes.copies(&id(1), Some("full")).unwrap(), 1);
+        drop(tapes);
+        let mut names = Vec::new();
+        let tapes = Tapes::look(&catalog).unwrap().unwrap();
+        let mut each = |name: &[u8], place: Place| {
+            names.push((name.to_vec(), place.label));
+            Ok(())
+        };
+        tapes.documents(b"manifests/", &mut each).unwrap();
+        let name = b"manifests/run-1".to_vec();
+        assert_eq!(names, [(name.clone(), b"T0".to_vec()), (name, b"T\xff".to_vec())]);
+    }
+
+    #[test]
+    fn a_tape_file_is_noted_whole_or_not_and_replaced_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tapes = Tapes::open(&dir.path().join("c")).unwrap();
+        tapes.put_tape(&tape(b"T0", "full")).unwrap();
+        put(&mut tapes, b"T0", 1, &[block(1, 1), block(2, 2)]);
+        let mut noting = tapes.begin(b"T0", &file(1)).unwrap();
+        noting.add(&block(1, 3)).unwrap();
+        drop(noting);
+        let members = |tapes: &Tapes| {
+            let mut all = Vec::new();
+            tapes.members((b"T0", 1), &mut |it| Ok(all.push(it))).unwrap();
+            all
+        };
+        assert_eq!(members(&tapes), [block(1, 1), block(2, 2)]);
+        put(&mut tapes, b"T0", 1, &[block(4, 4)]);
+        assert_eq!(members(&tapes), [block(4, 4)]);
+        assert_eq!(tapes.copies(&id(1), None).unwrap(), 0);
+        tapes.forget(b"T0").unwrap();
+        assert_eq!(tapes.tapes().unwrap(), []);
+        assert_eq!(tapes.copies(&id(4), None).unwrap(), 0);
+        assert_eq!(tapes.begin(b"T0", &file(1)).err().unwrap().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn two_tapes_of_one_label_are_not_taken_for_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tapes = Tapes::open(&dir.path().join("c")).unwrap();
+        tapes.put_tape(&tape(b"T0", "full")).unwrap();
+        put(&mut tapes, b"T0", 1, &[block(1, 1)]);
+        let other = Tape { hash: [77; 32], ..tape(b"T0", "full") };
+        assert_eq!(tapes.put_tape(&other).unwrap_err().kind(), ErrorKind::WrongTape);
+        tapes.put_tape(&tape(b"T0", "incr")).unwrap();
+        assert_eq!(tapes.copies(&id(1), Some("incr")).unwrap(), 1);
+        tapes.forget(b"T0").unwrap();
+        tapes.put_tape(&other).unwrap();
+    }
+
+    #[test]
+    fn a_damaged_file_is_named_with_the_way_to_make_it_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = dir.path().join("c");
+        std::fs::write(dir.path().join("c.tapes"), [7; 9000]).unwrap();
+        for error in [Tapes::open(&catalog).err(), Tapes::look(&catalog).err()] {
+            let error = error.unwrap();
+            assert_eq!(error.kind(), ErrorKind::Corrupt);
+            assert!(error.to_string().contains("tape index"), "{error}");
+        }
+    }
+}
