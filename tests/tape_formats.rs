@@ -74,7 +74,8 @@ impl Tool {
         let input = File::open(archive).unwrap();
         let printed = match self {
             Tool::Afio => self.run(Path::new("/"), &["-t", archive.to_str().unwrap()], input),
-            _ => self.run(Path::new("/"), &["-it", "--quiet"], input),
+            Tool::Bsd => self.run(Path::new("/"), &["-it", "--quiet"], input),
+            Tool::Gnu => self.run(Path::new("/"), &["-it", "--quiet", "-C", "1048576"], input),
         };
         let lines = printed.split(|it| *it == b'\n').filter(|it| !it.is_empty());
         lines.map(<[u8]>::to_vec).collect()
@@ -82,7 +83,8 @@ impl Tool {
 
     fn write(self, dir: &Path, names: &[Vec<u8>], format: &str, archive: &Path) {
         let list = dir.with_extension("list");
-        fs::write(&list, names.join(&b'\n')).unwrap();
+        // afio passes over a last line without its newline.
+        fs::write(&list, [&names.join(&b'\n')[..], b"\n"].concat()).unwrap();
         let input = File::open(&list).unwrap();
         let path = archive.to_str().unwrap();
         match self {
@@ -134,8 +136,10 @@ fn plain_tree(dir: &Path) -> Vec<Vec<u8>> {
         dir,
         "umask 022; printf hello >a; ln a b; ln a c; chmod 6755 a; touch -d @1 a; : >empty
          ln -s a link; ln -s \"$(printf 'x%.0s' {1..200})\" far; mkfifo fifo; mknod null c 1 3
-         mknod zero c 0 0; mknod disk b 7 255; mkdir d; chmod 1777 d; head -c 100000 /dev/urandom >d/big
-         chown 65534:12345 d/big; touch -d @2147483647 d/big",
+         mknod zero c 0 0; mknod disk b 7 255; mkdir d; chmod 1777 d
+         head -c 100000 /dev/urandom >d/big
+         chown 65534:12345 d/big
+         touch -d @2147483647 d/big",
     );
     let mut names: Vec<Vec<u8>> =
         ["a", "b", "c", "empty", "link", "far", "fifo", "null", "zero", "disk", "d", "d/big"]
@@ -215,9 +219,12 @@ fn every_program_reads_what_we_write() {
     for tool in Tool::ALL {
         let dir = base.join(format!("{tool:?}"));
         tool.extract(&archive, &dir);
-        let mut found = tree(&dir, &names);
-        for (name, facts) in &mut found {
-            assert_eq!(facts, &expected[name], "{tool:?}: {:?}", String::from_utf8_lossy(name));
+        for (name, mut facts) in tree(&dir, &names) {
+            if tool == Tool::Afio {
+                // What has content of its own is a file of its own for it.
+                facts.links = expected[&name].links;
+            }
+            assert_eq!(facts, expected[&name], "{tool:?}: {:?}", String::from_utf8_lossy(&name));
         }
     }
 }
@@ -257,10 +264,15 @@ fn we_read_what_every_program_writes() {
         (Tool::Afio, "-4", Format::Extended),
     ];
     for (tool, format, expected_format) in cases {
+        let mut names = names.clone();
+        if (*tool, *format) == (Tool::Bsd, "bin") {
+            // It refuses them in this format.
+            names.retain(|it| it != b"fifo");
+        }
         tool.write(&source, &names, format, &archive);
         let mut found = read(&archive);
         for (name, facts) in &mut found {
-            let mut expected = expected[name].clone();
+            let expected = expected[name].clone();
             if matches!(expected_format, Format::Binary { .. }) {
                 // 16 bits: the number of a device of 0 is afio's way for one that is longer.
                 facts.rdev = expected.rdev;
@@ -283,7 +295,8 @@ struct Sparse(File);
 
 impl Write for Sparse {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match bytes.iter().all(|it| *it == 0) {
+        static ZEROS: [u8; 1 << 18] = [0; 1 << 18];
+        match bytes == &ZEROS[..bytes.len().min(ZEROS.len())] {
             true => self.0.seek(SeekFrom::Current(bytes.len() as i64)).map(|_| bytes.len()),
             false => self.0.write(bytes),
         }
@@ -326,7 +339,7 @@ fn the_largest_file_of_odc_is_read_by_all() {
 }
 
 #[test]
-fn a_larger_file_is_noted_and_gnu_cpio_passes_over_it_alone() {
+fn a_larger_file_is_noted_and_read_by_who_can() {
     let (_dir, base) = place();
     let (path, size) = (base.join("archive"), 1u64 << 33);
     let added = archive_with(size, &path);
@@ -342,8 +355,6 @@ fn a_larger_file_is_noted_and_gnu_cpio_passes_over_it_alone() {
     let all = [&b"before"[..], b"large", b"after"];
     assert_eq!(Tool::Bsd.list(&path), all);
     assert_eq!(Tool::Afio.list(&path), all);
-    // It looks for the next header that it knows, byte by byte: this is why the note is there.
-    assert_eq!(Tool::Gnu.list(&path), [&b"before"[..], b"after"]);
 }
 
 #[test]
@@ -392,6 +403,7 @@ fn what_odc_cannot_say_is_noted_and_nowhere_another_value_by_accident() {
         tool.extract(&archive, &dir);
         let mut names = names.clone();
         if tool == Tool::Gnu {
+            // It looks for the next header that it knows, byte by byte: so the note is there.
             assert!(!dir.join("node").exists(), "{tool:?} has learnt afio's large header");
         }
         if tool != Tool::Afio {
@@ -432,8 +444,8 @@ fn long_paths_come_back() {
     for tool in [Tool::Gnu, Tool::Bsd] {
         assert_eq!(tool.list(&archive), names, "{tool:?}");
     }
-    // afio takes names of 1023 bytes at most.
-    let short: Vec<Vec<u8>> = names.into_iter().filter(|it| it.len() < 1024).collect();
+    // afio takes names of 1022 bytes at most.
+    let short: Vec<Vec<u8>> = names.into_iter().filter(|it| it.len() < 1023).collect();
     write(&source, &short, &archive);
     assert_eq!(Tool::Afio.list(&archive), short);
 }
@@ -471,4 +483,29 @@ fn a_name_may_be_absolute() {
     assert!(matches!(added[..], [Added::Whole { position: 0, .. }]));
     assert_eq!(Tool::Gnu.list(&archive), [name.clone()]);
     assert_eq!(read(&archive)[&name].content, b"x");
+}
+
+#[test]
+fn the_archives_of_libarchives_tests_are_read() {
+    // Of libarchive 3.6.2, licensed as it is (BSD, two clauses): every cpio archive of its tests
+    // that is not compressed, of all formats and of several programs.
+    let (_dir, base) = place();
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/libarchive-cpio.tar.zst");
+    let input = zstd::Decoder::new(File::open(data).unwrap()).unwrap();
+    tar::Archive::new(input).unpack(&base).unwrap();
+    let mut formats = Vec::new();
+    for entry in fs::read_dir(&base).unwrap() {
+        let path = entry.unwrap().path();
+        let mut reader = Reader::new(File::open(&path).unwrap());
+        let mut names = Vec::new();
+        while let Some(member) = reader.next_member().unwrap() {
+            formats.push(format!("{:?}", member.format));
+            names.push(member.name);
+        }
+        assert_eq!(names, Tool::Gnu.list(&path), "{}", path.display());
+    }
+    formats.sort();
+    formats.dedup();
+    let all = ["Binary { is_big_endian: false }", "Binary { is_big_endian: true }"];
+    assert_eq!(formats, [&all[..], &["Newc", "NewcSummed", "Odc"]].concat());
 }

@@ -49,13 +49,13 @@ const PLAIN_BYTES_MAX: u32 = 1 << 16;
 
 /// The label of a tape, alone and in its block.
 fn label(data: &[u8]) {
-    let mut block = data.get(..LABEL_BYTES).unwrap_or(data).to_vec();
-    block.resize(LABEL_BYTES, 0);
-    let first = FirstBlock::of(&block);
     if let Ok(label) = Label::parse(data) {
         assert_eq!(Label::parse(&label.to_text()).unwrap(), label);
         assert_eq!(label.to_block().len(), LABEL_BYTES);
-        assert!(matches!(first, FirstBlock::Labelled(it, _) if it == label));
+        let mut block = data.to_vec();
+        block.resize(LABEL_BYTES, 0);
+        // Only now: its hash takes longer than all the rest.
+        assert!(matches!(FirstBlock::of(&block), FirstBlock::Labelled(it, _) if it == label));
         let mut made = Label::new(label.text()).unwrap();
         label.fields().for_each(|(key, value)| made.add(key, value).unwrap());
         assert_eq!(made.to_text(), label.to_text());

@@ -76,6 +76,11 @@ impl Header {
         }
     }
 
+    /// Whether a file of this kind has content in an archive.
+    pub fn may_have_content(&self) -> bool {
+        matches!(self.mode & c::S_IFMT, c::S_IFREG | c::S_IFLNK)
+    }
+
     /// Whether this is a device node.
     pub fn is_device(&self) -> bool {
         matches!(self.mode & c::S_IFMT, c::S_IFCHR | c::S_IFBLK)
@@ -155,7 +160,7 @@ pub struct Head {
 pub fn decode(fill: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<Head> {
     let mut magic = [0; MAGIC_BYTES];
     fill(&mut magic)?;
-    let mut head = match &magic {
+    let head = match &magic {
         b"070707" => decode_octal(fill, Format::Odc)?,
         b"070717" => decode_octal(fill, Format::Extended)?,
         b"070727" => decode_large(fill)?,
@@ -170,10 +175,6 @@ pub fn decode(fill: &mut dyn FnMut(&mut [u8]) -> Result<()>) -> Result<Head> {
     }
     if head.name_len > NAME_BYTES_MAX {
         return Err(Error::corrupt(format!("a member with a name of {} bytes", head.name_len)));
-    }
-    if matches!(head.header.mode & c::S_IFMT, c::S_IFDIR) {
-        // Some have the size of the directory's own blocks here, and no content.
-        head.header.size = 0;
     }
     Ok(head)
 }

@@ -37,7 +37,15 @@ pub struct Reader<R> {
     content_at: u64,
     sum: u32,
     wanted_sum: Option<u32>,
-    is_over: bool,
+    end: End,
+}
+
+/// Whether there is anything left to be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    NotYet,
+    Trailer,
+    Damage,
 }
 
 impl<R: Read> Reader<R> {
@@ -56,7 +64,7 @@ impl<R: Read> Reader<R> {
             content_at: position,
             sum: 0,
             wanted_sum: None,
-            is_over: false,
+            end: End::NotYet,
         }
     }
 
@@ -74,12 +82,27 @@ impl<R: Read> Reader<R> {
     /// The next member; what is left of the former one's content is read and checked first. `None`
     /// at the trailer.
     pub fn next_member(&mut self) -> Result<Option<Member>> {
-        if self.is_over {
+        self.check_end()?;
+        if self.end == End::Trailer {
             return Ok(None);
         }
         let found = self.advance();
-        self.is_over = !matches!(found, Ok(Some(_)));
+        self.end = match found {
+            Ok(Some(_)) => End::NotYet,
+            Ok(None) => End::Trailer,
+            Err(_) => End::Damage,
+        };
         found
+    }
+
+    fn check_end(&self) -> Result<()> {
+        match self.end {
+            End::NotYet | End::Trailer => Ok(()),
+            End::Damage => Err(Error::corrupt(format!(
+                "nothing is read of a cpio archive behind an error, which was at byte {}",
+                self.position
+            ))),
+        }
     }
 
     fn advance(&mut self) -> Result<Option<Member>> {
@@ -106,6 +129,10 @@ impl<R: Read> Reader<R> {
         if self.position.checked_add(header.size).is_none() {
             return Err(Error::corrupt("a member with an impossible length"));
         }
+        if header.size > 0 && !header.may_have_content() {
+            // Some programs would read it as content, others as the next header.
+            return Err(Error::corrupt("a member has content and is neither file nor link"));
+        }
         self.left = header.size;
         self.padding = (head.align - header.size % head.align) % head.align;
         self.content_at = self.position;
@@ -127,11 +154,11 @@ impl<R: Read> Reader<R> {
 
     /// Reads some of the content of the member at hand; 0 at its end.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        if self.is_over {
-            return Ok(0);
-        }
+        self.check_end()?;
         let read = self.read_content(buffer);
-        self.is_over = read.is_err();
+        if read.is_err() {
+            self.end = End::Damage;
+        }
         read
     }
 
@@ -185,9 +212,11 @@ impl<R: Read> Reader<R> {
     }
 
     fn skip_content(&mut self) -> Result<()> {
-        let mut buffer = [0; SKIP_BYTES];
-        while self.left > 0 {
-            self.read_content(&mut buffer)?;
+        if self.left > 0 {
+            let mut buffer = [0; SKIP_BYTES];
+            while self.left > 0 {
+                self.read_content(&mut buffer)?;
+            }
         }
         let padding = std::mem::take(&mut self.padding);
         self.skip(padding)

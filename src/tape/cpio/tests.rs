@@ -1,5 +1,7 @@
 //! Archives written and read back, and archives that nobody should have written.
 
+#![allow(clippy::cast_possible_truncation, clippy::cast_possible_wrap, clippy::cast_sign_loss)]
+
 use std::io::{self, Read};
 
 use proptest::prelude::*;
@@ -156,7 +158,21 @@ fn damage_is_told_where_it_begins() {
     assert_eq!(reader.next_member().unwrap().unwrap().name, b"a");
     reader.next_member().unwrap_err();
     assert_eq!(reader.position(), second);
-    assert!(reader.next_member().unwrap().is_none());
+    assert!(reader.next_member().is_err() && reader.read(&mut [0]).is_err());
+}
+
+#[test]
+fn only_files_and_links_have_content() {
+    let header = |mode| Header { mode, ..file(5) };
+    for mode in [c::S_IFDIR, c::S_IFCHR, c::S_IFIFO, c::S_IFSOCK, 0] {
+        let mut archive = Archive::new(Vec::new());
+        let added = archive.add(&header(mode), b"a", &mut &b"12345"[..]).unwrap();
+        assert_eq!(added, Added::Failed { errno: c::EINVAL });
+        let mut bytes = header(mode).encode(b"a").unwrap();
+        bytes.extend(b"12345");
+        bytes.extend(Header::trailer().unwrap());
+        assert_eq!(read(&bytes).unwrap_err().kind(), ErrorKind::Corrupt, "{mode:o}");
+    }
 }
 
 #[test]
@@ -326,7 +342,8 @@ fn numbers_stay_apart_when_inode_numbers_are_used_up() {
 fn sums_are_checked() {
     let header = |sum: u32| {
         format!(
-            "070702{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{sum:08x}",
+            "070702{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}{:08x}\
+             {sum:08x}",
             1, 0o100_644, 0, 0, 1, 0, 3, 0, 0, 0, 0, 2
         )
     };

@@ -1,12 +1,12 @@
 //! Writing an archive.
 //!
-//! One file's trouble is an [`Added::Failed`] and the archive goes on; an error of the one who takes
-//! the bytes ends it. What a header says is what follows it: a file that shrinks while it is read is
-//! filled up with zeros, one that grows is cut, and both have failed.
+//! One file's trouble is an [`Added::Failed`] and the archive goes on; an error of the one who
+//! takes the bytes ends it. What a header says is what follows it: a file that shrinks while it is
+//! read is filled up with zeros, one that grows is cut, and both have failed.
 //!
-//! Hard links: the content goes with every name, as GNU cpio and bsdcpio do it, so each member stands
-//! for itself. Device and inode numbers are ours: no two files of an archive have the same, however
-//! many there are.
+//! Hard links: the content goes with every name, as GNU cpio and bsdcpio do it, so each member
+//! stands for itself. Device and inode numbers are ours: no two files of an archive have the same,
+//! however many there are.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -33,7 +33,7 @@ const IDS_MAX: u64 = (ODC_6_MAX + 1) * (ODC_6_MAX + 1);
 pub enum Note {
     /// It has afio's large header, which GNU cpio passes over.
     Large,
-    /// Its time of change is before 1970 or after 2242; the archive has the nearest that it can say.
+    /// Its time of change is before 1970 or after 2242; the archive has the nearest there is.
     Mtime,
     /// Its owner or group is over 262143; the archive has 65534, and no setuid and setgid bits.
     Owner,
@@ -133,6 +133,9 @@ impl<W: Write> Archive<W> {
     pub fn add(&mut self, header: &Header, name: &[u8], content: &mut dyn Read) -> Result<Added> {
         if let Some(errno) = refusal(name) {
             return Ok(Added::Failed { errno });
+        }
+        if header.size > 0 && !header.may_have_content() {
+            return Ok(Added::Failed { errno: c::EINVAL });
         }
         let (header, notes) = self.adapt(header)?;
         let Ok(bytes) = header.encode(name) else {

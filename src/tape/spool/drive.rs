@@ -169,8 +169,10 @@ impl<'a> Queue<'a> {
         let depth = self.dir.strip_prefix(self.spool.root()).map_or(3, |it| it.iter().count());
         let target = PathBuf::from("../".repeat(depth)).join("job").join(uuid);
         let link = self.dir.join(uuid);
-        if !lock::exists(&link)? {
-            lock::set_link(&link, &target)?;
+        match lock::exists(&link)? {
+            // Who made it may have died before it lasted.
+            true => sys::sync_dir(&self.dir)?,
+            false => lock::set_link(&link, &target)?,
         }
         job.set_status(Some(JobStatus::Ready))
     }
@@ -206,14 +208,13 @@ impl<'a> Queue<'a> {
         Ok(None)
     }
 
-    pub(super) fn remove(&self, uuid: &str) -> Result<bool> {
-        let link = self.dir.join(uuid);
-        if !lock::exists(&link)? {
-            return Ok(false);
+    /// Takes a job out; that lasts, also if somebody has done it before who died then.
+    pub(super) fn remove(&self, uuid: &str) -> Result<()> {
+        if !lock::exists(&self.dir)? {
+            return Ok(());
         }
-        lock::remove_entry(&link)?;
-        sys::sync_dir(&self.dir)?;
-        Ok(true)
+        lock::remove_entry(&self.dir.join(uuid))?;
+        sys::sync_dir(&self.dir)
     }
 
     pub(super) fn has(&self, uuid: &str) -> Result<bool> {

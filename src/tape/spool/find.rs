@@ -1,7 +1,6 @@
 //! Finding files: which tapes hold them, by the logs and the results of all jobs.
 
 use std::collections::HashSet;
-use std::os::unix::ffi::OsStrExt;
 
 use super::Spool;
 use super::batch::{BatchStatus, Outcome};
@@ -96,9 +95,13 @@ fn in_job(
     })
 }
 
-/// Whether this is the batch or the job itself, which begin every archive.
+/// Whether this is the batch or the job itself, which begin every archive. The job may have been
+/// moved since.
 fn is_own(job: &Job, path: &[u8]) -> bool {
-    path.strip_prefix(job.dir().as_os_str().as_bytes()).is_some_and(|it| it.starts_with(b"/"))
+    let mut parts = path.rsplit(|it| *it == b'/');
+    let (name, dir) = (parts.next().unwrap_or_default(), parts.next());
+    let is_name = matches!(name, b"wjob" | b"rjob") || name.starts_with(b"@");
+    is_name && dir == Some(job.uuid().as_bytes())
 }
 
 fn absolute(job: &Job, path: &[u8]) -> Vec<u8> {

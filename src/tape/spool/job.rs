@@ -258,6 +258,13 @@ impl Job {
         Batch::open(&self.batch_path(id)?)
     }
 
+    /// What the job file says of a batch.
+    fn line(&self, id: BatchId) -> Result<BatchLine> {
+        let batch = self.batch(id)?;
+        let number = |key| batch.fields().number(key).unwrap_or(0);
+        Ok(BatchLine { number: id.number, count: number("count"), size: number("size") })
+    }
+
     /// The name that the archive of a batch gives its first member, by which a tape file is known;
     /// the job file follows.
     pub fn member_name(&self, number: u64) -> Vec<u8> {
@@ -328,12 +335,7 @@ impl OpenJob {
                 ids.remove(at);
             }
         }
-        let line = |id: BatchId| {
-            let batch = self.batch(id)?;
-            let number = |key| batch.fields().number(key).unwrap_or(0);
-            Ok(BatchLine { number: id.number, count: number("count"), size: number("size") })
-        };
-        ids.into_iter().map(line).collect()
+        ids.into_iter().map(|it| self.line(it)).collect()
     }
 
     /// Writes the job file anew, with these batches behind the others.
@@ -528,8 +530,15 @@ fn copy_pending(from: &Path, to: &Path) -> Result<()> {
     new.commit(to)
 }
 
-/// Makes a job in `dir`, which is there and empty; the caller gives it its name.
-pub(super) fn write_new(dir: &Path, uuid: &str, kind: JobKind, fields: &Fields) -> Result<()> {
+/// Makes a job in `dir`, which is there and empty, with the batches of another one if there is one,
+/// all of them pending; the caller gives it its name.
+pub(super) fn write_new(
+    dir: &Path,
+    uuid: &str,
+    kind: JobKind,
+    fields: &Fields,
+    batches: Option<&Job>,
+) -> Result<()> {
     let mut own = Fields::default();
     own.set("job", uuid)?;
     for (key, value) in fields.iter() {
@@ -541,16 +550,14 @@ pub(super) fn write_new(dir: &Path, uuid: &str, kind: JobKind, fields: &Fields) 
     new.put_line(&[b"%job"])?;
     new.put(&own.to_text())?;
     new.put_line(&[b"\n%batches"])?;
-    new.commit(&path)
-}
-
-/// Copies the batches of `job` into `dir`, all of them pending.
-pub(super) fn copy_batches(job: &Job, dir: &Path) -> Result<()> {
-    for id in job.batches()? {
-        let pending = BatchId { status: BatchStatus::Pending, ..id };
-        copy_pending(&job.batch_path(id)?, &dir.join(pending.file_name()))?;
+    if let Some(job) = batches {
+        for id in job.batches()? {
+            let pending = BatchId { status: BatchStatus::Pending, ..id };
+            copy_pending(&job.batch_path(id)?, &dir.join(pending.file_name()))?;
+            new.put_line(&[&job.line(id)?.to_line()])?;
+        }
     }
-    Ok(())
+    new.commit(&path)
 }
 
 /// Whether this can be the name of a job: a UUID, as `uuidgen` prints it.

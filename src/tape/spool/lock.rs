@@ -14,8 +14,8 @@ use crate::sys::{self, quoted};
 /// The name of a lock file.
 const NAME: &str = ".lock";
 /// How often a lock is tried again that is held for a moment, and how long after the last time.
-const LOOKS: u32 = 500;
-/// The same for one that is held while a tape is written: only somebody who looks has it so briefly.
+const LOOKS: u32 = 3000;
+/// The same for one that is held while a tape is written: only who looks has it so briefly.
 const LOOKS_FEW: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 
@@ -31,7 +31,7 @@ impl Lock {
         Lock::try_for(dir, LOOKS_FEW)
     }
 
-    /// Takes the lock of something that nobody works on for long, and waits for it some seconds.
+    /// Takes the lock of something that nobody works on for long, and waits for it, half a minute.
     pub fn wait(dir: &Path) -> Result<Lock> {
         Lock::try_for(dir, LOOKS)
     }

@@ -1,7 +1,7 @@
 //! Logs of jobs and tapes: lines that are only added.
 //!
-//! A last line without its newline was being written when its writer died. Readers pass over it, and
-//! the next writer cuts it off, so no half of a line is ever taken for a whole one.
+//! A last line without its newline was being written when its writer died. Readers pass over it,
+//! and the next writer cuts it off, so no half of a line is ever taken for a whole one.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};

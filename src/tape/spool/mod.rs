@@ -1,9 +1,9 @@
 //! The spool: what is to be written to tape, what has been, and which tapes and drives there are.
 //!
 //! All of it is files under one directory that other programs may read and write too. A file is
-//! replaced whole or only added to; a status is one marker that is renamed; what takes more than one
-//! step is begun with the one that can be left alone. So whatever a crash leaves, the next command
-//! understands, and whoever changes a job or a drive holds its lock.
+//! replaced whole or only added to; a status is one marker that is renamed; what takes more than
+//! one step is begun with the one that can be left alone. So whatever a crash leaves, the next
+//! command understands, and whoever changes a job or a drive holds its lock.
 
 pub mod batch;
 pub mod drive;
@@ -172,11 +172,8 @@ impl Spool {
         tape::clear_new(&new)?;
         let failed = |e| Error::io(format!("creating {}", quoted(&new)), e);
         sys::make_private_dir(&new).map_err(failed)?;
-        job::write_new(&new, uuid, kind, fields)?;
-        batches.map_or(Ok(()), |it| job::copy_batches(it, &new))?;
+        job::write_new(&new, uuid, kind, fields, batches)?;
         sys::rename_durable(&new, &dir)?;
-        // The batches get their lines.
-        self.take_job(uuid)?;
         Job::open(&dir)
     }
 
@@ -232,7 +229,7 @@ impl Spool {
     }
 
     fn unqueue(&self, uuid: &str) -> Result<()> {
-        self.queues()?.iter().try_for_each(|it| it.remove(uuid).map(|_| ()))
+        self.queues()?.iter().try_for_each(|it| it.remove(uuid))
     }
 
     /// Whether a job waits in any queue.
@@ -299,6 +296,7 @@ impl Spool {
         let made = sys::make_private_dirs(&queue);
         made.map_err(|e| Error::io(format!("creating {}", quoted(&queue)), e))?;
         lock::set_link(&dir.join("device"), device)?;
+        sys::sync_dir(&self.root.join("drive"))?;
         let default = self.root.join("drive/default");
         if !lock::exists(&default)? {
             lock::set_link(&default, Path::new(name))?;

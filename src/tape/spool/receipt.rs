@@ -24,8 +24,11 @@ pub enum Receipt<'a> {
     Ok(u64, &'a [u8]),
     /// A file is not.
     Fail(&'a [u8]),
-    /// The receipt ends. `Some(false)`: it says that it is of more files than it names.
-    End { is_whole: Option<bool> },
+    /// The receipt ends.
+    End {
+        /// Whether it is of as many files as it says; `None` if it does not say.
+        is_whole: Option<bool>,
+    },
 }
 
 /// Reads receipts.
@@ -131,8 +134,8 @@ impl<R: BufRead> Receipts<R> {
     }
 }
 
-/// Adds the receipt of a completed batch, whose ID this is, to the file of receipts at `path`, unless
-/// it is there whole: so this can be done again after a crash. The lock of the job is held.
+/// Adds the receipt of a completed batch, whose ID this is, to the file of receipts at `path`,
+/// unless it is there whole: so this can be done again after a crash. The lock of the job is held.
 pub fn append(path: &Path, id: &str, mut batch: Batch<impl BufRead>) -> Result<()> {
     let failed = |e| Error::io(format!("writing {}", quoted(path)), e);
     let count = batch.fields().get("count").map(<[u8]>::to_vec);
@@ -186,7 +189,7 @@ fn separator(path: &Path, len: u64) -> Result<&'static [u8]> {
     Ok(match tail {
         [b'\n', b'\n'] => b"",
         [_, b'\n'] => b"\n",
-        // Half a line: whoever reads the receipt that it belongs to must not take it for a whole one.
+        // Half a line: who reads the receipt that it belongs to must not take it for a whole one.
         _ => b"\ncut short\n\n",
     })
 }

@@ -176,6 +176,8 @@ const NAME_BYTES_MAX: usize = 255;
 pub(super) fn register(root: &Path, label: &Label) -> Result<Tape> {
     if let Some(tape) = find(root, label.text())? {
         sys::replace_file(&tape.dir.join("label"), &label.to_text())?;
+        // Who noted it first may have died before it lasted.
+        sys::sync_dir(&root.join("tape"))?;
         return Ok(tape);
     }
     let name = dir_name(label.text());
