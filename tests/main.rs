@@ -115,6 +115,12 @@ mod shell;
 mod simulated;
 /// Backups of what comes through a pipe.
 mod streams;
+/// Archives for tape, and the other programs that read and write them.
+mod tape_formats;
+/// The spool of tape jobs: its files, and what crashes leave of them.
+mod tape_spool;
+/// The commands of t0p.
+mod tape_verbs;
 /// Rules of the house, checked on the sources.
 mod tidy;
 /// What a validation looks at, finds and remembers.

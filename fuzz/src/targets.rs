@@ -13,6 +13,12 @@ use raidtape::chunk::HashAlgo;
 use raidtape::chunk::frame::{Codec, Frame, get_frames};
 use raidtape::entry::Extra;
 use raidtape::job::grammar::{self, Site, VERBS};
+use raidtape::tape::cpio::{Added, Archive, Format, Reader as CpioReader};
+use raidtape::tape::label::{FirstBlock, LABEL_BYTES, Label};
+use raidtape::tape::spool::batch::Batch;
+use raidtape::tape::spool::job::JobFile;
+use raidtape::tape::spool::log::{LogLine, TapeFile, lines_of};
+use raidtape::tape::spool::receipt::{Receipt, Receipts};
 use raidtape::volume::{VolumeManifest, block};
 use raidtape::wire::Reader as WireReader;
 use xxhash_rust::xxh3::xxh3_64;
@@ -22,12 +28,17 @@ pub type Target = fn(&[u8]);
 
 /// Every target by name.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("batch", batch),
     ("catalog", catalog),
     ("content", content),
     ("control-line", control_line),
+    ("cpio", cpio),
     ("frame", frame),
+    ("job-file", job_file),
+    ("label", label),
     ("manifest", manifest),
     ("meta", meta),
+    ("receipt", receipt),
     ("volume-index", volume_index),
     ("volume-manifest", volume_manifest),
 ];
@@ -35,6 +46,104 @@ pub const TARGETS: &[(&str, Target)] = &[
 /// Plain bytes that a frame may claim here; the real limit is tested elsewhere, and a claim of it
 /// in every input would measure `memset`.
 const PLAIN_BYTES_MAX: u32 = 1 << 16;
+
+/// The label of a tape, alone and in its block.
+fn label(data: &[u8]) {
+    if let Ok(label) = Label::parse(data) {
+        assert_eq!(Label::parse(&label.to_text()).unwrap(), label);
+        assert_eq!(label.to_block().len(), LABEL_BYTES);
+        let mut block = data.to_vec();
+        block.resize(LABEL_BYTES, 0);
+        // Only now: its hash takes longer than all the rest.
+        assert!(matches!(FirstBlock::of(&block), FirstBlock::Labelled(it, _) if it == label));
+        let mut made = Label::new(label.text()).unwrap();
+        label.fields().for_each(|(key, value)| made.add(key, value).unwrap());
+        assert_eq!(made.to_text(), label.to_text());
+    }
+}
+
+/// An archive; what is read of one is written again and read again.
+fn cpio(data: &[u8]) {
+    const CONTENT_BYTES_MAX: usize = 1 << 16;
+    let mut reader = CpioReader::new(data);
+    let mut archive = Archive::new(Vec::new());
+    let mut written = Vec::new();
+    while let Ok(Some(member)) = reader.next_member() {
+        assert!(member.position < data.len() as u64);
+        let mut again = CpioReader::at(&data[member.position as usize..], member.position);
+        assert_eq!(again.next_member().unwrap().unwrap(), member);
+        let Ok(content) = reader.read_all(CONTENT_BYTES_MAX) else { break };
+        assert_eq!(content.len() as u64, member.header.size);
+        if let Ok(Added::Whole { position, .. }) =
+            archive.add(&member.header, &member.name, &mut &*content)
+        {
+            written.push((position, member.name, content));
+        }
+    }
+    assert!(reader.position() <= data.len() as u64);
+    let archive = archive.finish(512).unwrap();
+    let mut reader = CpioReader::new(&*archive);
+    for (position, name, content) in written {
+        let member = reader.next_member().unwrap().unwrap();
+        assert_eq!((member.position, member.name), (position, name));
+        assert!(matches!(member.format, Format::Odc | Format::Large));
+        assert_eq!(reader.read_all(CONTENT_BYTES_MAX).unwrap(), content);
+    }
+    assert!(reader.next_member().unwrap().is_none());
+}
+
+/// A batch, to its end.
+fn batch(data: &[u8]) {
+    let Ok(mut batch) = Batch::read(data) else { return };
+    while let Ok(Some(file)) = batch.next_file() {
+        assert!(!file.is_empty() && !file.contains(&b'\n'));
+    }
+    let _ = batch.summary();
+    while let Ok(Some(_)) = batch.next_result() {}
+}
+
+/// A job file, to its end; and the lines of logs.
+fn job_file(data: &[u8]) {
+    let read = |data: &[u8]| {
+        let mut file = JobFile::read(data).ok()?;
+        let fields = file.fields().clone();
+        let mut batches = Vec::new();
+        while let Some(batch) = file.next_batch().ok()? {
+            batches.push(batch);
+        }
+        Some((fields, batches))
+    };
+    if let Some((fields, batches)) = read(data) {
+        let lines: Vec<u8> =
+            batches.iter().flat_map(|it| [it.to_line(), b"\n".to_vec()].concat()).collect();
+        let text = [b"%job\n", &*fields.to_text(), b"\n%batches\n", &lines].concat();
+        assert_eq!(read(&text), Some((fields, batches)));
+    }
+    let _ = lines_of(data, &mut |line| {
+        assert_eq!(LogLine::parse(&LogLine::parse(line).to_line()), LogLine::parse(line));
+        if let Some(file) = TapeFile::parse(line) {
+            assert_eq!(TapeFile::parse(&file.to_line()), Some(file));
+        }
+        Ok(())
+    });
+}
+
+/// Receipts, to their end; a line that is none does not end them.
+fn receipt(data: &[u8]) {
+    let mut receipts = Receipts::new(data);
+    let mut is_inside = false;
+    loop {
+        match receipts.next_part() {
+            Ok(None) => break,
+            Ok(Some(Receipt::Begin)) => assert!(!std::mem::replace(&mut is_inside, true)),
+            Ok(Some(Receipt::End { .. })) => assert!(std::mem::take(&mut is_inside)),
+            Ok(Some(_)) => assert!(is_inside),
+            // Each takes a line at least, so this ends.
+            Err(_) => {}
+        }
+    }
+    assert!(!is_inside);
+}
 
 /// A frame table, and a frame whose check is right.
 fn frame(data: &[u8]) {

@@ -19,6 +19,7 @@ mod repair;
 mod report;
 mod restore;
 mod show;
+mod t0p;
 mod volumes;
 
 use std::ffi::{OsStr, OsString};
@@ -34,6 +35,10 @@ pub fn main() -> u8 {
     let mut words = std::env::args_os();
     if words.next().is_some_and(|it| it == place::PROBE) {
         return place::probe(Path::new(&words.next().unwrap_or_default()));
+    }
+    let line: Vec<OsString> = std::env::args_os().collect();
+    if let Some(words) = t0p::words(&line) {
+        return t0p::main(words);
     }
     let args = match Args::try_parse_from(words_of_line(std::env::args_os())) {
         Ok(args) => args,

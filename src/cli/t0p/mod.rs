@@ -1,0 +1,125 @@
+//! The commands of t0p: `t0p VERB`, and each as `t0VERB`.
+//!
+//! They work on the spool at `$T0P_ROOT` and know nothing of a catalog. What a script may have
+//! relied on stays: `t0job -c` prints the new job's name and nothing else.
+
+mod jobs;
+mod tapes;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use super::exit;
+use crate::error::Result;
+use crate::tape::spool::drive::Drive;
+use crate::tape::spool::{ROOT, Spool};
+
+#[derive(Parser)]
+#[command(name = "t0p", version, about = "Archives files to tape: jobs, queues, tapes")]
+struct T0p {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Make the spool at $T0P_ROOT, or a drive in it
+    Init(Init),
+    /// Make, change and list jobs
+    Job(jobs::JobArgs),
+    /// Put jobs into the queue of a drive, and list them
+    Queue(jobs::QueueArgs),
+    /// Tell which tapes hold a file
+    Find(tapes::FindArgs),
+    /// List the tapes
+    Tapes(tapes::TapesArgs),
+    /// Note that tapes have been taken away, or brought back
+    Move(tapes::MoveArgs),
+}
+
+#[derive(Args)]
+struct Init {
+    /// The drive to make
+    #[arg(short = 'd', value_name = "DRIVE", requires = "device")]
+    drive: Option<OsString>,
+    /// Its device
+    #[arg(requires = "drive")]
+    device: Option<PathBuf>,
+}
+
+/// Which drive and which queue.
+#[derive(Args)]
+struct Place {
+    /// The drive; the default one if there is none
+    #[arg(short = 'd', value_name = "DRIVE")]
+    drive: Option<OsString>,
+    /// A queue of the drive that has a name
+    #[arg(short = 'q', value_name = "QUEUE")]
+    queue: Option<OsString>,
+}
+
+impl Place {
+    fn drive(&self, spool: &Spool) -> Result<Drive> {
+        spool.drive(self.drive.as_deref())
+    }
+}
+
+/// The words of a line that is for t0p; `None` if it is not.
+pub fn words(words: &[OsString]) -> Option<Vec<OsString>> {
+    let (program, rest) = words.split_first()?;
+    let name = Path::new(program).file_name().and_then(OsStr::to_str)?;
+    let line = |own: &[&str], rest: &[OsString]| {
+        own.iter().map(OsString::from).chain(rest.iter().cloned()).collect()
+    };
+    match name.strip_prefix("t0") {
+        Some("p") => Some(line(&["t0p"], rest)),
+        Some(verb) if !verb.is_empty() => Some(line(&["t0p", verb], rest)),
+        _ => match rest.split_first() {
+            Some((first, rest)) if first == "t0p" => Some(line(&["t0p"], rest)),
+            _ => None,
+        },
+    }
+}
+
+/// Runs a line; gives the exit code.
+pub fn main(words: Vec<OsString>) -> u8 {
+    let args = match T0p::try_parse_from(words) {
+        Ok(args) => args,
+        Err(e) => {
+            let _ = e.print();
+            return if e.use_stderr() { exit::USAGE } else { exit::DONE };
+        }
+    };
+    match run(&args.verb) {
+        Ok(code) => code,
+        Err(e) => {
+            eprintln!("t0p: {e}");
+            exit::of_kind(e.kind())
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    std::env::var_os("T0P_ROOT").filter(|it| !it.is_empty()).map_or(ROOT.into(), PathBuf::from)
+}
+
+fn run(verb: &Verb) -> Result<u8> {
+    if let Verb::Init(args) = verb {
+        let spool = Spool::create(&root())?;
+        if let (Some(drive), Some(device)) = (&args.drive, &args.device) {
+            spool.add_drive(drive, device)?;
+        }
+        return Ok(exit::DONE);
+    }
+    let spool = Spool::open(&root())?;
+    match verb {
+        Verb::Init(_) => Ok(exit::DONE),
+        Verb::Job(args) => jobs::job(&spool, args),
+        Verb::Queue(args) => jobs::queue(&spool, args),
+        Verb::Find(args) => tapes::find(&spool, args),
+        Verb::Tapes(args) => tapes::tapes(&spool, args),
+        Verb::Move(args) => tapes::move_tapes(&spool, args),
+    }
+}

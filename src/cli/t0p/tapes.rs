@@ -1,0 +1,123 @@
+//! `t0find`, `t0tapes` and `t0move`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use clap::{Args, ValueEnum};
+
+use crate::cli::{exit, show};
+use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::tape::spool::Spool;
+use crate::tape::spool::tape::Tape;
+
+#[derive(Args)]
+pub struct FindArgs {
+    /// Paths; one with `*`, `?` or `[` is a pattern, of which `*` also stands for slashes
+    #[arg(required = true)]
+    paths: Vec<OsString>,
+}
+
+#[derive(Args)]
+pub struct TapesArgs {
+    /// Also how many files are on each, and what else is known
+    #[arg(short = 'v', long)]
+    verbose: bool,
+    /// Only those of a pool
+    #[arg(long, value_name = "POOL")]
+    pool: Option<OsString>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Where {
+    Onsite,
+    Offsite,
+}
+
+#[derive(Args)]
+pub struct MoveArgs {
+    /// Where they are now
+    place: Where,
+    /// Their labels
+    #[arg(required = true)]
+    tapes: Vec<OsString>,
+}
+
+/// Whether a path is wanted.
+enum Wanted {
+    Path(Vec<u8>),
+    Pattern(globset::GlobMatcher),
+}
+
+impl Wanted {
+    fn parse(word: &OsStr) -> Result<Wanted> {
+        let Some(text) = word.to_str().filter(|it| it.contains(['*', '?', '['])) else {
+            return Ok(Wanted::Path(word.as_bytes().to_vec()));
+        };
+        let glob = globset::Glob::new(text).map_err(|e| {
+            Error::with_source(ErrorKind::Usage, format!("pattern {}", Quoted(text.as_bytes())), e)
+        })?;
+        Ok(Wanted::Pattern(glob.compile_matcher()))
+    }
+
+    fn has(&self, path: &[u8]) -> bool {
+        match self {
+            Wanted::Path(wanted) => wanted == path,
+            Wanted::Pattern(glob) => glob.is_match(Path::new(OsStr::from_bytes(path))),
+        }
+    }
+}
+
+pub fn find(spool: &Spool, args: &FindArgs) -> Result<u8> {
+    let wanted = args.paths.iter().map(|it| Wanted::parse(it)).collect::<Result<Vec<_>>>()?;
+    let mut out = show::Out::new();
+    let mut has_found = false;
+    spool.find(&|path| wanted.iter().any(|it| it.has(path)), &mut |it| {
+        has_found = true;
+        let (tape, path) = (Quoted(&it.tape), Quoted(&it.path));
+        out.line(&format!("{tape} {} {} {}/{} {path}", it.filenum, it.position, it.job, it.batch))
+    })?;
+    out.finish()?;
+    Ok(if has_found { exit::DONE } else { exit::FAILED })
+}
+
+fn named(spool: &Spool, label: &[u8]) -> Result<Tape> {
+    let missing = || Error::new(ErrorKind::NotFound, format!("there is no tape {}", Quoted(label)));
+    spool.tape(label)?.ok_or_else(missing)
+}
+
+pub fn tapes(spool: &Spool, args: &TapesArgs) -> Result<u8> {
+    let tapes = match &args.pool {
+        Some(pool) => {
+            let labels = spool.pool(pool.as_bytes())?;
+            labels.iter().map(|it| named(spool, it)).collect::<Result<Vec<_>>>()?
+        }
+        None => spool.tapes()?,
+    };
+    let mut out = show::Out::new();
+    for tape in tapes {
+        let (status, name) = (tape.status()?.as_str(), tape.name());
+        out.line(&format!("{status} {}", Quoted(&name)))?;
+        if args.verbose {
+            let mut files = 0u64;
+            tape.files(&mut |_| {
+                files += 1;
+                Ok(())
+            })?;
+            out.line(&format!("  files {files}"))?;
+            for (key, value) in tape.metrics()?.iter() {
+                out.line(&format!("  {} {}", Quoted(key), Quoted(value)))?;
+            }
+        }
+    }
+    out.finish()?;
+    Ok(exit::DONE)
+}
+
+pub fn move_tapes(spool: &Spool, args: &MoveArgs) -> Result<u8> {
+    let is_offsite = matches!(args.place, Where::Offsite);
+    let tapes = args.tapes.iter().map(|it| named(spool, it.as_bytes()));
+    let tapes = tapes.collect::<Result<Vec<_>>>()?;
+    tapes.iter().try_for_each(|it| it.move_offsite(is_offsite))?;
+    Ok(exit::DONE)
+}

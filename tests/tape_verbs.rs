@@ -1,0 +1,137 @@
+//! The commands of t0p, as `t0p VERB` and under their own names.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use raidtape::tape::label::Label;
+use raidtape::tape::spool::Spool;
+use tempfile::TempDir;
+
+use crate::common::RAIDTAPE;
+
+/// A spool, and links to the program by its names.
+struct Place {
+    _dir: TempDir,
+    base: PathBuf,
+}
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::Builder::new().prefix("raidtape-test-").tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        for name in ["t0p", "t0job", "t0queue", "t0find", "t0tapes", "t0move"] {
+            symlink(RAIDTAPE, base.join(name)).unwrap();
+        }
+        Place { _dir: dir, base }
+    }
+
+    /// Runs a line with this standard input; gives the exit code and what is printed.
+    fn feed(&self, line: &[&str], input: &str) -> (i32, String) {
+        let mut command = Command::new(self.base.join(line[0]));
+        command.args(&line[1..]).env("T0P_ROOT", self.base.join("spool"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // Who refuses the line does not read.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let output = child.wait_with_output().unwrap();
+        let printed = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap(), String::from_utf8(printed).unwrap())
+    }
+
+    #[track_caller]
+    fn ok(&self, line: &[&str]) -> String {
+        let (code, printed) = self.feed(line, "");
+        assert_eq!(code, 0, "{line:?}: {printed}");
+        printed.trim_end().to_owned()
+    }
+
+    fn code(&self, line: &[&str]) -> i32 {
+        self.feed(line, "").0
+    }
+
+    fn spool(&self) -> Spool {
+        Spool::open(&self.base.join("spool")).unwrap()
+    }
+}
+
+#[test]
+fn jobs_are_made_queued_and_listed() {
+    let place = Place::new();
+    assert_eq!(place.code(&["t0job", "-l"]), 1, "there is no spool");
+    assert_eq!(place.code(&["t0p", "nonsense"]), 2);
+    place.ok(&["t0p", "init", "-d", "d0", "/dev/nst7"]);
+    let root = place.base.join("spool");
+    assert_eq!(fs::read_link(root.join("drive/d0/device")).unwrap(), Path::new("/dev/nst7"));
+    let job = place.ok(&["t0job", "-c", "-p", "root=/etc", "-p", "comment=a=b c"]);
+    assert_eq!(job.len(), 36);
+    assert_eq!(place.ok(&["t0p", "job", "-l"]), format!("n w {job}"));
+    place.ok(&["t0job", "-a", "-p", "comment=first", &job, "passwd", "group"]);
+    let (code, said) = place.feed(&["t0job", "-a", &job], "/etc/hostname\n/etc/%odd name\n");
+    assert_eq!(code, 0, "{said}");
+    let files = fs::read_to_string(root.join("job").join(&job).join("b1")).unwrap();
+    assert!(files.ends_with("\n%files\n/etc/hostname\n/etc/%odd name\n"), "{files}");
+    assert_eq!(place.feed(&["t0job", "-a", &job], "").0, 2, "no files");
+    place.ok(&["t0job", "-p", "comment=other", &job]);
+    let shown = place.ok(&["t0job", &job]);
+    assert!(shown.contains("comment other\n") && shown.contains("\nb0 count 2 size "), "{shown}");
+    place.ok(&["t0queue", "-a", &job]);
+    assert_eq!(place.ok(&["t0queue", "-l"]), job);
+    assert_eq!(place.ok(&["t0queue"]), job);
+    assert_eq!(place.ok(&["t0p", "queue", "-d", "d0", "-q", "night"]), "");
+    assert_eq!(place.code(&["t0queue", "-d", "none"]), 1);
+    assert_eq!(place.ok(&["t0job", "-l"]), format!("r w {job}"));
+    let clone = place.ok(&["t0job", "--clone", &format!("/any/where/{job}")]);
+    assert_ne!(clone, job);
+    assert_eq!(place.ok(&["t0queue"]), "");
+    place.ok(&["t0job", "--revoke", &clone]);
+    place.ok(&["t0job", "--redo", &clone]);
+    place.ok(&["t0queue", "-a", &clone]);
+    assert_eq!(place.ok(&["t0queue"]), clone);
+    assert_eq!(place.ok(&["t0job", "--tail", &clone]), "");
+    // What makes no sense.
+    for line in [
+        &["t0job"][..],
+        &["t0job", "-c", "word"],
+        &["t0job", "-p", "novalue", &job],
+        &["t0job", "-a"],
+        &["t0job", "-c", "-l"],
+        &["t0job", "--revoke", "no-job"],
+        &["t0queue", "-a"],
+        &["t0queue", "job"],
+    ] {
+        assert_eq!(place.code(line), 2, "{line:?}");
+    }
+    // The same program by its own name.
+    let output =
+        Command::new(RAIDTAPE).args(["t0p", "queue"]).env("T0P_ROOT", &root).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), clone);
+}
+
+#[test]
+fn tapes_are_listed_and_moved_and_files_found() {
+    let place = Place::new();
+    place.ok(&["t0p", "init"]);
+    for label in ["T0", "T 1"] {
+        place.spool().add_tape(&Label::new(label).unwrap()).unwrap();
+    }
+    place.spool().set_in_pool(b"full", b"T0", true).unwrap();
+    assert_eq!(place.ok(&["t0tapes"]), "offline T 1\noffline T0");
+    place.ok(&["t0move", "offsite", "T0"]);
+    assert_eq!(place.ok(&["t0tapes", "--pool", "full", "-v"]), "offsite T0\n  files 0");
+    place.ok(&["t0move", "onsite", "T0", "T 1"]);
+    assert_eq!(place.code(&["t0move", "offsite", "T0", "none"]), 1);
+    assert_eq!(place.ok(&["t0tapes", "--pool", "full"]), "offline T0", "all or none");
+    let job = place.ok(&["t0job", "-c"]);
+    let dir = place.base.join("spool/job").join(&job);
+    let log =
+        "T T 1 filenum 4 position 9\nB 3 begin 1 files 3\nF 512 /home/a/x.txt\nF 600 /home/b\n";
+    fs::write(dir.join("log"), log).unwrap();
+    let line = |position: u32, path: &str| format!("T 1 4 {position} {job}/3 {path}");
+    assert_eq!(place.ok(&["t0find", "/home/b"]), line(600, "/home/b"));
+    assert_eq!(place.ok(&["t0find", "/home/*.txt"]), line(512, "/home/a/x.txt"));
+    assert_eq!(place.feed(&["t0find", "/home"], ""), (1, String::new()));
+    assert_eq!(place.code(&["t0find", "/home/[x"]), 2);
+}
