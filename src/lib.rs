@@ -31,6 +31,7 @@ pub mod copies;
 pub mod validate;
 pub mod repair;
 pub mod rebuild;
+pub mod tape;
 pub mod job;
 pub mod fs;
 pub mod cli;

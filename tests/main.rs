@@ -113,6 +113,12 @@ mod shell;
 mod simulated;
 /// Backups of what comes through a pipe.
 mod streams;
+/// Tape drives: images, and real ones in a machine of their own.
+mod tape_drive;
+/// Tape drives that fail.
+mod tape_faults;
+/// Tape images: a model, crashes, those of others.
+mod tape_image;
 /// Rules of the house, checked on the sources.
 mod tidy;
 /// What a validation looks at, finds and remembers.
