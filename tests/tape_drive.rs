@@ -439,7 +439,8 @@ fn errors_of_a_write() {
 fn errors_of_a_read() {
     let mut drive = open_tape(Access::Read);
     drive.rewind().unwrap();
-    let mut buffer = vec![0; BLOCK];
+    // More than the adapter moves at once.
+    let mut buffer = vec![0; 8 << 20];
     assert_eq!(drive.read(&mut buffer).unwrap(), Read::Block(BLOCK));
     vtl("fault 0 08 0 1 3 11 00");
     assert_eq!(drive.read(&mut buffer).unwrap_err().kind(), ErrorKind::Io);

@@ -60,7 +60,9 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_or_refused(bytes: Vec<u8>, words in prop::collection::vec(word(), 0..12)) {
+    fn any_bytes_are_read_or_refused(
+        bytes: Vec<u8>, words in prop::collection::vec(word(), 0..12)
+    ) {
         let dir = scratch();
         let path = dir.path().join("a.tap");
         let all: Vec<u8> = words.iter().flat_map(|it| it.to_le_bytes()).collect();
@@ -339,6 +341,34 @@ fn a_drive_may_be_empty() {
     assert!(!drive.state().unwrap().online);
     assert!(fs::symlink_metadata(bay.join("loaded")).is_err());
     assert_eq!(rest(&mut *open(&image)), [Some(b"x".to_vec()), None]);
+}
+
+#[test]
+fn places_on_a_long_tape_are_found() {
+    let dir = scratch();
+    let path = blank(&dir, &Medium::default());
+    let mut drive = open(&path);
+    // More than are remembered.
+    let count = 150_000u32;
+    for number in 0..count {
+        assert_eq!(drive.write(&number.to_le_bytes()).unwrap(), Wrote::Whole);
+        if number % 9_999 == 9_998 {
+            assert_eq!(drive.write_filemarks(1).unwrap(), Wrote::Whole);
+        }
+    }
+    drive.close().unwrap();
+    let mut drive = open(&path);
+    let mut buffer = [0; 4];
+    for wanted in [140_009u32, 3, 9_997, 80_000, 80_001, 12_345, 149_000] {
+        assert_eq!(drive.locate(wanted.into()).unwrap(), Moved::There);
+        assert_eq!(drive.state().unwrap().file, Some(u64::from(wanted / 10_000)));
+        assert_eq!(drive.read(&mut buffer).unwrap(), Read::Block(4));
+        assert_eq!(u32::from_le_bytes(buffer), wanted - wanted / 10_000);
+    }
+    assert_eq!(drive.space_files(-3).unwrap(), Moved::There);
+    assert_eq!(drive.position().unwrap(), 110_000);
+    drive.to_end_of_data().unwrap();
+    assert_eq!(drive.position().unwrap(), u64::from(count + count / 9_999 + 1));
 }
 
 #[test]

@@ -183,7 +183,6 @@ struct Cart {
     early: u64,    // distance of the early warning from the end
     protect: bool,
     worm: bool,
-    loads: u64,
 }
 impl Cart {
     fn create(path: &Path, mib: u64, worm: bool) -> std::io::Result<()> {
@@ -201,8 +200,6 @@ impl Cart {
             return Err(std::io::Error::other("not a cartridge"));
         }
         let capacity = u64::from_le_bytes(h[8..16].try_into().unwrap());
-        let loads = u64::from_le_bytes(h[24..32].try_into().unwrap()) + 1;
-        file.write_all_at(&loads.to_le_bytes(), 24)?;
         let mut c = Cart {
             barcode: path.file_name().unwrap().to_string_lossy().into_owned(),
             recs: Vec::new(),
@@ -212,7 +209,6 @@ impl Cart {
             early: (capacity / 32).clamp(1 << 20, 256 << 20).min(capacity / 2),
             protect: h[16] & 1 != 0,
             worm: h[16] & 2 != 0,
-            loads,
             file,
         };
         let size = c.file.metadata()?.len();

@@ -4,8 +4,8 @@
 //! another one is emptied first, to the place where that came from.
 //!
 //! A library is moved by the program `mtx`. Nothing of what it prints is trusted to be short or of
-//! the form that is known. Before a tape is taken out of a real drive, [`Drive::unload`] should have
-//! rewound it: many libraries refuse otherwise.
+//! the form that is known. Before a tape is taken out of a real drive, [`Drive::unload`] should
+//! have rewound it: many libraries refuse otherwise.
 //!
 //! [`Drive::unload`]: super::drive::Drive::unload
 

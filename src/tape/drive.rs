@@ -7,8 +7,8 @@
 //! A position is the number of blocks and filemarks before it. Each drive counts along, and after
 //! any error compares its own count with what the device says. If they differ, or the device cannot
 //! be asked, the place is lost: nothing is read or written until [`Drive::rewind`],
-//! [`Drive::locate`] or [`Drive::to_end_of_data`] has found one again. A drive that was reset stands
-//! at the beginning of the tape without a word, and the next write would take everything from it.
+//! [`Drive::locate`] or [`Drive::to_end_of_data`] has found one again. A drive that was reset is at
+//! the beginning of the tape without a word, and the next write would take everything from it.
 //! After an error whoever writes should also read the label again: it may be another tape.
 //!
 //! What is written is safe after a filemark, and only then. Blocks that have none behind them get
@@ -142,7 +142,7 @@ pub trait Drive: Send {
     /// Rewinds the tape and gives it out.
     fn unload(&mut self) -> Result<()>;
 
-    /// Closes the drive, which stays where it is. Only dropped, it is closed too, but nobody hears
-    /// whether what was written last is safe.
+    /// Closes the drive. Only dropped, it is closed too, but nobody hears whether what was written
+    /// last is safe. Where it stands when it is opened again differs: go somewhere first.
     fn close(self: Box<Self>) -> Result<()>;
 }

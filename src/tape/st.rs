@@ -26,6 +26,8 @@ use crate::sys::{c, quoted};
 /// What begins at a multiple of this goes to the drive without being copied by the kernel, and so
 /// its error comes with it and not with the next one.
 const PAGE: usize = 4096;
+/// What every drive and adapter moves at once.
+const TRANSFER_MIN: usize = 64 << 10;
 /// Most filemarks at once.
 const FILEMARKS_MAX: u32 = 1000;
 
@@ -45,6 +47,8 @@ pub struct St {
     is_unmarked: bool,
     /// The end was said to be near.
     is_warned: bool,
+    /// Bytes that the drive and its adapter move at once, as far as was found out.
+    transfer_max: usize,
     /// Blocks that do not begin at a page.
     aligned: Vec<u8>,
 }
@@ -63,6 +67,7 @@ impl St {
             is_at_end: false,
             is_unmarked: false,
             is_warned: false,
+            transfer_max: usize::MAX,
             aligned: Vec::new(),
         };
         // Opening an empty drive takes two minutes otherwise.
@@ -147,7 +152,7 @@ impl St {
 
     /// Has `st` forget that it was writing, so that it puts no filemark of its own anywhere.
     fn disarm(&self) {
-        // It is for what this does in passing; the door is not locked. What it says does not matter.
+        // It is for what this does in passing. The door is not locked; what it says is no matter.
         let _ = self.operate(Op::Unlock, 0);
     }
 
@@ -326,15 +331,12 @@ impl Drive for St {
         if self.is_at_end {
             return Ok(Read::EndOfData);
         }
-        let buffer = match self.block_size {
-            BlockSize::Variable => buffer,
-            BlockSize::Fixed(bytes) => buffer
-                .get_mut(..usize::try_from(bytes).unwrap_or(usize::MAX))
-                .ok_or_else(|| Error::usage(format!("a buffer for a block of {bytes} bytes")))?,
+        let len = match self.block_size {
+            BlockSize::Variable => buffer.len().min(self.transfer_max),
+            BlockSize::Fixed(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
         };
-        if buffer.is_empty() {
-            return Err(Error::usage("a buffer of 0 bytes"));
-        }
+        let buffer = buffer.get_mut(..len).filter(|it| !it.is_empty());
+        let buffer = buffer.ok_or_else(|| Error::usage("the buffer is too small for any block"))?;
         let Some(file) = &mut self.file else { return Err(self.no_tape()) };
         match file.read(buffer) {
             Ok(0) => {
@@ -354,6 +356,16 @@ impl Drive for St {
                 self.verify(at + 1)?;
                 self.expected = Some(at + 1);
                 Ok(Read::TooLong)
+            }
+            // A buffer that is longer than what can be moved at once. No block on this tape is.
+            Err(e)
+                if matches!(e.raw_os_error(), Some(c::EBUSY | c::EINVAL | c::EOVERFLOW))
+                    && self.block_size == BlockSize::Variable
+                    && len > TRANSFER_MIN =>
+            {
+                self.verify(at)?;
+                self.transfer_max = (len / 2).max(TRANSFER_MIN);
+                self.read(buffer)
             }
             Err(e) => {
                 let error = self.failed(format!("reading at position {at}"), e);

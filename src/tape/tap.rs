@@ -264,3 +264,47 @@ impl Default for Index {
         Index::new()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(position: u64) -> Place {
+        Place { position, files: position / 10, offset: position * 100 }
+    }
+
+    #[test]
+    fn known_places_are_few_and_near() {
+        let mut index = Index::new();
+        assert_eq!(index.last(|_| true), Place::default());
+        let count = Index::PLACES_MAX as u64 * 5;
+        for position in 1..=count {
+            index.note(place(position));
+            assert!(index.places.len() <= Index::PLACES_MAX);
+        }
+        for wanted in [0, 1, 7, 8, 100, count / 2, count - 1, count] {
+            let found = index.last(|it| it.position <= wanted);
+            assert_eq!(found, place(wanted / 8 * 8));
+            let found = index.last(|it| it.files < wanted / 10);
+            assert!(found.position <= wanted && wanted - found.position < 10 + 16);
+        }
+        // What is passed again is known already.
+        let before = index.places.len();
+        index.note(place(800));
+        assert_eq!(index.places.len(), before);
+        index.cut(805);
+        assert_eq!(index.last(|_| true), place(800));
+        index.note(place(808));
+        assert_eq!(index.last(|_| true), place(808));
+    }
+
+    #[test]
+    fn lengths_are_even_and_told_twice() {
+        assert_eq!((block_bytes(1), block_bytes(2), block_bytes(3)), (10, 10, 12));
+        for len in [1u32, 2, 0x0012_3457] {
+            let (tail, count) = block_tail(len);
+            assert_eq!(block_bytes(len.into()), 4 + u64::from(len) + count as u64);
+            assert_eq!(tail[count - 4..count], len.to_le_bytes());
+        }
+    }
+}

@@ -72,8 +72,8 @@ impl FaultDrive {
         (Box::new(drive), counter)
     }
 
-    /// Counts an operation. What it meets, if anything.
-    fn ask(&mut self, is_write: bool) -> Result<Option<Why>> {
+    /// Counts an operation. What it meets, if anything, and if it is refused for that.
+    fn ask(&mut self, is_refused: fn(Why) -> bool) -> Result<Option<Why>> {
         let mut told = self.counter.0.lock();
         told.operations += 1;
         let now = told.operations;
@@ -82,24 +82,22 @@ impl FaultDrive {
         if self.stopped.is_some() {
             return Err(stop());
         }
-        let Some(plan) = self.plan.as_ref().filter(due) else { return Ok(None) };
-        match plan.trouble {
-            Trouble::Refused(_) if !is_write => return Ok(None),
-            Trouble::Refused(why) => {
-                told.hits += 1;
-                return Ok(Some(why));
-            }
-            Trouble::Medium => {
-                told.hits += 1;
-                Err(Error::new(ErrorKind::Io, "an injected error of the medium"))
-            }
+        let Some(trouble) = self.plan.as_ref().filter(due).map(|it| it.trouble) else {
+            return Ok(None);
+        };
+        if matches!(trouble, Trouble::Refused(why) if !is_refused(why)) {
+            return Ok(None);
+        }
+        told.hits += 1;
+        drop(told);
+        match trouble {
+            Trouble::Refused(why) => Ok(Some(why)),
+            Trouble::Medium => Err(Error::new(ErrorKind::Io, "an injected error of the medium")),
             Trouble::Reset => {
-                told.hits += 1;
                 self.is_lost = true;
                 Err(Error::new(ErrorKind::Io, "an injected reset: the drive has lost its place"))
             }
             Trouble::Stop => {
-                told.hits += 1;
                 self.stopped = Some(fs::read(&self.path).unwrap());
                 Err(stop())
             }
@@ -139,13 +137,13 @@ impl Drive for FaultDrive {
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<Read> {
         self.placed()?;
-        self.ask(false)?;
+        self.ask(|_| false)?;
         self.inner().read(buffer)
     }
 
     fn write(&mut self, block: &[u8]) -> Result<Wrote> {
         self.placed()?;
-        match self.ask(true)? {
+        match self.ask(|_| true)? {
             Some(why) => Ok(Wrote::NotWritten(why)),
             None => self.inner().write(block),
         }
@@ -153,10 +151,10 @@ impl Drive for FaultDrive {
 
     fn write_filemarks(&mut self, count: u32) -> Result<Wrote> {
         self.placed()?;
-        match self.ask(true)? {
-            // There is room for those.
-            Some(Why::EarlyWarning) | None => self.inner().write_filemarks(count),
+        // There is room for those when the end is near.
+        match self.ask(|it| it != Why::EarlyWarning)? {
             Some(why) => Ok(Wrote::NotWritten(why)),
+            None => self.inner().write_filemarks(count),
         }
     }
 
@@ -166,36 +164,36 @@ impl Drive for FaultDrive {
     }
 
     fn locate(&mut self, position: u64) -> Result<Moved> {
-        self.ask(false)?;
+        self.ask(|_| false)?;
         self.is_lost = false;
         self.inner().locate(position)
     }
 
     fn rewind(&mut self) -> Result<()> {
-        self.ask(false)?;
+        self.ask(|_| false)?;
         self.is_lost = false;
         self.inner().rewind()
     }
 
     fn to_end_of_data(&mut self) -> Result<()> {
-        self.ask(false)?;
+        self.ask(|_| false)?;
         self.is_lost = false;
         self.inner().to_end_of_data()
     }
 
     fn space_files(&mut self, count: i64) -> Result<Moved> {
         self.placed()?;
-        self.ask(false)?;
+        self.ask(|_| false)?;
         self.inner().space_files(count)
     }
 
     fn unload(&mut self) -> Result<()> {
-        self.ask(false)?;
+        self.ask(|_| false)?;
         self.inner().unload()
     }
 
     fn close(mut self: Box<Self>) -> Result<()> {
-        let asked = self.ask(false);
+        let asked = self.ask(|_| false);
         if self.stopped.is_some() {
             return asked.map(|_| ());
         }
