@@ -11,6 +11,8 @@ use raidtape::tape::image::Image;
 use raidtape::tape::medium::Medium;
 use tempfile::TempDir;
 
+use crate::common::Sandbox;
+use crate::common::disk::Disk;
 use crate::common::tape::{Model, Stand, blank, open_image as open, rest, scratch, steps};
 
 /// What is found after a crash now: a copy of the file, cut and filled up with zeros behind what
@@ -341,6 +343,35 @@ fn a_drive_may_be_empty() {
     assert!(!drive.state().unwrap().online);
     assert!(fs::symlink_metadata(bay.join("loaded")).is_err());
     assert_eq!(rest(&mut *open(&image)), [Some(b"x".to_vec()), None]);
+}
+
+#[test]
+fn a_full_disk_is_the_end_of_the_tape() {
+    let sandbox = Sandbox::bare();
+    let disk = Disk::ext4(&sandbox, "small", 8);
+    let path = disk.point.join("a.tap");
+    Image::create(&path, &Medium::default()).unwrap();
+    let mut drive = open(&path);
+    let block = vec![1; 1 << 18];
+    let mut count = 0;
+    while drive.write(&block).unwrap() == Wrote::Whole {
+        count += 1;
+    }
+    assert!(count > 10, "{count}");
+    // That was the warning. What closes an archive has room, another large block has not.
+    assert_eq!(drive.write(&block).unwrap(), Wrote::NotWritten(Why::Physical));
+    assert_eq!(drive.position().unwrap(), count);
+    assert_eq!(drive.write(b"the end").unwrap(), Wrote::Whole);
+    assert_eq!(drive.write_filemarks(1).unwrap(), Wrote::Whole);
+    drive.close().unwrap();
+    let mut drive = open(&path);
+    drive.to_end_of_data().unwrap();
+    assert_eq!(drive.position().unwrap(), count + 2);
+    // What is removed makes room.
+    assert_eq!(drive.locate(2).unwrap(), Moved::There);
+    assert_eq!(drive.write(&block).unwrap(), Wrote::Whole);
+    drive.rewind().unwrap();
+    assert_eq!(rest(&mut *drive).len(), 4);
 }
 
 #[test]

@@ -61,8 +61,8 @@ pub enum Wrote {
 /// Why nothing was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// The end is near. This is said once, and what is tried after it is written as long as there
-    /// is room: that is for what closes an archive.
+    /// The end is near. This is said once until the drive is moved, and what is tried after it is
+    /// written as long as there is room: that is for what closes an archive.
     EarlyWarning,
     /// There is no room left. Usually told after a warning, but not always.
     Physical,

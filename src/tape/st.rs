@@ -401,13 +401,13 @@ impl Drive for St {
         if let Some(why) = self.refusal()? {
             return Ok(Wrote::NotWritten(why));
         }
-        self.is_at_end = false;
         let mut is_tried = false;
         loop {
             match self.put(block) {
                 Ok(len) if len == block.len() => {
                     self.expected = Some(at + 1);
                     self.is_unmarked = true;
+                    self.is_at_end = true;
                     return Ok(Wrote::Whole);
                 }
                 Ok(len) => {
@@ -460,7 +460,7 @@ impl Drive for St {
                 self.expected = Some(at + u64::from(count));
                 if count > 0 {
                     self.is_unmarked = false;
-                    self.is_at_end = false;
+                    self.is_at_end = true;
                 }
                 Ok(Wrote::Whole)
             }
