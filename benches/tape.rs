@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use raidtape::tape::drive::{Access, Drive, Read, Wrote};
+use raidtape::tape::drive::{Access, Read, Wrote};
 use raidtape::tape::image::Image;
 use raidtape::tape::medium::Medium;
 
@@ -79,10 +79,13 @@ impl Place {
     }
 
     fn ours(&self, is_write: bool) {
-        let mut buffer = vec![0; BLOCK];
+        // As that of `dd`, which a device can take as it is.
+        let mut memory = vec![0; BLOCK + 4096];
+        let start = memory.as_ptr().align_offset(4096);
+        let buffer = &mut memory[start..start + BLOCK];
         if !is_write {
             let mut drive = raidtape::tape::open(&self.drive, Access::Read).unwrap();
-            while matches!(drive.read(&mut buffer).unwrap(), Read::Block(_)) {}
+            while matches!(drive.read(buffer).unwrap(), Read::Block(_)) {}
             return drive.close().unwrap();
         }
         if !self.is_device {
@@ -93,7 +96,7 @@ impl Place {
         let mut source = File::open(&self.source).unwrap();
         let mut drive = raidtape::tape::open(&self.drive, Access::Write).unwrap();
         loop {
-            let len = source.read(&mut buffer).unwrap();
+            let len = source.read(buffer).unwrap();
             if len == 0 {
                 break;
             }

@@ -1,7 +1,7 @@
 //! Tape drives as the kernel's `st` driver has them, and the calls that tape images need.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Read};
+use std::io::{self, IoSlice, IoSliceMut, Read};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -223,6 +223,26 @@ pub fn write_all_at(file: &File, pieces: &mut [IoSlice<'_>], offset: u64) -> io:
         }
     }
     Ok(())
+}
+
+/// Fills all of `pieces` from `offset` on, one after another, up to the end of the file; gives how
+/// many bytes that were.
+pub fn read_at(file: &File, pieces: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+    let mut left = pieces;
+    let mut done = 0;
+    IoSliceMut::advance_slices(&mut left, 0);
+    while !left.is_empty() {
+        match rustix::io::preadv(file, left, offset + done as u64) {
+            Ok(0) => break,
+            Ok(count) => {
+                done += count;
+                IoSliceMut::advance_slices(&mut left, count);
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(done)
 }
 
 /// Reads a file that is not meant to be long. One that is longer than `max` bytes is refused.

@@ -44,6 +44,8 @@ struct Tape {
     here: Place,
     is_at_end: bool,
     index: Index,
+    /// What begins at a byte, where it was read together with what is before.
+    ahead: Option<(u64, u32)>,
     /// Where there is, instead of this word, a mark that the tape ends.
     pending: Option<(u64, u32)>,
     /// Where the disk has a mark that the tape ends.
@@ -238,6 +240,7 @@ impl Tape {
             here: Place::default(),
             is_at_end: false,
             index: Index::new(),
+            ahead: None,
             pending: None,
             ends_at: None,
             is_unmarked: false,
@@ -289,6 +292,16 @@ impl Tape {
 
     fn read(&mut self, buffer: &mut [u8], size: BlockSize) -> Result<Read> {
         let position = self.here.position;
+        if size == BlockSize::Variable {
+            let at = self.here.offset;
+            let word = self.ahead.take().filter(|it| it.0 == at).map(|it| it.1);
+            if let Some(it) = tap::read_swiftly(&self.file, self.size, at, word, buffer)? {
+                self.ahead = it.ahead.map(|word| (it.end, word));
+                self.here = Place { position: position + 1, offset: it.end, ..self.here };
+                self.index.note(self.here);
+                return Ok(Read::Block(it.len as usize));
+            }
+        }
         let object = tap::next(&self.file, self.size, self.here.offset)?;
         let place = self.here.behind(&object);
         let read = match object.kind {
@@ -426,6 +439,7 @@ impl Tape {
     /// if the disk is full: then nothing has changed.
     fn append(&mut self, word: u32, rest: &[&[u8]]) -> Result<bool> {
         let at = self.here.offset;
+        self.ahead = None;
         let failed = |e| Error::io(format!("writing at byte {at}"), e);
         if self.pending.is_none() && self.ends_at != Some(at) {
             // Not before this is on the disk may anything follow it: a crash can leave zeros in

@@ -1,7 +1,8 @@
-//! Tape: the drives that are written to and read from.
+//! Tape: labels, archives, the spool of jobs and batches, and the drives that they are written to.
 //!
-//! Every format is in [`format`]; whatever comes from a tape is read within limits, and is an error
-//! when it is not as it should be.
+//! A tape is a label, then one cpio archive a batch, each closed by a filemark. The spool says what
+//! is to be written and what has been. Every format is in [`format`]; whatever comes from a tape
+//! or from the spool is read within limits, and is an error when it is not as it should be.
 
 pub mod changer;
 pub mod drive;

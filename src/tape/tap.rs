@@ -5,10 +5,11 @@
 //! claims.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// A filemark.
 pub const FILEMARK: u32 = 0;
@@ -145,6 +146,55 @@ pub fn next(file: &File, size: u64, offset: u64) -> Result<Object> {
             }
         }
     }
+}
+
+/// A block that was read in one go.
+pub struct Swift {
+    /// Bytes.
+    pub len: u32,
+    /// Where the next object begins.
+    pub end: u64,
+    /// What it begins with, if it is in the file.
+    pub ahead: Option<u32>,
+}
+
+/// Reads the block at `offset`, together with what follows it, if there is an ordinary one that
+/// fits into `buffer`. `word` is its length, if that was read before. Everything else is for
+/// [`next`].
+pub fn read_swiftly(
+    file: &File,
+    size: u64,
+    offset: u64,
+    word: Option<u32>,
+    buffer: &mut [u8],
+) -> Result<Option<Swift>> {
+    if size.saturating_sub(offset) < WORD {
+        return Ok(None);
+    }
+    let word = word.map_or_else(|| word_at(file, offset), Ok)?;
+    let Word::Block { len, is_bad: false } = parse(word) else { return Ok(None) };
+    let end = offset + block_bytes(len.into());
+    let part = usize::try_from(len).ok().and_then(|it| buffer.get_mut(..it));
+    let Some(part) = part.filter(|_| end <= size) else { return Ok(None) };
+    let wanted = part.len();
+    // A padding byte, the length, and what the next object begins with.
+    let mut behind = [0; 9];
+    let (pad, tail) = behind.split_at_mut(wanted % 2);
+    let tail = tail.get_mut(..8).unwrap_or_default();
+    let mut pieces = [IoSliceMut::new(part), IoSliceMut::new(pad), IoSliceMut::new(tail)];
+    let done = sys::tape::read_at(file, &mut pieces, offset + WORD)
+        .map_err(|e| Error::io(format!("reading at byte {offset}"), e))?;
+    // What is shorter or has another length behind it is told in words by the other way.
+    let left = done.checked_sub(wanted + pad.len());
+    let (Some(4..), Some((own, next))) = (left, tail.split_first_chunk::<4>()) else {
+        return Ok(None);
+    };
+    if u32::from_le_bytes(*own) != word {
+        return Ok(None);
+    }
+    let next = next.first_chunk::<4>().filter(|_| left == Some(8));
+    let ahead = next.filter(|_| end + WORD <= size).map(|it| u32::from_le_bytes(*it));
+    Ok(Some(Swift { len, end, ahead }))
 }
 
 /// Where the block ends that begins at `at`. Both of its lengths are there and the same.
