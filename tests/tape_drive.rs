@@ -487,7 +487,8 @@ fn errors_of_a_motion() {
 /// After a reset the drive is at the beginning, and nobody writes there: not the program that goes
 /// on, nor the one that closes or rewinds.
 fn reset_while_writing() {
-    let endings: [(&str, fn(Box<dyn Drive>)); 4] = [
+    type End = fn(Box<dyn Drive>);
+    let endings: [(&str, End); 4] = [
         ("closed", |it| assert_eq!(it.close().unwrap_err().kind(), ErrorKind::Io)),
         ("dropped", drop),
         ("rewound", |mut it| it.rewind().unwrap()),
