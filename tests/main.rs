@@ -121,6 +121,12 @@ mod tape_formats;
 mod tape_spool;
 /// The commands of t0p.
 mod tape_verbs;
+/// Tape drives: images, and real ones in a machine of their own.
+mod tape_drive;
+/// Tape drives that fail.
+mod tape_faults;
+/// Tape images: a model, crashes, those of others.
+mod tape_image;
 /// Rules of the house, checked on the sources.
 mod tidy;
 /// What a validation looks at, finds and remembers.

@@ -12,8 +12,11 @@ use raidtape::catalog::{Checking, Reader, RunId, extent, history, meta_read};
 use raidtape::chunk::HashAlgo;
 use raidtape::chunk::frame::{Codec, Frame, get_frames};
 use raidtape::entry::Extra;
+use raidtape::error::ErrorKind;
 use raidtape::job::grammar::{self, Site, VERBS};
 use raidtape::tape::cpio::{Added, Archive, Format, Reader as CpioReader};
+use raidtape::tape::drive::{Access, Drive, Moved, Read};
+use raidtape::tape::image::Image;
 use raidtape::tape::label::{FirstBlock, LABEL_BYTES, Label};
 use raidtape::tape::spool::batch::Batch;
 use raidtape::tape::spool::job::JobFile;
@@ -39,6 +42,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("manifest", manifest),
     ("meta", meta),
     ("receipt", receipt),
+    ("tap", tap),
     ("volume-index", volume_index),
     ("volume-manifest", volume_manifest),
 ];
@@ -279,6 +283,47 @@ fn manifest(data: &[u8]) {
         // As whoever builds a catalog does at the first error.
         if !(is_taken && is_ended) {
             building.run = RUNS_MAX.min(building.run + 10);
+        }
+    });
+}
+
+/// A tape image: read from its beginning, and again by way of what is known of it then.
+fn tap(data: &[u8]) {
+    thread_local! {
+        static PLACE: (tempfile::TempDir, PathBuf) = {
+            let dir = tempfile::Builder::new().prefix("raidtape-fuzz-").tempdir_in("/dev/shm");
+            let dir = dir.unwrap();
+            let path = dir.path().join("a.tap");
+            (dir, path)
+        };
+    }
+    PLACE.with(|(_, path)| {
+        std::fs::write(path, data).unwrap();
+        let mut drive = Image::open(path, Access::Write).unwrap();
+        let mut buffer = vec![0; data.len()];
+        let mut marks = 0;
+        let end = loop {
+            match drive.read(&mut buffer) {
+                Ok(Read::EndOfData) => break true,
+                Ok(Read::Filemark) => marks += 1,
+                Ok(Read::TooLong) => panic!("a block that is longer than the image"),
+                Ok(Read::Block(len)) => assert!(len <= data.len()),
+                // One that is marked as bad is passed.
+                Err(e) if e.kind() == ErrorKind::Io => {}
+                Err(_) => break false,
+            }
+        };
+        let position = drive.position().unwrap();
+        assert_eq!(drive.state().unwrap().file, Some(marks));
+        assert_eq!(drive.locate(position / 2).unwrap(), Moved::There);
+        if end {
+            drive.to_end_of_data().unwrap();
+            assert_eq!(drive.position().unwrap(), position);
+            assert_eq!(drive.space_files(1).unwrap(), Moved::EndOfData);
+            drive.space_files(-1).unwrap();
+        } else {
+            drive.to_end_of_data().unwrap_err();
+            drive.locate(position + 1).unwrap_err();
         }
     });
 }

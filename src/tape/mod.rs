@@ -4,9 +4,31 @@
 //! is to be written and what has been. Every format is in [`format`]; whatever comes from a tape
 //! or from the spool is read within limits, and is an error when it is not as it should be.
 
+pub mod changer;
 pub mod cpio;
+pub mod drive;
+pub mod image;
 pub mod label;
+pub mod medium;
 pub mod spool;
+pub mod st;
+pub mod tap;
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::sys::{self, c, quoted};
+use drive::{Access, Drive};
 
 #[doc = include_str!("FORMAT.md")]
 pub mod format {}
+
+/// Opens the drive at a path: a device of the kernel, a tape image, or a directory whose link
+/// `loaded` names one.
+pub fn open(path: &Path, access: Access) -> Result<Box<dyn Drive>> {
+    let failed = |e| Error::io(format!("looking at the drive {}", quoted(path)), e);
+    match sys::stat(path).map_err(failed)?.mode & c::S_IFMT {
+        c::S_IFCHR => Ok(Box::new(st::St::open(path, access)?)),
+        _ => Ok(Box::new(image::Image::open(path, access)?)),
+    }
+}

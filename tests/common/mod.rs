@@ -5,11 +5,13 @@
 
 pub mod data;
 pub mod disk;
+pub mod faultdrive;
 pub mod faultfs;
 pub mod mirror;
 pub mod mount;
 pub mod program;
 pub mod simstore;
+pub mod tape;
 pub mod torture;
 pub mod tree;
 pub mod world;
