@@ -189,7 +189,8 @@ pub fn to_json(report: &Report) -> Value {
         "unjudged": report.unjudged,
         "strangers": report.strangers.items.iter().map(stranger_json).collect::<Value>(),
         "stranger_count": report.strangers.count,
-        "foreign_copies": report.foreign_copies.items.iter().map(|it| path_json(it)).collect::<Value>(),
+        "foreign_copies":
+            report.foreign_copies.items.iter().map(|it| path_json(it)).collect::<Value>(),
         "foreign_copy_count": report.foreign_copies.count,
         "catalog_checked": report.catalog_checked.map(show::time_json),
         "waste": report.waste.items.iter().map(|it| waste_json(&it.0, it.1)).collect::<Value>(),
