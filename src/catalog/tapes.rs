@@ -602,7 +602,11 @@ mod tests {
         drop(noting);
         let members = |tapes: &Tapes| {
             let mut all = Vec::new();
-            tapes.members((b"T0", 1), &mut |it| Ok(all.push(it))).unwrap();
+            let mut each = |it| {
+                all.push(it);
+                Ok(())
+            };
+            tapes.members((b"T0", 1), &mut each).unwrap();
             all
         };
         assert_eq!(members(&tapes), [block(1, 1), block(2, 2)]);
