@@ -22,7 +22,7 @@ use super::node::Node;
 use super::spare::Disk;
 use crate::catalog::{AttributeKind, DirId, EntryRow, Extent, Run, RunId, VersionId};
 use crate::entry::{Kind, acl};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::snapshot::{Data, FileMap, Snapshots, WholeBlock};
 use crate::sys::{self, Space, Stat, Time, c};
 
@@ -303,8 +303,11 @@ impl Tree {
         self.snapshots.read_data(&file, offset, len).map_err(|e| {
             let path = self.name_of(version);
             log::error!("reading {path}: {e}");
-            // Whatever was wrong with the store, the reader's file cannot be read.
-            Errno(c::EIO)
+            match e.kind() {
+                ErrorKind::OnTape => Errno::from(&e),
+                // Whatever was wrong with the store, the reader's file cannot be read.
+                _ => Errno(c::EIO),
+            }
         })
     }
 
