@@ -1,7 +1,7 @@
 //! Blocks that are on tape and on no disk any more: everything says so, and nothing waits.
 //!
-//! Invariant: names, metadata and what is on disk stay readable, and whoever asks for the rest hears
-//! at once which tapes have it.
+//! Invariant: names, metadata and what is on disk stay readable, and whoever asks for the rest
+//! hears at once which tapes have it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
