@@ -117,6 +117,8 @@ mod simulated;
 mod streams;
 /// Archives for tape, and the other programs that read and write them.
 mod tape_formats;
+/// Tapes, known by their first block.
+mod tape_loaded;
 /// The spool of tape jobs: its files, and what crashes leave of them.
 mod tape_spool;
 /// The commands of t0p.

@@ -9,6 +9,7 @@ pub mod cpio;
 pub mod drive;
 pub mod image;
 pub mod label;
+pub mod loaded;
 pub mod medium;
 pub mod spool;
 pub mod st;
