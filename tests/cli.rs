@@ -274,9 +274,14 @@ fn long_backup(sandbox: &Sandbox) -> std::process::Child {
 fn a_second_backup_is_refused_while_one_runs() {
     let sandbox = small_store();
     let child = long_backup(&sandbox);
-    let ran = sandbox.run(args!["backup", &sandbox.source]).code(11);
+    // It stands still for as long as the other one waits.
+    kill(child.id(), rustix::process::Signal::STOP);
+    let ran = sandbox.run(args!["backup", &sandbox.source]);
+    let runs = sandbox.run(["runs"]);
+    kill(child.id(), rustix::process::Signal::CONT);
+    let ran = ran.code(11);
     assert!(ran.errors().contains(&child.id().to_string()), "{}", ran.errors());
-    sandbox.ok(["runs"]);
+    runs.code(0);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(sandbox.ok(["runs", "--json"]).json().as_array().unwrap().len(), 2);

@@ -319,7 +319,11 @@ fn the_catalogs_lock_is_waited_for_and_kept() {
     lock.release();
     wait_for("the job to run", || state(&mount, job) == "running");
     wait_for("the job to back up", || mount.job(job)["phase"] == "backing up");
-    let refused = sandbox.run(["backup", sandbox.source.to_str().unwrap()]).code(11);
+    // It stands still for as long as the other one waits.
+    kill(mount.pid(), Signal::STOP);
+    let refused = sandbox.run(["backup", sandbox.source.to_str().unwrap()]);
+    kill(mount.pid(), Signal::CONT);
+    let refused = refused.code(11);
     assert!(refused.errors().contains(&format!("pid {}", mount.pid())), "{}", refused.errors());
     let said = mount.wait_for_job(job);
     assert_eq!((said["state"].as_str(), said["run"].as_u64()), (Some("done"), Some(1)));

@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io::{Read, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -24,13 +23,14 @@ use crate::chunk::frame::put_frames;
 use crate::chunk::{ChunkId, Digest};
 use crate::entry::{Extra, Kind, Metadata};
 use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::sys::lock::{LockedFile, PATIENCE, is_locked};
 use crate::sys::{self, Time, quoted};
 use crate::volume::{BlockId, Facts, Place, Status, Stored, Volume, VolumeConfig};
 
 /// The right to write a catalog and its volumes. Held by one process at a time; the kernel takes it
 /// back when the process ends, however it ends.
 pub struct WriteLock {
-    _file: File,
+    _file: LockedFile,
 }
 
 impl WriteLock {
@@ -40,45 +40,28 @@ impl WriteLock {
         let failed = |e| Error::io(format!("locking {}", quoted(&path)), e);
         let mut options = sys::private_file();
         options.read(true).write(true).create(true).truncate(false);
-        let mut file = options.open(&path).map_err(failed)?;
-        let mut is_taken = sys::try_lock(&file).map_err(failed)?;
-        // Who only asks whether somebody has it has it for a moment.
-        for _ in 0..LOOKS {
-            if is_taken {
-                break;
-            }
-            std::thread::sleep(BETWEEN_LOOKS);
-            is_taken = sys::try_lock(&file).map_err(failed)?;
-        }
-        if !is_taken {
-            let mut owner = String::new();
+        let file = options.open(&path).map_err(failed)?;
+        let Some(file) = LockedFile::within(file, PATIENCE).map_err(failed)? else {
             // Only for the message; a lock file without text is as good.
-            let _ = Read::by_ref(&mut file).take(200).read_to_string(&mut owner);
+            let owner = WriteLock::holder(catalog).unwrap_or_default();
             let message = format!(
                 "{} is being written by another process ({}): wait for it or stop it",
                 quoted(catalog),
-                crate::error::Quoted(owner.trim().as_bytes())
+                crate::error::Quoted(owner.as_bytes())
             );
             return Err(Error::new(ErrorKind::Locked, message));
-        }
+        };
         file.set_len(0).map_err(failed)?;
-        write!(file, "pid {}", std::process::id()).map_err(failed)?;
+        write!(&*file, "pid {}", std::process::id()).map_err(failed)?;
         Ok(WriteLock { _file: file })
     }
-}
 
-/// How often the lock is tried again, and how long after the last time.
-const LOOKS: u32 = 3;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
-
-impl WriteLock {
     /// Whether somebody has the lock of the catalog at `catalog`.
     pub fn is_held(catalog: &Path) -> Result<bool> {
         let path = lock_path(catalog);
         let failed = |e| Error::io(format!("opening {}", quoted(&path)), e);
         match File::open(&path) {
-            // Given back at once: whoever takes it tries more than once.
-            Ok(file) => sys::try_lock(&file).map(|it| !it).map_err(failed),
+            Ok(file) => is_locked(&file).map_err(failed),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(failed(e)),
         }

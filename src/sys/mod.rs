@@ -8,6 +8,7 @@
 pub mod at;
 pub mod flags;
 pub mod lease;
+pub mod lock;
 pub mod process;
 pub mod tape;
 pub mod target;
@@ -21,7 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 
 use crate::error::{Error, Quoted, Result};
 
@@ -272,17 +273,6 @@ impl Space {
 /// Space of the file system that holds `path`.
 pub fn space(path: &Path) -> io::Result<Space> {
     Ok(Space::of(&rustix::fs::statvfs(path)?))
-}
-
-/// Takes an exclusive lock on an open file; `false` when another process holds it.
-///
-/// The lock belongs to the open file and goes with the process, whatever ends it.
-pub fn try_lock(file: &File) -> io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
-        Err(e) => Err(e.into()),
-    }
 }
 
 /// Tells the kernel to start writing out the dirty pages of a range, without waiting for it, so

@@ -14,6 +14,7 @@ use super::drive::{Access, BlockSize, Drive, Moved, Read, State, Why, Wrote};
 use super::medium::Medium;
 use super::tap::{self, Index, Kind, Place, WORD};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::lock::{LockedFile, PATIENCE};
 use crate::sys::{self, c, quoted};
 
 /// The name, in the directory of an image drive, of the link to the image that is loaded.
@@ -36,7 +37,7 @@ pub struct Image {
 
 /// An open image.
 struct Tape {
-    file: File,
+    file: LockedFile,
     medium: Medium,
     access: Access,
     is_protected: bool,
@@ -227,12 +228,12 @@ impl Tape {
         } else {
             for_reading()?
         };
-        if !sys::try_lock(&file).map_err(failed)? {
+        let Some(file) = LockedFile::within(file, PATIENCE).map_err(failed)? else {
             let what = format!("the tape image {} is in use by another process", quoted(path));
             return Err(Error::new(ErrorKind::Locked, what));
-        }
+        };
         Ok(Tape {
-            size: sys::fstat(&file).map_err(failed)?.size,
+            size: sys::fstat(&*file).map_err(failed)?.size,
             file,
             medium,
             access,

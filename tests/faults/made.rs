@@ -15,7 +15,7 @@ use raidtape::repair;
 use raidtape::snapshot::Snapshots;
 use raidtape::validate;
 
-use super::scene::{CACHE_BYTES, Said, Scene, Verb, unlocked};
+use super::scene::{CACHE_BYTES, Said, Scene, Verb};
 
 const INDEX: &str = ".rt_volume_index";
 
@@ -31,8 +31,7 @@ impl Scene {
     /// Damages a store of which each block is to be on two volumes: a copy of a block, and both
     /// indexes. What one of them has twice a repair leaves out, so that its records move.
     pub fn damage(&self) -> Result<(), Error> {
-        let replicate =
-            || unlocked(|| copies::replicate(&self.catalog(), &Progress::default()).map(drop));
+        let replicate = || copies::replicate(&self.catalog(), &Progress::default()).map(drop);
         replicate()?;
         let (first, second) = (self.path("store/v1"), self.path("store/v2"));
         let bytes = fs::read(first.join(INDEX)).unwrap();
@@ -70,7 +69,7 @@ impl Scene {
             }
             report.bad_blocks.items.iter().map(|it| it.id).collect()
         };
-        let again = unlocked(|| repair::run(&self.catalog(), &suspects, &Progress::default()));
+        let again = repair::run(&self.catalog(), &suspects, &Progress::default());
         match again.map_err(told)? {
             it if it.worst().is_some() => Err(format!("the repair again: {it:?}")),
             _ => Ok(()),

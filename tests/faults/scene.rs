@@ -246,7 +246,7 @@ impl Scene {
             reserve_percent: 0,
             copies: 1,
         };
-        let mut writer = unlocked(|| Writer::create(&self.catalog(), &settings))?;
+        let mut writer = Writer::create(&self.catalog(), &settings)?;
         if base != Base::Catalog {
             // Not through the program, which would keep where the link leads now.
             writer.add_volume(&self.path("store/v1"), 0)?;
@@ -258,7 +258,7 @@ impl Scene {
         }
         match base {
             Base::Lacking | Base::Damaged => {
-                unlocked(|| Writer::open(&self.catalog()))?.set_copies(2)?;
+                Writer::open(&self.catalog())?.set_copies(2)?;
             }
             Base::Uncatalogued | Base::Doubtful => drop(self.back_up("two")?),
             _ => {}
@@ -274,8 +274,7 @@ impl Scene {
             comment: state.to_owned(),
             ..Options::default()
         };
-        let run = || backup::run(&self.catalog(), &options, &Progress::default());
-        let summary = unlocked(run)?;
+        let summary = backup::run(&self.catalog(), &options, &Progress::default())?;
         // Volumes may have been full; the run is whole.
         match summary.problems.iter().find(|it| it.path != b"copies") {
             Some(problem) => Err(Error::corrupt(format!("a problem: {problem}"))),
@@ -409,7 +408,7 @@ impl Scene {
         let next = self.back_up("three").or_else(|e| match e.kind() {
             // All volumes were full, or one was to be retired and the other was full.
             ErrorKind::NoSpace => {
-                let mut writer = unlocked(|| Writer::open(&self.catalog()))?;
+                let mut writer = Writer::open(&self.catalog())?;
                 writer.add_volume(&self.path("store/v3"), 0)?;
                 drop(writer);
                 self.back_up("three")
@@ -570,19 +569,6 @@ pub struct Findings {
     pub archives: BTreeMap<i64, [u8; 32]>,
     /// What `validate` and the readers had to say.
     pub problems: Vec<String>,
-}
-
-/// Tries again while a catalog seems to be locked: a program that another test is just starting has
-/// for a moment all that this process has open.
-pub fn unlocked<T>(mut work: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
-    for _ in 0..1_000 {
-        match work() {
-            Err(e) if e.kind() == ErrorKind::Locked => {}
-            result => return result,
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    work()
 }
 
 /// The files of an archive.

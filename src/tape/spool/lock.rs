@@ -9,50 +9,45 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::sys::lock::{LockedFile, PATIENCE, is_locked};
 use crate::sys::{self, quoted};
 
 /// The name of a lock file.
 const NAME: &str = ".lock";
-/// How often a lock is tried again that is held for a moment, and how long after the last time.
-const LOOKS: u32 = 3000;
-/// The same for one that is held while a tape is written: only who looks has it so briefly.
-const LOOKS_FEW: u32 = 3;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+/// How long a lock is waited for that nobody has for long.
+const LONG_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The right to work on what is in a directory.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    _file: LockedFile,
 }
 
 impl Lock {
     /// Takes the lock of a job or a drive, or says who has it.
     pub fn take(dir: &Path) -> Result<Lock> {
-        Lock::try_for(dir, LOOKS_FEW)
+        Lock::within(dir, PATIENCE)
     }
 
     /// Takes the lock of something that nobody works on for long, and waits for it, half a minute.
     pub fn wait(dir: &Path) -> Result<Lock> {
-        Lock::try_for(dir, LOOKS)
+        Lock::within(dir, LONG_PATIENCE)
     }
 
-    fn try_for(dir: &Path, looks: u32) -> Result<Lock> {
+    fn within(dir: &Path, patience: Duration) -> Result<Lock> {
         let path = dir.join(NAME);
         let failed = |e| Error::io(format!("locking {}", quoted(&path)), e);
         let mut options = sys::private_file();
         options.read(true).write(true).create(true).truncate(false);
-        let mut file = options.open(&path).map_err(failed)?;
-        for _ in 0..looks {
-            if sys::try_lock(&file).map_err(failed)? {
-                file.set_len(0).map_err(failed)?;
-                write!(file, "pid {}", std::process::id()).map_err(failed)?;
-                return Ok(Lock { _file: file });
-            }
-            std::thread::sleep(BETWEEN_LOOKS);
+        let file = options.open(&path).map_err(failed)?;
+        if let Some(file) = LockedFile::within(file, patience).map_err(failed)? {
+            file.set_len(0).map_err(failed)?;
+            write!(&*file, "pid {}", std::process::id()).map_err(failed)?;
+            return Ok(Lock { _file: file });
         }
         let mut owner = String::new();
         // Only for the message; a lock file without text is as good.
-        let _ = Read::by_ref(&mut file).take(200).read_to_string(&mut owner);
+        let _ = File::open(&path).and_then(|it| it.take(200).read_to_string(&mut owner));
         let message = format!(
             "{} is in use by another process ({}): wait for it or stop it",
             quoted(dir),
@@ -66,8 +61,7 @@ impl Lock {
         let path = dir.join(NAME);
         let failed = |e| Error::io(format!("opening {}", quoted(&path)), e);
         match File::open(&path) {
-            // Given back at once: whoever takes it tries more than once.
-            Ok(file) => sys::try_lock(&file).map(|it| !it).map_err(failed),
+            Ok(file) => is_locked(&file).map_err(failed),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
             Err(e) => Err(failed(e)),
         }
