@@ -127,6 +127,8 @@ mod tape_verbs;
 mod tape_drive;
 /// Tape drives that fail.
 mod tape_faults;
+/// Jobs that are written to tape.
+mod tape_write;
 /// Tape images: a model, crashes, those of others.
 mod tape_image;
 /// Rules of the house, checked on the sources.

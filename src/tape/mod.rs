@@ -13,7 +13,10 @@ pub mod loaded;
 pub mod medium;
 pub mod spool;
 pub mod st;
+pub mod stream;
+pub mod sums;
 pub mod tap;
+pub mod write;
 
 use std::path::Path;
 

@@ -12,6 +12,7 @@ pub mod mount;
 pub mod program;
 pub mod simstore;
 pub mod tape;
+pub mod tapeworld;
 pub mod torture;
 pub mod tree;
 pub mod world;

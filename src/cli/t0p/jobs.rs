@@ -73,7 +73,7 @@ pub struct QueueArgs {
 }
 
 /// The name of a job, which may also be given as its directory.
-fn name_of(word: &OsStr) -> Result<&str> {
+pub fn name_of(word: &OsStr) -> Result<&str> {
     let name = Path::new(word).file_name().and_then(OsStr::to_str);
     name.ok_or_else(|| Error::usage(format!("{} is no job", Quoted(word.as_bytes()))))
 }

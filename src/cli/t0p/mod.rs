@@ -5,6 +5,7 @@
 
 mod jobs;
 mod tapes;
+mod write;
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,8 @@ enum Verb {
     Tapes(tapes::TapesArgs),
     /// Note that tapes have been taken away, or brought back
     Move(tapes::MoveArgs),
+    /// Write jobs to tape
+    Write(write::WriteArgs),
 }
 
 #[derive(Args)]
@@ -121,5 +124,6 @@ fn run(verb: &Verb) -> Result<u8> {
         Verb::Find(args) => tapes::find(&spool, args),
         Verb::Tapes(args) => tapes::tapes(&spool, args),
         Verb::Move(args) => tapes::move_tapes(&spool, args),
+        Verb::Write(args) => write::write(&spool, args),
     }
 }

@@ -18,6 +18,7 @@ use super::header::{self, Header, ODC_6_MAX, ODC_11_MAX};
 use super::{NAME_BYTES_MAX, TRAILER};
 use crate::error::{Error, Result};
 use crate::sys::{self, c};
+use crate::tape::sums::{Sum, Summer};
 
 /// Owner of what belongs to somebody with a number that odc cannot hold.
 const NOBODY: u32 = 65_534;
@@ -78,12 +79,45 @@ pub struct Archive<W> {
     /// Files with several names: the number of each, and how many names are still to come.
     links: HashMap<(u64, u64), (u64, u64)>,
     buffer: Vec<u8>,
+    /// Whether contents are summed up, and the sum of the last one.
+    has_sums: bool,
+    sum: Option<Sum>,
 }
 
 impl<W: Write> Archive<W> {
     /// Begins an archive; whatever it consists of goes to `out`.
     pub fn new(out: W) -> Archive<W> {
-        Archive { out, position: 0, next_id: 1, links: HashMap::new(), buffer: Vec::new() }
+        Archive {
+            out,
+            position: 0,
+            next_id: 1,
+            links: HashMap::new(),
+            buffer: Vec::new(),
+            has_sums: false,
+            sum: None,
+        }
+    }
+
+    /// The same, and sums up every content on its way: see [`Archive::sum`].
+    pub fn with_sums(out: W) -> Archive<W> {
+        Archive { has_sums: true, ..Archive::new(out) }
+    }
+
+    /// Goes on with an archive that was cut behind a member: there its position was this, and
+    /// [`Archive::ids`] was that. Links to members before it become files of their own.
+    pub fn resume(out: W, position: u64, ids: u64) -> Archive<W> {
+        Archive { position, next_id: ids, ..Archive::new(out) }
+    }
+
+    /// The number that the next file will get.
+    pub fn ids(&self) -> u64 {
+        self.next_id
+    }
+
+    /// The sum of the content of the member that was added last, if it is whole, and a regular
+    /// file's.
+    pub fn sum(&self) -> Option<Sum> {
+        self.sum
     }
 
     /// Where the next member will begin.
@@ -95,6 +129,7 @@ impl<W: Write> Archive<W> {
     /// added without what is in them.
     pub fn add_file(&mut self, root: impl AsFd, name: &[u8]) -> Result<Added> {
         let failed = |e: &io::Error| Ok(Added::Failed { errno: header::errno(e) });
+        self.sum = None;
         if let Some(errno) = refusal(name) {
             return Ok(Added::Failed { errno });
         }
@@ -131,6 +166,7 @@ impl<W: Write> Archive<W> {
 
     /// Adds a member with this metadata and content.
     pub fn add(&mut self, header: &Header, name: &[u8], content: &mut dyn Read) -> Result<Added> {
+        self.sum = None;
         if let Some(errno) = refusal(name) {
             return Ok(Added::Failed { errno });
         }
@@ -143,8 +179,13 @@ impl<W: Write> Archive<W> {
         };
         let position = self.position;
         self.put(&bytes)?;
-        match self.copy(content, header.size)? {
-            None => Ok(Added::Whole { position, notes }),
+        let is_summed = self.has_sums && header.mode & c::S_IFMT == c::S_IFREG;
+        let mut summer = is_summed.then(Summer::default);
+        match self.copy(content, header.size, summer.as_mut())? {
+            None => {
+                self.sum = summer.map(Summer::sum);
+                Ok(Added::Whole { position, notes })
+            }
             Some(errno) => Ok(Added::Failed { errno }),
         }
     }
@@ -220,10 +261,15 @@ impl<W: Write> Archive<W> {
     }
 
     /// Copies `size` bytes; gives an error number if the content was shorter, longer or unreadable.
-    fn copy(&mut self, content: &mut dyn Read, size: u64) -> Result<Option<i32>> {
+    fn copy(
+        &mut self,
+        content: &mut dyn Read,
+        size: u64,
+        summer: Option<&mut Summer>,
+    ) -> Result<Option<i32>> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(COPY_BYTES, 0);
-        let copied = self.copy_with(&mut buffer, content, size);
+        let copied = self.copy_with(&mut buffer, content, size, summer);
         self.buffer = buffer;
         copied
     }
@@ -233,6 +279,7 @@ impl<W: Write> Archive<W> {
         buffer: &mut [u8],
         content: &mut dyn Read,
         size: u64,
+        mut summer: Option<&mut Summer>,
     ) -> Result<Option<i32>> {
         let mut left = size;
         while left > 0 {
@@ -241,7 +288,11 @@ impl<W: Write> Archive<W> {
             let errno = match content.read(part) {
                 Ok(0) => c::ESTALE,
                 Ok(read) => {
-                    self.put(part.get(..read).unwrap_or_default())?;
+                    let part = part.get(..read).unwrap_or_default();
+                    self.put(part)?;
+                    if let Some(summer) = &mut summer {
+                        summer.add(part);
+                    }
                     left -= read as u64;
                     continue;
                 }

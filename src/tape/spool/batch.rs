@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
-use super::text::{self, Fields, NewFile, Sections, parse_number, split_word};
+use super::text::{self, Fields, Lines, NewFile, Sections, parse_number, split_word};
 use crate::error::{Error, Result};
 use crate::sys::quoted;
 
@@ -198,38 +198,86 @@ pub struct Summary {
 /// The results of a batch as they come in; they go to disk, not into memory.
 pub struct Results {
     file: NewFile,
+    counts: Counts,
+    more: Fields,
+}
+
+/// How many there are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
     errors: u64,
     count: u64,
     notes: u64,
 }
 
+/// A place in the results, to which they can be cut.
+#[derive(Clone, Copy, Debug)]
+pub struct ResultsMark {
+    bytes: u64,
+    counts: Counts,
+}
+
 impl Results {
     pub(super) fn create(path: &Path) -> Result<Results> {
-        Ok(Results { file: NewFile::create(path)?, errors: 0, count: 0, notes: 0 })
+        let (file, counts) = (NewFile::create(path)?, Counts::default());
+        Ok(Results { file, counts, more: Fields::default() })
     }
 
     /// A file is in the archive.
     pub fn ok(&mut self, position: u64, path: &[u8]) -> Result<()> {
-        self.count += 1;
+        self.counts.count += 1;
         self.put(&[b"ok ", position.to_string().as_bytes(), b" ", path])
     }
 
     /// A file is not in the archive as it should be.
     pub fn fail(&mut self, errno: i32, path: &[u8]) -> Result<()> {
-        self.errors += 1;
-        self.count += 1;
+        self.counts.errors += 1;
+        self.counts.count += 1;
         self.put(&[b"fail ", errno.unsigned_abs().to_string().as_bytes(), b" ", path])
     }
 
     /// The archive does not say all of a file.
     pub fn note(&mut self, what: &str, path: &[u8]) -> Result<()> {
-        self.notes += 1;
+        self.counts.notes += 1;
         self.put(&[b"note ", what.as_bytes(), b" ", path])
     }
 
     /// Files that have failed.
     pub fn errors(&self) -> u64 {
-        self.errors
+        self.counts.errors
+    }
+
+    /// Files, those that have failed too.
+    pub fn count(&self) -> u64 {
+        self.counts.count
+    }
+
+    /// Adds a field to the summary, behind those that each has.
+    pub fn set(&mut self, key: &str, value: impl AsRef<[u8]>) -> Result<()> {
+        self.more.set(key, value)
+    }
+
+    /// This place.
+    pub fn mark(&self) -> ResultsMark {
+        ResultsMark { bytes: self.file.bytes(), counts: self.counts }
+    }
+
+    /// Takes away what came after a place.
+    pub fn cut(&mut self, mark: ResultsMark) -> Result<()> {
+        self.counts = mark.counts;
+        self.file.cut(mark.bytes)
+    }
+
+    /// Calls `each` with every result so far.
+    pub fn each(&mut self, each: &mut dyn FnMut(Outcome<'_>) -> Result<()>) -> Result<()> {
+        let mut lines = Lines::new(self.file.look()?);
+        while lines.advance()? {
+            match Outcome::parse(lines.line()) {
+                Some(outcome) => each(outcome)?,
+                None => return Err(lines.error("is no result")),
+            }
+        }
+        Ok(())
     }
 
     fn put(&mut self, parts: &[&[u8]]) -> Result<()> {
@@ -250,7 +298,7 @@ impl Results {
         prefix: &str,
     ) -> Result<()> {
         let names = ["summary", "results"].map(|it| format!("{prefix}{it}").into_bytes());
-        let (errors, notes) = (self.errors.to_string(), self.notes);
+        let (errors, notes) = (self.counts.errors.to_string(), self.counts.notes);
         let mut fields = Fields::default();
         fields.set("begin", summary.begin.to_string())?;
         fields.set("end", summary.end.to_string())?;
@@ -259,6 +307,9 @@ impl Results {
         fields.set("errors", errors)?;
         if notes > 0 {
             fields.set("notes", notes.to_string())?;
+        }
+        for (key, value) in self.more.iter() {
+            fields.set(&String::from_utf8_lossy(key), value)?;
         }
         let (mut lines, _kept) = self.file.reread()?;
         let mut new = NewFile::create(to)?;

@@ -191,7 +191,8 @@ impl<'a> Queue<'a> {
         Ok(found.into_iter().map(|it| it.1).collect())
     }
 
-    /// The first job of this kind that can be worked on, taken for one's own.
+    /// The first job of this kind that can be worked on, taken for one's own. Perhaps all of it is
+    /// done, and it has only to be finished.
     pub fn next(&self, kind: JobKind) -> Result<Option<OpenJob>> {
         for uuid in self.list()? {
             let job = match self.spool.take_job(&uuid) {
@@ -199,9 +200,14 @@ impl<'a> Queue<'a> {
                 Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::NotFound) => continue,
                 Err(e) => return Err(e.context(format_args!("job {uuid}"))),
             };
-            // Without a marker: linked by somebody who died before he could set it.
-            let is_ready = matches!(job.status()?, None | Some(JobStatus::Ready));
-            if is_ready && job.kind() == kind && !job.pending()?.is_empty() {
+            let has_work = match job.status()? {
+                // Without a marker: linked by somebody who died before he could set it.
+                None | Some(JobStatus::Ready) => !job.batches()?.is_empty(),
+                // Its worker died before he could take it out: what is left is to finish it.
+                Some(JobStatus::Done) => job.pending()?.is_empty(),
+                Some(_) => false,
+            };
+            if has_work && job.kind() == kind {
                 return Ok(Some(job));
             }
         }

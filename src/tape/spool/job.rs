@@ -209,6 +209,11 @@ impl Job {
         self.fields.get("root").filter(|it| !it.is_empty())
     }
 
+    /// The directory that the names of its files are looked up from.
+    pub fn lookup_root(&self) -> PathBuf {
+        self.root().map_or_else(|| PathBuf::from("/"), |it| std::ffi::OsStr::from_bytes(it).into())
+    }
+
     /// How far it is.
     pub fn status(&self) -> Result<Option<JobStatus>> {
         lock::marker(&self.dir, STATUSES)
@@ -259,7 +264,7 @@ impl Job {
     }
 
     /// What the job file says of a batch.
-    fn line(&self, id: BatchId) -> Result<BatchLine> {
+    pub(super) fn line(&self, id: BatchId) -> Result<BatchLine> {
         let batch = self.batch(id)?;
         let number = |key| batch.fields().number(key).unwrap_or(0);
         Ok(BatchLine { number: id.number, count: number("count"), size: number("size") })
@@ -338,8 +343,10 @@ impl OpenJob {
         ids.into_iter().map(|it| self.line(it)).collect()
     }
 
-    /// Writes the job file anew, with these batches behind the others.
-    fn rewrite(&self, added: &[BatchLine]) -> Result<()> {
+    /// Writes the job file anew. A batch that it names gets the line that is given here; others are
+    /// added.
+    pub(super) fn rewrite(&self, lines: &[BatchLine]) -> Result<()> {
+        let mut added = lines.to_vec();
         let path = self.path();
         let mut new = NewFile::create(&path)?;
         new.put_line(&[b"%job"])?;
@@ -350,7 +357,11 @@ impl OpenJob {
             while name == b"batches"
                 && let Some(line) = sections.next_line()?
             {
-                new.put_line(&[line])?;
+                let number = BatchLine::parse(line).map(|it| it.number);
+                match added.iter().position(|it| Some(it.number) == number) {
+                    Some(at) => new.put_line(&[&added.remove(at).to_line()])?,
+                    None => new.put_line(&[line])?,
+                }
             }
         }
         added.iter().try_for_each(|it| new.put_line(&[&it.to_line()]))?;
@@ -443,10 +454,6 @@ impl OpenJob {
         Ok(next)
     }
 
-    fn lookup_root(&self) -> PathBuf {
-        self.root().map_or_else(|| PathBuf::from("/"), |it| std::ffi::OsStr::from_bytes(it).into())
-    }
-
     fn check_name(&self, name: &[u8]) -> Result<()> {
         let shown = || Quoted(name.get(..200).unwrap_or(name)).to_string();
         // What is longer is no path of the kernel's, and would not fit into a line of the results.
@@ -464,6 +471,11 @@ impl OpenJob {
     /// Begins the results of a batch.
     pub fn begin_results(&self) -> Result<Results> {
         Results::create(&self.dir.join("results"))
+    }
+
+    /// The file with the sums of a batch's files.
+    pub fn sums_path(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("sums{number}"))
     }
 
     /// A batch has been written, or read back. On return that lasts.

@@ -12,6 +12,7 @@ pub mod job;
 pub mod lock;
 pub mod log;
 pub mod receipt;
+mod split;
 pub mod tape;
 pub mod text;
 

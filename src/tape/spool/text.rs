@@ -4,7 +4,7 @@
 //! copied. What is not known is kept as it stands.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -242,6 +242,7 @@ pub fn open(path: &Path) -> Result<BufReader<File>> {
 pub struct NewFile {
     path: PathBuf,
     out: Option<BufWriter<File>>,
+    bytes: u64,
 }
 
 impl NewFile {
@@ -252,13 +253,34 @@ impl NewFile {
         options.read(true).write(true).create(true).truncate(true);
         let file = options.open(&path);
         let file = file.map_err(|e| Error::io(format!("creating {}", quoted(&path)), e))?;
-        Ok(NewFile { path, out: Some(BufWriter::with_capacity(64 << 10, file)) })
+        Ok(NewFile { path, out: Some(BufWriter::with_capacity(64 << 10, file)), bytes: 0 })
     }
 
     /// Adds these bytes.
     pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
         let Some(out) = &mut self.out else { return Err(Error::usage("the file is finished")) };
+        self.bytes += bytes.len() as u64;
         out.write_all(bytes).map_err(|e| Error::io(format!("writing {}", quoted(&self.path)), e))
+    }
+
+    /// Bytes so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes away what is behind so many bytes.
+    pub fn cut(&mut self, bytes: u64) -> Result<()> {
+        let Some(out) = &mut self.out else { return Err(Error::usage("the file is finished")) };
+        let cut = out.seek(SeekFrom::Start(bytes)).and_then(|_| out.get_ref().set_len(bytes));
+        self.bytes = bytes;
+        cut.map_err(|e| Error::io(format!("cutting {}", quoted(&self.path)), e))
+    }
+
+    /// Opens what was written so far, to be read beside.
+    pub fn look(&mut self) -> Result<BufReader<File>> {
+        let Some(out) = &mut self.out else { return Err(Error::usage("the file is finished")) };
+        out.flush().map_err(|e| Error::io(format!("writing {}", quoted(&self.path)), e))?;
+        open(&self.path)
     }
 
     /// Adds a line.
@@ -272,7 +294,7 @@ impl NewFile {
         let failed = |e| Error::io(format!("writing {}", quoted(&self.path)), e);
         let Some(out) = self.out.take() else { return Err(Error::usage("the file is finished")) };
         let mut file = out.into_inner().map_err(|e| failed(e.into_error()))?;
-        std::io::Seek::rewind(&mut file).map_err(failed)?;
+        file.rewind().map_err(failed)?;
         Ok((BufReader::with_capacity(64 << 10, file), self))
     }
 

@@ -1,0 +1,227 @@
+//! `t0write`.
+
+use std::ffi::OsString;
+use std::io::{BufRead, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args};
+
+use super::Place;
+use super::jobs::name_of;
+use crate::cli::{bar, exit, show};
+use crate::error::{Error, Quoted, Result};
+use crate::progress::{Progress, Said};
+use crate::sys::{Time, quoted};
+use crate::tape::drive::Access;
+use crate::tape::loaded::Loaded;
+use crate::tape::spool::Spool;
+use crate::tape::spool::job::{Job, JobKind};
+use crate::tape::write::{Files, Settings, Tally, Wanted, Work, Writer};
+
+#[derive(Args)]
+#[command(group = ArgGroup::new("which").required(true))]
+pub struct WriteArgs {
+    /// All jobs of the queue
+    #[arg(short = 'a', long, group = "which")]
+    all: bool,
+    /// These jobs, queued or not
+    #[arg(group = "which")]
+    jobs: Vec<OsString>,
+    /// Only say what would be written
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// A file that gets a receipt of each batch
+    #[arg(short = 'y', value_name = "RECEIPT")]
+    receipt: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+    /// The label of the tape that has to be in the drive
+    #[arg(short = 't', value_name = "TAPE")]
+    tape: Option<OsString>,
+    /// Length of blocks in bytes, as in 262144 or 256k; otherwise that of the tape, or 32768
+    #[arg(short = 'b', value_name = "BYTES", value_parser = block_bytes)]
+    block_bytes: Option<u32>,
+    /// Most memory for what waits for the drive
+    #[arg(long, value_name = "BYTES", default_value = "256M", value_parser = buffer_bytes)]
+    buffer: u64,
+    /// Say what is written where
+    #[arg(short = 'v', long)]
+    verbose: bool,
+}
+
+/// A number of bytes, which are of 1024 with a letter.
+fn buffer_bytes(text: &str) -> std::result::Result<u64, String> {
+    let bad = || format!("'{text}' is no number of bytes, as in 32768, 256k or 1M");
+    let digits = text.trim_end_matches(|it: char| it.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..).unwrap_or_default() {
+        "" => 0,
+        "k" | "K" => 10,
+        "m" | "M" => 20,
+        "g" | "G" => 30,
+        _ => return Err(bad()),
+    };
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
+fn block_bytes(text: &str) -> std::result::Result<u32, String> {
+    let bytes = buffer_bytes(text)?;
+    u32::try_from(bytes).map_err(|_| format!("blocks of {bytes} bytes are too long"))
+}
+
+pub fn write(spool: &Spool, args: &WriteArgs) -> Result<u8> {
+    let drive = args.place.drive(spool)?;
+    let queue = spool.queue(&drive, args.place.queue.as_deref())?;
+    if args.dry_run {
+        return dry_run(spool, args, &queue.list()?);
+    }
+    let taken = drive.take()?;
+    let has_work = !args.all || queue.next(JobKind::Write)?.is_some();
+    if !has_work {
+        return Ok(exit::DONE);
+    }
+    let listener = |said: Said<'_>| {
+        if let Said::Problem(problem) = said {
+            eprintln!("t0p: {problem}");
+        }
+    };
+    let progress = Progress::with_listener(Box::new(listener));
+    let device = drive.device()?;
+    let loaded = Loaded::open(&device, Access::Write)?;
+    let mut files = Files::default();
+    let is_verbose = args.verbose;
+    let work = Work {
+        spool,
+        drive: &taken,
+        settings: Settings {
+            tape: args.tape.as_ref().map(|it| it.as_bytes().to_vec()),
+            block_bytes: args.block_bytes,
+            buffer_bytes: args.buffer,
+            receipt: args.receipt.clone(),
+        },
+        progress: &progress,
+        now: &|| Time::now().secs,
+        add: &mut |job, archive, name| files.add(job, archive, name),
+        tell: &mut |it| {
+            if is_verbose {
+                show::note(format_args!(
+                    "{}/{} is file {} of tape {}, {}",
+                    it.job,
+                    it.batch,
+                    it.filenum,
+                    Quoted(&it.tape),
+                    show::bytes(it.bytes)
+                ));
+            }
+            Ok(())
+        },
+        next_tape: &mut |loaded, wanted| ask(loaded, wanted),
+    };
+    let mut writer = Writer::new(work, loaded);
+    progress.set_phase("writing");
+    let written = bar::with_bar(&progress, || match args.all {
+        true => {
+            count(spool, &queue.list()?, &progress)?;
+            writer.queue(&queue)
+        }
+        false => {
+            let names = args.jobs.iter().map(|it| name_of(it).map(str::to_owned));
+            let names = names.collect::<Result<Vec<_>>>()?;
+            count(spool, &names, &progress)?;
+            names.iter().try_for_each(|it| writer.job(spool.take_job(it)?))
+        }
+    });
+    let tally = writer.tally();
+    let closed = writer.close();
+    summarize(&tally, is_verbose);
+    written.and(closed)?;
+    Ok(if tally.errors > 0 { exit::PROBLEMS } else { exit::DONE })
+}
+
+fn summarize(tally: &Tally, is_verbose: bool) {
+    if is_verbose {
+        let Tally { files, batches, jobs, errors, underruns, .. } = tally;
+        show::note(format_args!(
+            "{files} files in {batches} batches, {}; {jobs} jobs are done, {errors} files have \
+             failed; the drive has waited {underruns} times",
+            show::bytes(tally.bytes)
+        ));
+    }
+}
+
+/// What is left to be written of a job: files and bytes of each batch.
+fn pending(job: &Job) -> Result<Vec<(String, u64, u64)>> {
+    let mut found = Vec::new();
+    for id in job.pending()? {
+        let batch = job.batch(id)?;
+        let number = |key| batch.fields().number(key).unwrap_or(0);
+        found.push((id.file_name(), number("count"), number("size")));
+    }
+    Ok(found)
+}
+
+/// Says how much there is to do.
+fn count(spool: &Spool, names: &[String], progress: &Progress) -> Result<()> {
+    for name in names {
+        for (_, files, bytes) in pending(&spool.job(name)?)? {
+            Progress::add(&progress.entries_total, files);
+            // Headers, names and sums.
+            Progress::add(&progress.bytes_total, bytes.saturating_add(files.saturating_mul(256)));
+        }
+    }
+    Ok(())
+}
+
+fn dry_run(spool: &Spool, args: &WriteArgs, queued: &[String]) -> Result<u8> {
+    let names = match args.all {
+        true => queued.to_vec(),
+        false => {
+            args.jobs.iter().map(|it| name_of(it).map(str::to_owned)).collect::<Result<Vec<_>>>()?
+        }
+    };
+    let mut out = show::Out::new();
+    for name in names {
+        let job = spool.job(&name)?;
+        if job.kind() != JobKind::Write {
+            continue;
+        }
+        for (batch, files, bytes) in pending(&job)? {
+            out.line(&format!("{name} {batch} count {files} size {bytes}"))?;
+        }
+    }
+    out.finish()?;
+    Ok(exit::DONE)
+}
+
+/// Asks who sits at the terminal for another tape.
+fn ask(mut loaded: Loaded, wanted: &Wanted) -> Result<Option<Loaded>> {
+    let mut terminal = std::io::stderr();
+    if !(std::io::stdin().is_terminal() && terminal.is_terminal()) {
+        loaded.close()?;
+        return Ok(None);
+    }
+    let device = loaded.name().to_path_buf();
+    loaded.drive().unload()?;
+    loaded.close()?;
+    let failed = |e| Error::io("asking for a tape", e);
+    loop {
+        let such = wanted.labels.first().map_or(String::new(), |it| format!(" ({})", Quoted(it)));
+        write!(
+            terminal,
+            "\n{}\nput another tape{such} into {} and press Enter, or type q to stop: ",
+            wanted.why,
+            quoted(&device)
+        )
+        .map_err(failed)?;
+        let mut answer = String::new();
+        let read = std::io::stdin().lock().read_line(&mut answer).map_err(failed)?;
+        if read == 0 || answer.trim() == "q" {
+            return Ok(None);
+        }
+        match Loaded::open(&device, Access::Write) {
+            Ok(loaded) => return Ok(Some(loaded)),
+            Err(e) => writeln!(terminal, "{e}").map_err(failed)?,
+        }
+    }
+}

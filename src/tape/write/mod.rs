@@ -1,0 +1,650 @@
+//! Writing jobs to tape.
+//!
+//! A batch becomes one tape file: an archive of the batch file, the job file, the files and their
+//! sums. Nothing is acknowledged before the filemark behind it is on the tape; then the job's log,
+//! the tape's log, the results and the receipt say so, in this order. Writing always goes on at the
+//! end of data of a tape whose label has been read, and after any error in the drive both are done
+//! again. Whatever ends it, a batch that is not acknowledged is pending, and is written again.
+//!
+//! At the end of a tape the archive is cut behind the last member that is whole, and closed there;
+//! the batch is split, and what is left of it goes to the next tape.
+
+mod archive;
+mod cut;
+mod marks;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use super::cpio::{Added, Archive};
+use super::drive::{Drive, Why, Wrote};
+use super::loaded::{Loaded, Start};
+use super::spool::Spool;
+use super::spool::batch::{BatchId, BatchStatus, Outcome, Results, Summary};
+use super::spool::drive::{Queue, TakenDrive};
+use super::spool::job::{Job, JobKind, JobStatus, OpenJob};
+use super::spool::log::{LogLine, TapeFile};
+use super::spool::receipt;
+use super::spool::tape::{Tape, TapeStatus};
+use super::spool::text::{Fields, NewFile};
+use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
+use crate::progress::Progress;
+use crate::sys::{self, c, quoted};
+
+/// Length of blocks, if neither the tape nor anybody else says otherwise.
+pub const BLOCK_BYTES: u32 = 32_768;
+/// Longest block that is written.
+pub const BLOCK_BYTES_MAX: u32 = 8 << 20;
+/// Tapes that are tried one after another for one batch.
+const TAPES_MAX: u32 = 1000;
+
+/// What can be chosen.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The label of the tape that has to be in the drive at first.
+    pub tape: Option<Vec<u8>>,
+    /// Length of blocks; otherwise what the tape has.
+    pub block_bytes: Option<u32>,
+    /// Most memory that holds what waits for the drive.
+    pub buffer_bytes: u64,
+    /// A file for receipts, beside the one that a job names.
+    pub receipt: Option<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        let buffer_bytes = super::stream::BUFFER_BYTES;
+        Settings { tape: None, block_bytes: None, buffer_bytes, receipt: None }
+    }
+}
+
+/// Adds one file of a batch to its archive; [`Files::add`] for plain files.
+pub type Add<'a> = dyn FnMut(&Job, &mut Archive<&mut dyn Write>, &[u8]) -> Result<Added> + 'a;
+/// Is told of each tape file that lasts, its results written; after a crash perhaps once more.
+pub type Tell<'a> = dyn FnMut(&Written) -> Result<()> + 'a;
+/// Puts another tape into the drive of the one that is given. `None` if there is none: then the job
+/// goes on some other time.
+pub type NextTape<'a> = dyn FnMut(Loaded, &Wanted) -> Result<Option<Loaded>> + 'a;
+
+/// What writes jobs, and what it needs of others.
+pub struct Work<'a> {
+    /// The spool.
+    pub spool: &'a Spool,
+    /// The drive in it.
+    pub drive: &'a TakenDrive,
+    /// What is chosen.
+    pub settings: Settings,
+    /// Bytes that go to the tape, files, problems of files; and the wish to stop.
+    pub progress: &'a Progress,
+    /// What time it is.
+    pub now: &'a dyn Fn() -> i64,
+    /// See there.
+    pub add: &'a mut Add<'a>,
+    /// See there.
+    pub tell: &'a mut Tell<'a>,
+    /// See there.
+    pub next_tape: &'a mut NextTape<'a>,
+}
+
+/// A tape that is wanted.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Why it cannot be the one that is in the drive.
+    pub why: String,
+    /// The pool that it has to be of.
+    pub pool: Option<Vec<u8>>,
+    /// Labels of those that have room, as far as is known, and are at hand.
+    pub labels: Vec<Vec<u8>>,
+}
+
+/// A tape file that lasts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The job.
+    pub job: String,
+    /// The batch's number within it.
+    pub batch: u64,
+    /// Its file in the spool, with the results. It moves with its job when that is done.
+    pub path: PathBuf,
+    /// The label of the tape.
+    pub tape: Vec<u8>,
+    /// Number of the file on the tape.
+    pub filenum: u64,
+    /// The drive's number of its first block.
+    pub position: u64,
+    /// Length of its blocks.
+    pub block_bytes: u64,
+    /// Length of the archive, without what fills the last block.
+    pub bytes: u64,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Jobs that have been finished.
+    pub jobs: u64,
+    /// Batches that have been written.
+    pub batches: u64,
+    /// Files on tape.
+    pub files: u64,
+    /// Files that have failed.
+    pub errors: u64,
+    /// Bytes of archives.
+    pub bytes: u64,
+    /// How often a drive has had to wait for data.
+    pub underruns: u64,
+}
+
+/// Adds plain files, which are looked up from the root of their job.
+#[derive(Default)]
+pub struct Files {
+    root: Option<(String, OwnedFd)>,
+}
+
+impl Files {
+    /// See [`Add`].
+    pub fn add(
+        &mut self,
+        job: &Job,
+        archive: &mut Archive<&mut dyn Write>,
+        name: &[u8],
+    ) -> Result<Added> {
+        let root = match self.root.take().filter(|it| it.0 == job.uuid()) {
+            Some((_, root)) => root,
+            None => {
+                let path = job.lookup_root();
+                // It may be a link.
+                let opened = path.canonicalize().and_then(|it| sys::open_dir(&it));
+                opened.map_err(|e| Error::io(format!("opening the root {}", quoted(&path)), e))?
+            }
+        };
+        let added = archive.add_file(&root, name);
+        self.root = Some((job.uuid().to_owned(), root));
+        added
+    }
+}
+
+/// The tape that is being written.
+struct Place {
+    tape: Tape,
+    label: Vec<u8>,
+    block_bytes: u32,
+    /// Where its next file begins, if that is known and the drive stands there.
+    start: Option<Start>,
+    /// It has no file that anybody was told of.
+    is_empty: bool,
+    /// It was too short for this file of the batch at hand.
+    too_large: Option<u64>,
+}
+
+/// What became of writing a batch.
+enum Attempt {
+    /// This part of it is on the tape.
+    Kept(Kept),
+    /// This file of it is longer than a tape.
+    TooLarge(u64),
+    /// Nothing of it is on this tape, which may be full.
+    Nothing,
+    /// Something has gone wrong in the drive.
+    Broken(Error),
+}
+
+/// What is on the tape of a batch.
+struct Kept {
+    start: Start,
+    begin: i64,
+    end: i64,
+    /// Files, if not all of them.
+    files: Option<u64>,
+    /// Length of the archive.
+    bytes: u64,
+    /// It has no end, because what is on the tape cannot be overwritten.
+    is_cut_off: bool,
+    results: Results,
+    sums: NewFile,
+}
+
+/// Writes jobs to the tape in a drive, and to those that follow it.
+pub struct Writer<'a> {
+    work: Work<'a>,
+    loaded: Option<Loaded>,
+    place: Option<Place>,
+    is_first_tape: bool,
+    /// Tapes that may not be written, whatever the spool says of them.
+    refused: BTreeSet<Vec<u8>>,
+    tally: Tally,
+}
+
+impl<'a> Writer<'a> {
+    /// Begins with the tape that is in the drive.
+    pub fn new(work: Work<'a>, loaded: Loaded) -> Writer<'a> {
+        Writer {
+            work,
+            loaded: Some(loaded),
+            place: None,
+            is_first_tape: true,
+            refused: BTreeSet::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// What was done so far.
+    pub fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Closes the drive. What was acknowledged is safe without it.
+    pub fn close(mut self) -> Result<()> {
+        self.loaded.take().map_or(Ok(()), Loaded::close)
+    }
+
+    /// Writes all jobs of a queue, those too that come into it meanwhile.
+    pub fn queue(&mut self, queue: &Queue<'_>) -> Result<()> {
+        while let Some(job) = queue.next(JobKind::Write)? {
+            self.job(job)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left to write of a job.
+    pub fn job(&mut self, mut job: OpenJob) -> Result<()> {
+        let uuid = job.uuid().to_owned();
+        let refused = |why: &str| Err(Error::usage(format!("job {uuid} {why}")));
+        if job.kind() != JobKind::Write {
+            return refused("is one that reads");
+        }
+        if let Some(status @ (JobStatus::Revoked | JobStatus::Cloned)) = job.status()? {
+            return refused(&format!("is {}", status.as_str()));
+        }
+        match self.batches(&mut job) {
+            Ok(()) => {
+                self.tally.jobs += 1;
+                self.work.spool.finish(job)
+            }
+            Err(e) => {
+                let is_queued = self.work.spool.is_queued(&uuid);
+                // Whoever takes it next puts right what cannot be written now.
+                if let Ok(is_queued) = is_queued {
+                    let _ = job.set_status(is_queued.then_some(JobStatus::Ready));
+                }
+                Err(e.context(format_args!("job {uuid}")))
+            }
+        }
+    }
+
+    fn batches(&mut self, job: &mut OpenJob) -> Result<()> {
+        self.tell_last(job)?;
+        let mut left = job.pending()?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        job.set_status(Some(JobStatus::Busy))?;
+        self.log_job(job, true)?;
+        left.reverse();
+        while let Some(id) = left.pop() {
+            left.extend(self.batch(job, id)?);
+        }
+        self.log_job(job, false)
+    }
+
+    fn log_job(&self, job: &OpenJob, is_begin: bool) -> Result<()> {
+        let mut log = job.log()?;
+        let time = (self.work.now)();
+        log.put(&LogLine::Job { job: job.uuid().as_bytes(), is_begin, time }.to_line())?;
+        log.sync()
+    }
+
+    /// Writes a batch; gives what is left of it as a new one.
+    fn batch(&mut self, job: &mut OpenJob, id: BatchId) -> Result<Option<BatchId>> {
+        let mut too_large = BTreeMap::new();
+        let mut has_failed = false;
+        if let Some(place) = &mut self.place {
+            place.too_large = None;
+        }
+        for _ in 0..TAPES_MAX {
+            self.work.progress.check()?;
+            self.ready(job)?;
+            match self.write_archive(job, id, &too_large)? {
+                Attempt::Kept(kept) => return self.acknowledge(job, id, kept),
+                Attempt::TooLarge(number) => {
+                    too_large.insert(number, c::EFBIG);
+                }
+                Attempt::Nothing => {}
+                Attempt::Broken(error) => {
+                    self.look_again(&error)?;
+                    if std::mem::replace(&mut has_failed, true) {
+                        return Err(error);
+                    }
+                    log::warn!("{error}: it is the same tape still, and is tried once more");
+                }
+            }
+        }
+        Err(Error::new(ErrorKind::WrongTape, format!("{TAPES_MAX} tapes have taken nothing")))
+    }
+
+    /// After an error in the drive: it is the same tape, or nothing more is written.
+    fn look_again(&mut self, error: &Error) -> Result<()> {
+        if let Some(place) = &mut self.place {
+            place.start = None;
+        }
+        let Some(loaded) = &mut self.loaded else {
+            return Err(Error::new(ErrorKind::Io, error.to_string()));
+        };
+        loaded.again().map_err(|e| e.context(error))
+    }
+
+    fn drive(&mut self) -> Result<&mut dyn Drive> {
+        match &mut self.loaded {
+            Some(loaded) => Ok(loaded.drive()),
+            None => Err(Error::new(ErrorKind::WrongTape, "there is no tape in the drive")),
+        }
+    }
+
+    // --- Tapes ----------------------------------------------------------------------------------
+
+    /// Has a tape in the drive that a job can be written to, at its end of data.
+    fn ready(&mut self, job: &Job) -> Result<()> {
+        for _ in 0..TAPES_MAX {
+            let unfit = match &self.place {
+                Some(place) => self.unfit(&place.tape, &place.label, job)?,
+                None => self.look(job)?,
+            };
+            if let Some(why) = unfit {
+                self.change(job, why)?;
+                continue;
+            }
+            if let (Some(place), Some(loaded)) = (&mut self.place, &mut self.loaded)
+                && place.start.is_none()
+            {
+                let start = loaded.to_end(&place.tape)?;
+                place.is_empty |= start.filenum <= 1;
+                place.start = Some(start);
+            }
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::WrongTape, "no tape that was put in can be written"))
+    }
+
+    /// Looks at the tape that has come into the drive; says why it cannot be written, if so.
+    fn look(&mut self, job: &Job) -> Result<Option<String>> {
+        let Some(loaded) = &mut self.loaded else {
+            return Err(Error::new(ErrorKind::WrongTape, "there is no tape in the drive"));
+        };
+        if std::mem::take(&mut self.is_first_tape) {
+            let noted = self.work.drive.tape()?.map(|it| it.name());
+            if let Some(wanted) = self.work.settings.tape.as_ref().or(noted.as_ref()) {
+                loaded.expect_label(wanted)?;
+            }
+        }
+        let Some(label) = loaded.label().cloned() else {
+            return Ok(Some(format!("{} is in the drive", loaded.describe())));
+        };
+        let text = label.text().to_vec();
+        let tape = match self.work.spool.tape(&text)? {
+            Some(tape) => tape,
+            None => self.work.spool.add_tape(&label)?,
+        };
+        let known = tape.label()?;
+        let created = |it: &super::label::Label| it.get(b"created").map(<[u8]>::to_vec);
+        if let Some(known) = known.as_ref().and_then(created)
+            && created(&label).is_some_and(|it| it != known)
+        {
+            let name = Quoted(&text);
+            self.refused.insert(text.clone());
+            return Ok(Some(format!("tape {name} is not the one of this name that is known")));
+        }
+        if loaded.drive().state()?.write_protected {
+            self.refused.insert(text);
+            return Ok(Some(loaded.refused(Why::Protected).to_string()));
+        }
+        if let Some(why) = self.unfit(&tape, &text, job)? {
+            return Ok(Some(why));
+        }
+        if self.work.drive.tape()?.is_none_or(|it| it.name() != text) {
+            self.work.drive.load(&tape)?;
+        }
+        let metrics = tape.metrics()?;
+        let block_bytes = self.work.settings.block_bytes.or_else(|| metrics.number("blocksize"));
+        let block_bytes = block_bytes.unwrap_or(BLOCK_BYTES);
+        if !(512..=BLOCK_BYTES_MAX).contains(&block_bytes) {
+            let message = format!("blocks of {block_bytes} bytes: 512 to {BLOCK_BYTES_MAX}");
+            return Err(Error::usage(message));
+        }
+        if metrics.get("blocksize").is_none() {
+            set_metric(&tape, "blocksize", u64::from(block_bytes))?;
+        }
+        self.place = Some(Place {
+            tape,
+            label: text,
+            block_bytes,
+            start: None,
+            is_empty: false,
+            too_large: None,
+        });
+        Ok(None)
+    }
+
+    /// Why a tape cannot be written for a job, as far as the spool knows.
+    fn unfit(&self, tape: &Tape, label: &[u8], job: &Job) -> Result<Option<String>> {
+        let name = Quoted(label);
+        if tape.metrics()?.get("full").is_some() {
+            return Ok(Some(format!("tape {name} is full")));
+        }
+        if let Some(pool) = pool_of(job)
+            && !self.work.spool.pool(pool)?.iter().any(|it| it == label)
+        {
+            return Ok(Some(format!("tape {name} is not of pool {}", Quoted(pool))));
+        }
+        Ok(None)
+    }
+
+    /// Has another tape put into the drive.
+    fn change(&mut self, job: &Job, why: String) -> Result<()> {
+        let Some(loaded) = self.loaded.take() else {
+            return Err(Error::new(ErrorKind::WrongTape, why));
+        };
+        self.place = None;
+        let pool = pool_of(job).map(<[u8]>::to_vec);
+        let now = loaded.label().map(|it| it.text().to_vec());
+        let mut labels = with_room(self.work.spool, pool.as_deref())?;
+        labels.retain(|it| Some(it) != now.as_ref() && !self.refused.contains(it));
+        // Said before it is so: what the spool does not know is looked at.
+        self.work.drive.unload()?;
+        let wanted = Wanted { why, pool, labels };
+        self.loaded = (self.work.next_tape)(loaded, &wanted)?;
+        match self.loaded {
+            Some(_) => Ok(()),
+            None => {
+                let of = match &wanted.pool {
+                    Some(pool) => format!(" of pool {}", Quoted(pool)),
+                    None => String::new(),
+                };
+                let next = wanted.labels.first();
+                let such = next.map_or(String::new(), |it| format!(", as {}", Quoted(it)));
+                let why = &wanted.why;
+                let what = format!("{why}: put in a tape{of} that has room{such}, and write again");
+                Err(Error::new(ErrorKind::WrongTape, what))
+            }
+        }
+    }
+
+    /// The tape takes no more.
+    fn set_full(&mut self) -> Result<()> {
+        let now = (self.work.now)();
+        match &mut self.place {
+            Some(place) => {
+                place.start = None;
+                set_metric(&place.tape, "full", now.unsigned_abs())
+            }
+            None => Ok(()),
+        }
+    }
+
+    // --- Acknowledging --------------------------------------------------------------------------
+
+    /// Says of a batch, or the first part of it, that it is on tape. Gives what is left.
+    fn acknowledge(
+        &mut self,
+        job: &mut OpenJob,
+        id: BatchId,
+        kept: Kept,
+    ) -> Result<Option<BatchId>> {
+        let Kept { start, begin, end, files, bytes, is_cut_off, mut results, sums } = kept;
+        let Some(place) = &mut self.place else {
+            return Err(Error::new(ErrorKind::WrongTape, "the tape is gone"));
+        };
+        place.is_empty = false;
+        let (tape, block_bytes) = (place.label.clone(), place.block_bytes);
+        let known = place.tape.clone();
+        let Start { filenum, position } = start;
+        sums.commit(&job.sums_path(id.number))?;
+        let rest = match files {
+            Some(files) => Some(job.split(id, files, end)?),
+            None => None,
+        };
+        let mut log = job.log()?;
+        log.put(&LogLine::Tape { tape: &tape, filenum, position }.to_line())?;
+        let (number, count) = (id.number, results.count());
+        log.put(&LogLine::BatchBegin { number, time: begin, files: count }.to_line())?;
+        let progress = self.work.progress;
+        results.each(&mut |it| match it {
+            Outcome::Ok(position, path) => log.put(&LogLine::File { position, path }.to_line()),
+            Outcome::Fail(errno, path) => {
+                progress.note(&problem(errno, path));
+                log.put(&LogLine::Failed { path }.to_line())
+            }
+            Outcome::Note(..) | Outcome::Other(_) => Ok(()),
+        })?;
+        if is_cut_off {
+            let line = b"* the archive has no end: what is on this tape cannot be overwritten";
+            log.put(&LogLine::Other(line).to_line())?;
+            results.set("incomplete", bytes.to_string())?;
+        }
+        let errors = results.errors();
+        log.put(&LogLine::BatchEnd { number, time: end, errors }.to_line())?;
+        log.sync()?;
+        known.add_file(&TapeFile { filenum, position, job: job.uuid().into(), batch: number })?;
+        results.set("position", position.to_string())?;
+        results.set("blocksize", block_bytes.to_string())?;
+        results.set("bytes", bytes.to_string())?;
+        let summary = Summary { begin, end, tape, filenum };
+        let done = job.complete(id, results, &summary, BatchStatus::Written)?;
+        self.tell(job, done)?;
+        self.tally.batches += 1;
+        self.tally.files += count - errors;
+        self.tally.errors += errors;
+        self.tally.bytes += bytes;
+        Ok(rest)
+    }
+
+    /// Tells of a batch that has been written.
+    fn tell(&mut self, job: &Job, id: BatchId) -> Result<()> {
+        let name = format!("{}/{}", job.uuid(), id.number);
+        let of_job = job.fields().get("receipt").filter(|it| !it.is_empty());
+        let of_job = of_job.map(|it| sys::path_from(it).to_path_buf());
+        for path in [of_job, self.work.settings.receipt.clone()].into_iter().flatten() {
+            receipt::append(&path, &name, job.batch(id)?)?;
+        }
+        let Some(summary) = job.batch(id)?.summary()? else { return Ok(()) };
+        let number = |key| summary.number(key).unwrap_or(0);
+        (self.work.tell)(&Written {
+            job: job.uuid().to_owned(),
+            batch: id.number,
+            path: job.batch_path(id)?,
+            tape: summary.get("tape").unwrap_or_default().to_vec(),
+            filenum: number("filenum"),
+            position: number("position"),
+            block_bytes: number("blocksize"),
+            bytes: number("bytes"),
+        })
+    }
+
+    /// Tells of the batch that was written last, perhaps once more: whoever wrote it may have died
+    /// before he could.
+    fn tell_last(&mut self, job: &OpenJob) -> Result<()> {
+        let mut last = None;
+        for id in job.batches()? {
+            if id.status != BatchStatus::Written {
+                continue;
+            }
+            let path = job.batch_path(id)?;
+            let stat = sys::lstat(&path);
+            let stat = stat.map_err(|e| Error::io(format!("looking at {}", quoted(&path)), e))?;
+            last = last.max(Some((stat.mtime, id)));
+        }
+        // What the original program wrote says nothing of itself.
+        match last {
+            Some((_, id)) if job.batch(id)?.summary()?.is_some() => self.tell(job, id),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The labels of the tapes of a pool, or of all, that have room and are at hand.
+fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
+    let tapes = match pool {
+        None => spool.tapes()?,
+        Some(pool) => {
+            let labels = spool.pool(pool)?;
+            let found = labels.iter().map(|it| spool.tape(it)).collect::<Result<Vec<_>>>()?;
+            found.into_iter().flatten().collect()
+        }
+    };
+    let mut labels = Vec::new();
+    for tape in tapes {
+        let label = tape.name();
+        if tape.status()? == TapeStatus::Offline && tape.metrics()?.get("full").is_none() {
+            labels.push(label);
+        }
+    }
+    Ok(labels)
+}
+
+fn pool_of(job: &Job) -> Option<&[u8]> {
+    job.fields().get("pool").filter(|it| !it.is_empty())
+}
+
+fn set_metric(tape: &Tape, key: &str, value: u64) -> Result<()> {
+    let mut metrics: Fields = tape.metrics()?;
+    metrics.set(key, value.to_string())?;
+    tape.set_metrics(&metrics)
+}
+
+/// What to say of a file that has failed.
+fn problem(errno: i32, path: &[u8]) -> Problem {
+    let error = match errno {
+        c::ESTALE => Error::new(ErrorKind::Io, "it changed while it was read"),
+        c::EFBIG => Error::new(ErrorKind::NoSpace, "it is longer than a tape"),
+        c::EINVAL => Error::usage("its name cannot be in an archive"),
+        errno => Error::io("reading it", std::io::Error::from_raw_os_error(errno)),
+    };
+    Problem::new(path, &error)
+}
+
+/// Adds a file of the spool to an archive, under this name.
+fn add_own(archive: &mut Archive<&mut dyn Write>, name: &[u8], file: &mut File) -> Result<()> {
+    let failed = |e| Error::io(format!("reading {}", Quoted(name)), e);
+    let stat = sys::fstat(&*file).map_err(failed)?;
+    match archive.add(&super::cpio::Header::of(&stat), name, file)? {
+        Added::Whole { .. } => Ok(()),
+        Added::Failed { errno } => Err(failed(std::io::Error::from_raw_os_error(errno))),
+    }
+}
+
+/// Writes a filemark.
+fn mark(drive: &mut dyn Drive) -> Result<Wrote> {
+    match drive.write_filemarks(1)? {
+        // It is said once.
+        Wrote::NotWritten(Why::EarlyWarning) => drive.write_filemarks(1),
+        wrote => Ok(wrote),
+    }
+}
+
+/// The name of the file `path` as one of a member.
+fn own_name(path: &std::path::Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
