@@ -131,6 +131,10 @@ mod tape_faults;
 mod tape_write;
 /// Tape images: a model, crashes, those of others.
 mod tape_image;
+/// Labels, and the drive that a tape is in.
+mod tape_label;
+/// Reading tapes back, and checking them.
+mod tape_read;
 /// Rules of the house, checked on the sources.
 mod tidy;
 /// What a validation looks at, finds and remembers.

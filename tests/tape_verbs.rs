@@ -1,61 +1,13 @@
 //! The commands of t0p, as `t0p VERB` and under their own names.
 
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
 use raidtape::tape::label::Label;
-use raidtape::tape::spool::Spool;
-use tempfile::TempDir;
 
 use crate::common::RAIDTAPE;
-
-/// A spool, and links to the program by its names.
-struct Place {
-    _dir: TempDir,
-    base: PathBuf,
-}
-
-impl Place {
-    fn new() -> Place {
-        let dir = tempfile::Builder::new().prefix("raidtape-test-").tempdir().unwrap();
-        let base = dir.path().canonicalize().unwrap();
-        for name in ["t0p", "t0job", "t0queue", "t0find", "t0tapes", "t0move"] {
-            symlink(RAIDTAPE, base.join(name)).unwrap();
-        }
-        Place { _dir: dir, base }
-    }
-
-    /// Runs a line with this standard input; gives the exit code and what is printed.
-    fn feed(&self, line: &[&str], input: &str) -> (i32, String) {
-        let mut command = Command::new(self.base.join(line[0]));
-        command.args(&line[1..]).env("T0P_ROOT", self.base.join("spool"));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        // Who refuses the line does not read.
-        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-        let output = child.wait_with_output().unwrap();
-        let printed = [output.stdout, output.stderr].concat();
-        (output.status.code().unwrap(), String::from_utf8(printed).unwrap())
-    }
-
-    #[track_caller]
-    fn ok(&self, line: &[&str]) -> String {
-        let (code, printed) = self.feed(line, "");
-        assert_eq!(code, 0, "{line:?}: {printed}");
-        printed.trim_end().to_owned()
-    }
-
-    fn code(&self, line: &[&str]) -> i32 {
-        self.feed(line, "").0
-    }
-
-    fn spool(&self) -> Spool {
-        Spool::open(&self.base.join("spool")).unwrap()
-    }
-}
+use crate::common::verbs::Place;
 
 #[test]
 fn jobs_are_made_queued_and_listed() {

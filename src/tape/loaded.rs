@@ -137,8 +137,8 @@ impl Loaded {
     /// Goes to the end of data, where the next tape file begins.
     ///
     /// A tape file that was never closed, as its writer died, is closed: it stays one that nobody
-    /// knows. [`ErrorKind::WrongTape`] for a tape that ends before what its log in the spool has: then
-    /// somebody has overwritten it, and its log would tell lies.
+    /// knows. [`ErrorKind::WrongTape`] for a tape that ends before what its log in the spool has:
+    /// then somebody has overwritten it, and its log would tell lies.
     pub fn to_end(&mut self, tape: &Tape) -> Result<Start> {
         self.drive.to_end_of_data()?;
         let mut position = self.drive.position()?;

@@ -15,6 +15,7 @@ pub mod tape;
 pub mod tapeworld;
 pub mod torture;
 pub mod tree;
+pub mod verbs;
 pub mod world;
 
 use std::ffi::{OsStr, OsString};

@@ -78,17 +78,22 @@ pub fn name_of(word: &OsStr) -> Result<&str> {
     name.ok_or_else(|| Error::usage(format!("{} is no job", Quoted(word.as_bytes()))))
 }
 
-fn properties(words: &[OsString]) -> Result<Fields> {
-    let mut fields = Fields::default();
-    for word in words {
+/// Keys and values, in their order.
+pub fn pairs(words: &[OsString]) -> Result<Vec<(&[u8], &[u8])>> {
+    fn pair(word: &OsString) -> Result<(&[u8], &[u8])> {
         let bytes = word.as_bytes();
         let at = bytes.iter().position(|it| *it == b'=');
-        let parts = at.and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
-        let parts = parts.and_then(|(key, value)| Some((std::str::from_utf8(key).ok()?, value)));
-        match parts {
-            Some((key, value)) => fields.set(key, value)?,
-            None => return Err(Error::usage(format!("{} is not KEY=VALUE", Quoted(bytes)))),
-        }
+        let pair = at.and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
+        pair.ok_or_else(|| Error::usage(format!("{} is not KEY=VALUE", Quoted(bytes))))
+    }
+    words.iter().map(pair).collect()
+}
+
+fn properties(words: &[OsString]) -> Result<Fields> {
+    let mut fields = Fields::default();
+    for (key, value) in pairs(words)? {
+        let bad = || Error::usage(format!("{} cannot be a key", Quoted(key)));
+        fields.set(std::str::from_utf8(key).map_err(|_| bad())?, value)?;
     }
     Ok(fields)
 }

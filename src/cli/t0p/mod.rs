@@ -4,16 +4,20 @@
 //! relied on stays: `t0job -c` prints the new job's name and nothing else.
 
 mod jobs;
+mod label;
 mod tapes;
 mod write;
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
 use super::exit;
 use crate::error::Result;
+use crate::tape::drive::Access;
+use crate::tape::load::Station;
 use crate::tape::spool::drive::Drive;
 use crate::tape::spool::{ROOT, Spool};
 
@@ -32,6 +36,8 @@ enum Verb {
     Job(jobs::JobArgs),
     /// Put jobs into the queue of a drive, and list them
     Queue(jobs::QueueArgs),
+    /// Show, check and write the label of the tape in a drive
+    Label(label::LabelArgs),
     /// Tell which tapes hold a file
     Find(tapes::FindArgs),
     /// List the tapes
@@ -50,6 +56,12 @@ struct Init {
     /// Its device
     #[arg(requires = "drive")]
     device: Option<PathBuf>,
+    /// The changer that serves it: a device as /dev/sg3, or a directory of images
+    #[arg(long, value_name = "PATH", requires = "device")]
+    changer: Option<PathBuf>,
+    /// The number of the drive in its changer
+    #[arg(long, value_name = "N", requires = "changer", default_value_t = 0)]
+    changer_drive: u32,
 }
 
 /// Which drive and which queue.
@@ -66,6 +78,41 @@ struct Place {
 impl Place {
     fn drive(&self, spool: &Spool) -> Result<Drive> {
         spool.drive(self.drive.as_deref())
+    }
+}
+
+/// Which drive, and the tape in it.
+#[derive(Args)]
+struct Device {
+    /// The drive; the default one if there is none
+    #[arg(short = 'd', value_name = "DRIVE")]
+    drive: Option<OsString>,
+    /// The tape that has to be in it
+    #[arg(short = 't', value_name = "TAPE")]
+    tape: Option<OsString>,
+    /// Length of blocks, in bytes. Blocks of any length are read
+    #[arg(short = 'b', value_name = "BYTES")]
+    block_size: Option<u32>,
+    /// Say more
+    #[arg(short = 'v', long)]
+    verbose: bool,
+    /// Change nothing, and say what would be done
+    #[arg(short = 'n', long = "dry-run")]
+    is_dry: bool,
+}
+
+impl Device {
+    fn drive(&self, spool: &Spool) -> Result<Drive> {
+        spool.drive(self.drive.as_deref())
+    }
+
+    /// Takes the drive and looks at the tape in it.
+    fn open(&self, spool: &Spool, access: Access) -> Result<Station> {
+        let station = Station::open(spool, &self.drive(spool)?, access)?;
+        if let Some(tape) = &self.tape {
+            station.loaded.expect_label(tape.as_bytes())?;
+        }
+        Ok(station)
     }
 }
 
@@ -112,7 +159,10 @@ fn run(verb: &Verb) -> Result<u8> {
     if let Verb::Init(args) = verb {
         let spool = Spool::create(&root())?;
         if let (Some(drive), Some(device)) = (&args.drive, &args.device) {
-            spool.add_drive(drive, device)?;
+            let drive = spool.add_drive(drive, device)?;
+            if let Some(changer) = &args.changer {
+                drive.set_changer(changer, args.changer_drive)?;
+            }
         }
         return Ok(exit::DONE);
     }
@@ -121,6 +171,7 @@ fn run(verb: &Verb) -> Result<u8> {
         Verb::Init(_) => Ok(exit::DONE),
         Verb::Job(args) => jobs::job(&spool, args),
         Verb::Queue(args) => jobs::queue(&spool, args),
+        Verb::Label(args) => label::label(&spool, args),
         Verb::Find(args) => tapes::find(&spool, args),
         Verb::Tapes(args) => tapes::tapes(&spool, args),
         Verb::Move(args) => tapes::move_tapes(&spool, args),

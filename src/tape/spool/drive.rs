@@ -10,6 +10,7 @@ use super::Spool;
 use super::job::{JobKind, JobStatus, OpenJob, is_uuid};
 use super::lock::{self, Lock};
 use super::tape::{Tape, TapeStatus};
+use super::text;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, Time, quoted};
 
@@ -59,6 +60,36 @@ impl Drive {
         let target = std::fs::read_link(&path);
         let target = target.map_err(|e| Error::io(format!("reading link {}", quoted(&path)), e))?;
         Ok(self.dir.join(target))
+    }
+
+    /// The changer that serves it, which is a device or a directory of images, and its number in
+    /// there.
+    pub fn changer(&self) -> Result<Option<(PathBuf, u32)>> {
+        let path = self.dir.join("changer");
+        if !lock::exists(&path)? {
+            return Ok(None);
+        }
+        let target = std::fs::read_link(&path);
+        let target = target.map_err(|e| Error::io(format!("reading link {}", quoted(&path)), e))?;
+        let path = self.dir.join("changer-drive");
+        let number = match lock::exists(&path)? {
+            false => 0,
+            true => {
+                let mut lines = text::Lines::new(text::open(&path)?);
+                lines.advance()?;
+                text::parse_number(lines.line())
+                    .ok_or_else(|| lines.error("is no number of a drive"))
+                    .map_err(|e| e.context(quoted(&path)))?
+            }
+        };
+        Ok(Some((self.dir.join(target), number)))
+    }
+
+    /// Says which changer serves it.
+    pub fn set_changer(&self, changer: &Path, number: u32) -> Result<()> {
+        let number = format!("{number}\n");
+        sys::replace_file(&self.dir.join("changer-drive"), number.as_bytes())?;
+        lock::set_link(&self.dir.join("changer"), changer)
     }
 
     /// What it does.

@@ -573,7 +573,7 @@ pub(super) fn write_new(
 }
 
 /// Whether this can be the name of a job: a UUID, as `uuidgen` prints it.
-pub(super) fn is_uuid(name: &[u8]) -> bool {
+pub(in crate::tape) fn is_uuid(name: &[u8]) -> bool {
     name.len() == 36
         && name.iter().enumerate().all(|(at, it)| match at {
             8 | 13 | 18 | 23 => *it == b'-',

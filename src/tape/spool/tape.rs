@@ -146,6 +146,15 @@ impl Tape {
         })
     }
 
+    /// Puts the log aside, as `log.<time>`: what it tells of has been written over.
+    pub fn set_log_aside(&self, now: i64) -> Result<()> {
+        let log = self.dir.join("log");
+        if !lock::exists(&log)? {
+            return Ok(());
+        }
+        sys::rename_durable(&log, &self.dir.join(format!("log.{now}")))
+    }
+
     /// Notes what a file of the tape is; on return that lasts. Only for who has the drive that it
     /// is in.
     pub fn add_file(&self, file: &TapeFile) -> Result<()> {

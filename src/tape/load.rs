@@ -1,0 +1,300 @@
+//! A drive of the spool and the tape in it: bringing a tape in, giving it out, naming a new one.
+//!
+//! Invariant: what the spool says of the tape in a drive is what the tape's first block said when
+//! it was read last. A tape with something on it gets another label only by force, and then what
+//! the spool knows of its files is set aside.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::changer::{Changer, Wanted};
+use super::drive::{Access, Read};
+use super::label::Label;
+use super::loaded::{First, Loaded};
+use super::spool::Spool;
+use super::spool::drive::{Drive, TakenDrive};
+use super::spool::tape::Tape;
+use super::spool::text::Fields;
+use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::sys::{self, quoted};
+
+/// How long a drive may take until a tape that was put into it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(300);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+
+/// A drive that is taken, and the tape in it.
+pub struct Station {
+    /// The tape. Before the drive, so that the device is closed when others may take it.
+    pub loaded: Loaded,
+    /// The drive.
+    pub taken: TakenDrive,
+}
+
+impl Station {
+    /// Takes a drive and reads the first block of the tape in it. The tape is noted as the one that
+    /// is in the drive if the spool knows it.
+    ///
+    /// [`ErrorKind::WrongTape`] if there is none in it.
+    pub fn open(spool: &Spool, drive: &Drive, access: Access) -> Result<Station> {
+        Station::of(spool, drive.take()?, access)
+    }
+
+    /// The same for a drive that is taken.
+    pub fn of(spool: &Spool, taken: TakenDrive, access: Access) -> Result<Station> {
+        let loaded = open_noted(spool, &taken, access)?;
+        Ok(Station { loaded, taken })
+    }
+
+    /// The tape as the spool knows it.
+    pub fn tape(&self, spool: &Spool) -> Result<Option<Tape>> {
+        self.loaded.label().map_or(Ok(None), |it| spool.tape(it.text()))
+    }
+
+    /// Brings a tape into the drive, if it is not there: the one with this label, or what a changer
+    /// knows by this name. A person is asked if there is no changer.
+    pub fn load(
+        self,
+        spool: &Spool,
+        name: &[u8],
+        ask: &mut dyn FnMut(Wanted<'_>) -> bool,
+        access: Access,
+    ) -> Result<Station> {
+        if self.loaded.label().is_some_and(|it| it.text() == name) {
+            return Ok(self);
+        }
+        self.loaded.close()?;
+        let loaded = load(spool, &self.taken, name, ask, access)?;
+        Ok(Station { loaded, taken: self.taken })
+    }
+}
+
+/// Opens a taken drive, and notes in the spool what is in it.
+fn open_noted(spool: &Spool, taken: &TakenDrive, access: Access) -> Result<Loaded> {
+    let loaded = match Loaded::open(&taken.device()?, access) {
+        Err(e) if e.kind() == ErrorKind::WrongTape => {
+            if taken.tape()?.is_some() {
+                taken.unload()?;
+            }
+            return Err(e);
+        }
+        opened => opened?,
+    };
+    let tape = loaded.label().map_or(Ok(None), |it| spool.tape(it.text()))?;
+    note(taken, tape.as_ref())?;
+    Ok(loaded)
+}
+
+/// Notes which tape is in a drive, unless that is known already.
+fn note(taken: &TakenDrive, tape: Option<&Tape>) -> Result<()> {
+    let known = taken.tape();
+    let known_dir = known.as_ref().ok().and_then(|it| it.as_ref()).map(Tape::dir);
+    match tape {
+        Some(tape) if known_dir == Some(tape.dir()) => Ok(()),
+        Some(tape) => taken.load(tape),
+        // Also a link that leads nowhere goes.
+        None if known_dir.is_some() || known.is_err() => taken.unload(),
+        None => Ok(()),
+    }
+}
+
+/// The changer of a drive, and the drive's number in it.
+fn changer_of<'a>(spool: &Spool, drive: &Drive) -> Result<Option<(Changer<'a>, u32)>> {
+    let Some((path, number)) = drive.changer()? else { return Ok(None) };
+    if !path.is_dir() {
+        return Ok(Some((Changer::Library { program: "mtx".into(), device: path }, number)));
+    }
+    // Every drive that is served from this shelf, so that no tape is in two of them.
+    let (mut drives, mut own) = (Vec::new(), 0);
+    for other in spool.drives()? {
+        if other.changer()?.is_some_and(|it| it.0 == path) {
+            if other.dir() == drive.dir() {
+                own = u32::try_from(drives.len()).unwrap_or(u32::MAX);
+            }
+            drives.push(other.device()?);
+        }
+    }
+    Ok(Some((Changer::Shelf { dir: path, drives }, own)))
+}
+
+/// Brings a tape into a taken drive whose device is closed: the one with this label, or what its
+/// changer knows by this name. A person is asked if there is no changer. A tape with a label is
+/// noted, also if the spool has not known it.
+///
+/// [`ErrorKind::WrongTape`] if nobody brings it, or if what was brought is another one.
+pub fn load(
+    spool: &Spool,
+    taken: &TakenDrive,
+    name: &[u8],
+    ask: &mut dyn FnMut(Wanted<'_>) -> bool,
+    access: Access,
+) -> Result<Loaded> {
+    let known = spool.tape(name)?;
+    let is_wanted = |it: &Loaded| it.label().is_some_and(|it| it.text() == name);
+    match open_noted(spool, taken, access) {
+        Ok(loaded) if is_wanted(&loaded) => return adopt(spool, taken, loaded),
+        // Also one that cannot be read, or is none of ours, makes room.
+        Ok(loaded) => give_out(loaded)?,
+        Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::NotFound) => return Err(e),
+        Err(_) => {}
+    }
+    let barcode = match &known {
+        Some(tape) => tape.metrics()?.get("barcode").unwrap_or(name).to_vec(),
+        None => name.to_vec(),
+    };
+    taken.unload()?;
+    let changer = changer_of(spool, taken)?;
+    let has_changer = changer.is_some();
+    match changer {
+        Some((mut changer, number)) => changer.load(&barcode, number)?,
+        None => {
+            let wanted = Wanted::Load { tape: name, drive: 0 };
+            if !ask(wanted) {
+                let message = format!(
+                    "tape {} is not in drive {}: put it in, then t0load, and try again",
+                    Quoted(name),
+                    quoted(Path::new(taken.name()))
+                );
+                return Err(Error::new(ErrorKind::WrongTape, message));
+            }
+        }
+    }
+    let loaded = open_ready(spool, taken, access)?;
+    if known.is_some() || !has_changer {
+        loaded.expect_label(name)?;
+    }
+    let loaded = adopt(spool, taken, loaded)?;
+    if has_changer
+        && let Some(tape) = taken.tape()?
+        && tape.name() != barcode
+    {
+        let mut metrics = tape.metrics()?;
+        if metrics.get("barcode") != Some(&barcode) {
+            metrics.set("barcode", &barcode)?;
+            tape.set_metrics(&metrics)?;
+        }
+    }
+    Ok(loaded)
+}
+
+/// Notes the tape that is in a drive, also if the spool has not known it.
+pub fn adopt(spool: &Spool, taken: &TakenDrive, loaded: Loaded) -> Result<Loaded> {
+    let tape = match loaded.label() {
+        Some(label) => Some(match spool.tape(label.text())? {
+            Some(tape) if tape.label()?.as_ref() == Some(label) => tape,
+            _ => spool.add_tape(label)?,
+        }),
+        None => None,
+    };
+    note(taken, tape.as_ref())?;
+    Ok(loaded)
+}
+
+/// Opens a drive whose tape was just put in, and waits until that is ready.
+fn open_ready(spool: &Spool, taken: &TakenDrive, access: Access) -> Result<Loaded> {
+    let begin = Instant::now();
+    loop {
+        match open_noted(spool, taken, access) {
+            Err(e) if e.kind() == ErrorKind::WrongTape && begin.elapsed() < READY_WITHIN => {
+                // An image is there at once, or it is not.
+                if taken.device()?.is_dir() {
+                    return Err(e);
+                }
+                std::thread::sleep(BETWEEN_LOOKS);
+            }
+            opened => return opened,
+        }
+    }
+}
+
+fn give_out(loaded: Loaded) -> Result<()> {
+    let mut drive = loaded.into_drive();
+    drive.unload()?;
+    drive.close()
+}
+
+/// Gives the tape out of a taken drive whose device is closed, and has its changer put it away.
+pub fn eject(spool: &Spool, taken: &TakenDrive) -> Result<()> {
+    let device = taken.device()?;
+    let mut drive = super::open(&device, Access::Read)?;
+    if drive.state()?.online {
+        drive.unload()?;
+    }
+    drive.close()?;
+    taken.unload()?;
+    match changer_of(spool, taken)? {
+        Some((mut changer, number)) => changer.unload(number),
+        None => Ok(()),
+    }
+}
+
+/// Puts an image into a drive that is a directory and has no changer.
+pub fn load_image(spool: &Spool, taken: &TakenDrive, image: &Path) -> Result<Loaded> {
+    let device = taken.device()?;
+    if !device.is_dir() {
+        let message = format!("drive {} takes no images", quoted(Path::new(taken.name())));
+        return Err(Error::usage(message));
+    }
+    let failed = |e| Error::io(format!("loading {}", quoted(image)), e);
+    let image = image.canonicalize().map_err(failed)?;
+    let link = device.join(super::image::LOADED);
+    if sys::lstat(&link).is_ok() {
+        taken.unload()?;
+        std::fs::remove_file(&link).map_err(failed)?;
+    }
+    std::os::unix::fs::symlink(&image, &link).map_err(failed)?;
+    let loaded = Loaded::open(&device, Access::Read).inspect_err(|_| {
+        // What is no tape does not stay in the drive.
+        let _ = std::fs::remove_file(&link);
+    })?;
+    adopt(spool, taken, loaded)
+}
+
+/// Why this label is not written to the tape in a drive unless by force.
+pub fn obstacle(spool: &Spool, loaded: &mut Loaded, label: &Label) -> Result<Option<String>> {
+    let is_blank = match loaded.first() {
+        First::Blank => true,
+        // It may have been erased, which leaves a filemark, and it may not.
+        First::Filemark => {
+            let drive = loaded.drive();
+            drive.rewind()?;
+            drive.read(&mut [0; 1])?;
+            drive.read(&mut [0; 1])? == Read::EndOfData
+        }
+        First::TooLong | First::Block(_) => false,
+    };
+    if !is_blank {
+        let found = loaded.describe();
+        return Ok(Some(format!("there is something on it: it is {found}")));
+    }
+    if spool.tape(label.text())?.is_some() {
+        let shown = Quoted(label.text());
+        return Ok(Some(format!("the spool knows a tape {shown} already")));
+    }
+    Ok(None)
+}
+
+/// Writes a label to the tape in a drive, whatever is on it, and notes the tape. What the spool
+/// knew of files on it, and on another tape that was called so, is set aside.
+pub fn write_label(
+    spool: &Spool,
+    station: &mut Station,
+    label: &Label,
+    metrics: &Fields,
+    now: i64,
+) -> Result<Tape> {
+    let before = station.tape(spool)?;
+    for tape in [before, spool.tape(label.text())?].into_iter().flatten() {
+        tape.set_log_aside(now)?;
+    }
+    station.loaded.write_label(label)?;
+    let tape = spool.add_tape(label)?;
+    let mut known = tape.metrics()?;
+    for (key, value) in metrics.iter() {
+        known.set(&String::from_utf8_lossy(key), value)?;
+    }
+    if known != tape.metrics()? {
+        tape.set_metrics(&known)?;
+    }
+    note(&station.taken, Some(&tape))?;
+    Ok(tape)
+}

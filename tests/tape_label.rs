@@ -1,0 +1,149 @@
+//! `t0label`, and the tape that a drive of the spool has: what is written over, and what is not.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use raidtape::tape::drive::Wrote;
+use raidtape::tape::image::Image;
+use raidtape::tape::label::{Label, LabelHash};
+use raidtape::tape::medium::Medium;
+use raidtape::tape::spool::log::TapeFile;
+use raidtape::tape::spool::tape::TapeStatus;
+
+use crate::common::tape::{open_image, rest};
+use crate::common::verbs::Place;
+
+/// Puts an image into the drive by hand, as a person does.
+fn put_in(place: &Place, name: &str) {
+    let link = place.base.join("drive/loaded");
+    let _ = fs::remove_file(&link);
+    symlink(place.image(name), &link).unwrap();
+}
+
+/// Writes these blocks, and a filemark, to an image.
+fn fill(place: &Place, name: &str, blocks: &[&[u8]]) {
+    let mut drive = open_image(&place.image(name));
+    drive.to_end_of_data().unwrap();
+    for block in blocks {
+        assert_eq!(drive.write(block).unwrap(), Wrote::Whole);
+    }
+    assert_eq!(drive.write_filemarks(1).unwrap(), Wrote::Whole);
+    drive.close().unwrap();
+}
+
+fn contents(place: &Place, name: &str) -> Vec<Option<Vec<u8>>> {
+    let mut drive = open_image(&place.image(name));
+    let found = rest(&mut *drive);
+    drive.close().unwrap();
+    found
+}
+
+#[test]
+fn a_label_is_written_shown_and_checked() {
+    let place = Place::with_drive();
+    let said = place.fails(7, &["t0label"]);
+    assert!(said.contains("there is no tape"), "{said}");
+    assert_eq!(place.code(&["t0label", "-k", "T1"]), 7);
+    put_in(&place, "A");
+    assert!(place.fails(7, &["t0label"]).contains("a blank tape"));
+    assert!(place.fails(7, &["t0label", "-r", "-h"]).contains("a blank tape"));
+    assert!(place.ok(&["t0label", "-n", "-w", "T1"]).contains("would be written"));
+    assert_eq!(contents(&place, "A"), []);
+    place.ok(&["t0label", "-w", "-b", "65536", "-p", "owner=me: you", "-p", "created=7", "T1"]);
+    assert_eq!(place.ok(&["t0label"]), "T1");
+    let shown = place.ok(&["t0p", "label", "-r", "-v"]);
+    assert!(shown.starts_with("T1\nprogram:raidtape ") && shown.contains("\nblocksize:65536\n"));
+    assert!(shown.contains("\nowner:me: you\n") && shown.contains("\ncreated:7\n"), "{shown}");
+    let written = contents(&place, "A");
+    let [Some(block), None] = &written[..] else { panic!("{}", written.len()) };
+    assert_eq!(Label::parse(block).unwrap().text(), b"T1");
+    let hash = place.ok(&["t0label", "-r", "-h"]);
+    assert_eq!(hash, LabelHash::of(block).unwrap().to_string());
+    // As the document has it.
+    assert_eq!(place.ok(&["t0label", "-k", "T1"]), "");
+    place.ok(&["t0label", "-k"]);
+    place.ok(&["t0label", "-k", "-h", &hash]);
+    let said = place.fails(7, &["t0label", "-k", "T2"]);
+    assert!(said.contains("tape T1") && said.contains("T2"), "{said}");
+    assert_eq!(place.code(&["t0label", "-k", "-h", &"0".repeat(64)]), 7);
+    assert_eq!(place.code(&["t0label", "-t", "T2"]), 7);
+    // What the spool knows.
+    let (spool, drive) = (place.spool(), place.spool().drive(None).unwrap());
+    let tape = drive.tape().unwrap().unwrap();
+    assert_eq!((tape.name(), tape.status().unwrap()), (b"T1".to_vec(), TapeStatus::Loaded));
+    assert_eq!(tape.label().unwrap().unwrap(), Label::parse(block).unwrap());
+    assert_eq!(tape.metrics().unwrap().number("blocksize"), Some(65_536u64));
+    put_in(&place, "B");
+    assert_eq!(place.code(&["t0label", "-k"]), 7, "another tape than the one that was there");
+    assert!(drive.tape().unwrap().is_none());
+    assert_eq!(spool.tape(b"T1").unwrap().unwrap().status().unwrap(), TapeStatus::Offline);
+    // What makes no sense.
+    for line in [
+        &["t0label", "-k", "-w", "T1"][..],
+        &["t0label", "-w"],
+        &["t0label", "-f", "T1"],
+        &["t0label", "T1"],
+        &["t0label", "-p", "a=b"],
+        &["t0label", "-w", "-p", "label=b", "T9"],
+        &["t0label", "-k", "-h", "xyz"],
+        &["t0label", "-k", "-h"],
+    ] {
+        assert_eq!(place.code(line), 2, "{line:?}");
+    }
+}
+
+#[test]
+fn what_is_on_a_tape_stays_unless_by_force() {
+    let place = Place::with_drive();
+    let block = vec![1; 40_000];
+    fill(&place, "A", &[&block]);
+    put_in(&place, "A");
+    let hash = LabelHash::of(&block).unwrap();
+    // Somebody else's tape is known by its hash.
+    assert_eq!(place.ok(&["t0label", "-r", "-h"]), hash.to_string());
+    place.ok(&["t0label", "-k", "-h", &hash.to_string()]);
+    let said = place.fails(7, &["t0label", "-w", "T1"]);
+    assert!(said.contains("-f") && said.contains(&hash.to_string()), "{said}");
+    fill(&place, "B", &[b"short"]);
+    put_in(&place, "B");
+    assert_eq!(place.code(&["t0label", "-w", "T1"]), 7);
+    assert_eq!(contents(&place, "A"), [Some(block), None]);
+    assert_eq!(contents(&place, "B"), [Some(b"short".to_vec()), None]);
+    place.ok(&["t0label", "-w", "-f", "T1"]);
+    assert_eq!(contents(&place, "B").len(), 2);
+    // A label again, with what the spool knows.
+    let tape = place.spool().tape(b"T1").unwrap().unwrap();
+    let file = TapeFile { filenum: 1, position: 2, job: "j".to_owned(), batch: 0 };
+    tape.add_file(&file).unwrap();
+    assert_eq!(place.code(&["t0label", "-w", "T1"]), 7);
+    assert_eq!(place.code(&["t0label", "-w", "T2"]), 7);
+    assert!(tape.dir().join("log").exists());
+    place.ok(&["t0label", "-w", "-f", "T2"]);
+    assert!(!tape.dir().join("log").exists(), "what was on it is gone");
+    let aside = fs::read_dir(tape.dir()).unwrap().map(|it| it.unwrap().file_name());
+    assert_eq!(aside.filter(|it| it.to_string_lossy().starts_with("log.")).count(), 1);
+    assert_eq!(place.ok(&["t0label"]), "T2");
+    // A blank tape gets no name that is taken.
+    Image::create(&place.image("C"), &Medium::default()).unwrap();
+    put_in(&place, "C");
+    assert!(place.fails(7, &["t0label", "-w", "T2"]).contains("knows a tape T2"));
+    place.ok(&["t0label", "-w", "T3"]);
+}
+
+#[test]
+fn a_filemark_at_the_beginning_does_not_make_a_tape_blank() {
+    let place = Place::with_drive();
+    fill(&place, "A", &[]);
+    fill(&place, "B", &[]);
+    fill(&place, "B", &[b"data"]);
+    put_in(&place, "B");
+    assert_eq!(place.code(&["t0label", "-w", "T1"]), 7);
+    assert_eq!(contents(&place, "B"), [None, Some(b"data".to_vec()), None]);
+    put_in(&place, "A");
+    place.ok(&["t0label", "-w", "T1"]);
+    let medium = Medium { write_protected: true, ..Medium::default() };
+    Image::create(&place.image("P"), &medium).unwrap();
+    put_in(&place, "P");
+    let said = place.fails(7, &["t0label", "-w", "T5"]);
+    assert!(said.contains("write-protected"), "{said}");
+}
