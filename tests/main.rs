@@ -129,6 +129,8 @@ mod tape_drive;
 mod tape_faults;
 /// Jobs that are written to tape.
 mod tape_write;
+/// Writing to tape that is ended, at every step of drive and spool.
+mod tape_write_faults;
 /// Tape images: a model, crashes, those of others.
 mod tape_image;
 /// Labels, and the drive that a tape is in.

@@ -134,7 +134,7 @@ fn what_is_installed_is_complete_and_in_its_place() {
     for name in ["genmeta", "rebuildmeta"] {
         expected.push(format!("lrwxrwxrwx usr/bin/raidtape-{name} raidtape"));
     }
-    for name in ["t0p", "t0find", "t0job", "t0move", "t0queue", "t0tapes"] {
+    for name in ["t0p", "t0find", "t0job", "t0label", "t0move", "t0queue", "t0tapes", "t0write"] {
         expected.push(format!("lrwxrwxrwx usr/bin/{name} raidtape"));
     }
     for helper in ["mount.raidtape", "umount.raidtape"] {

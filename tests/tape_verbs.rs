@@ -4,7 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use raidtape::tape::drive::Access;
+use raidtape::tape::image::Image;
 use raidtape::tape::label::Label;
+use raidtape::tape::loaded::Loaded;
+use raidtape::tape::medium::Medium;
 
 use crate::common::RAIDTAPE;
 use crate::common::verbs::Place;
@@ -86,4 +90,40 @@ fn tapes_are_listed_and_moved_and_files_found() {
     assert_eq!(place.ok(&["t0find", "/home/*.txt"]), line(512, "/home/a/x.txt"));
     assert_eq!(place.feed(&["t0find", "/home"], ""), (1, String::new()));
     assert_eq!(place.code(&["t0find", "/home/[x"]), 2);
+}
+
+#[test]
+fn jobs_are_written_to_the_tape_in_the_drive() {
+    let place = Place::new();
+    let image = place.base.join("T3.tap");
+    Image::create(&image, &Medium::default()).unwrap();
+    place.ok(&["t0p", "init", "-d", "d0", image.to_str().unwrap()]);
+    fs::write(place.base.join("one"), "first").unwrap();
+    let root = format!("root={}", place.base.display());
+    let job = place.ok(&["t0job", "-c", "-p", &root]);
+    place.feed(&["t0job", "-a", &job], "one\nnone\n");
+    place.ok(&["t0queue", "-a", &job]);
+    assert_eq!(place.ok(&["t0write", "-a", "-n"]), format!("{job} b0 count 2 size 5"));
+    let (code, said) = place.feed(&["t0write", "-a"], "");
+    assert_eq!(code, 7, "{said}");
+    assert!(said.contains("a blank tape is in the drive"), "{said}");
+    let mut loaded = Loaded::open(&image, Access::Write).unwrap();
+    loaded.write_label(&Label::new("T3").unwrap()).unwrap();
+    loaded.close().unwrap();
+    assert_eq!(place.code(&["t0write", "-a", "-t", "T4"]), 7);
+    assert_eq!(place.code(&["t0write"]), 2);
+    assert_eq!(place.code(&["t0write", "-a", "-b", "100"]), 2);
+    let receipts = place.base.join("receipts");
+    let line = ["t0write", "-v", "-t", "T3", "-b", "4k", "-y", receipts.to_str().unwrap(), &job];
+    let (code, said) = place.feed(&line, "");
+    assert_eq!(code, 3, "one file has failed: {said}");
+    assert!(said.contains(&format!("{job}/0 is file 1 of tape T3")), "{said}");
+    assert!(said.contains("none: reading it: No such file"), "{said}");
+    let text = fs::read_to_string(&receipts).unwrap();
+    for part in [" one\n", "\nfail none\n", "\ntape T3\nfilenum 1\nerrors 1\n"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(place.ok(&["t0write", "-a"]), "", "nothing is left");
+    let found = place.ok(&["t0find", place.base.join("one").to_str().unwrap()]);
+    assert!(found.starts_with("T3 1 "), "{found}");
 }

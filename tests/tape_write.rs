@@ -9,7 +9,6 @@ use std::process::{Command, Stdio};
 use raidtape::error::ErrorKind;
 use raidtape::tape::medium::Medium;
 use raidtape::tape::spool::job::JobStatus;
-use raidtape::tape::spool::text::Fields;
 use raidtape::tape::write::Settings;
 
 use crate::common::tape::scratch;
@@ -286,11 +285,10 @@ fn only_a_tape_that_may_be_written_is() {
     world.insert("T1");
     refused(settings.clone(), "wanted is tape T2");
     drive.take().unwrap().unload().unwrap();
-    // One of the same name that is another.
     let before = world.objects("T1");
-    let mut metrics = Fields::default();
-    metrics.set("full", "1").unwrap();
     let tape = spool.tape(b"T1").unwrap().unwrap();
+    let mut metrics = tape.metrics().unwrap();
+    metrics.set("full", "1").unwrap();
     tape.set_metrics(&metrics).unwrap();
     spool.set_in_pool(b"full", b"T0", false).unwrap();
     refused(settings.clone(), "tape T1 is full");

@@ -15,6 +15,8 @@ pub enum Trouble {
     Medium,
     /// The drive is reset: it has lost its place.
     Reset,
+    /// The drive is reset, and another tape is in it then: `T1` beside it.
+    Swap,
     /// Writes meet this; everything else goes on.
     Refused(Why),
     /// The program is killed: what is not safe is lost, and nothing is done any more.
@@ -97,11 +99,23 @@ impl FaultDrive {
                 self.is_lost = true;
                 Err(Error::new(ErrorKind::Io, "an injected reset: the drive has lost its place"))
             }
+            Trouble::Swap => {
+                self.is_lost = true;
+                self.inner = Some(self.next_tape());
+                Err(Error::new(ErrorKind::Io, "an injected reset, and another tape"))
+            }
             Trouble::Stop => {
                 self.stopped = Some(fs::read(&self.path).unwrap());
                 Err(stop())
             }
         }
+    }
+
+    /// The drive with the tape `T1` beside the one that is in it.
+    fn next_tape(&mut self) -> Box<dyn Drive> {
+        self.inner = None;
+        let real = self.path.canonicalize().unwrap();
+        raidtape::tape::open(&real.with_file_name("T1.tap"), Access::Write).unwrap()
     }
 
     fn inner(&mut self) -> &mut dyn Drive {

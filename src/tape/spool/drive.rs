@@ -235,7 +235,7 @@ impl<'a> Queue<'a> {
                 // Without a marker: linked by somebody who died before he could set it.
                 None | Some(JobStatus::Ready) => !job.batches()?.is_empty(),
                 // Its worker died before he could take it out: what is left is to finish it.
-                Some(JobStatus::Done) => job.pending()?.is_empty(),
+                Some(JobStatus::Done) => self.has(&uuid)? && job.pending()?.is_empty(),
                 Some(_) => false,
             };
             if has_work && job.kind() == kind {

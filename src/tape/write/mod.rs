@@ -12,6 +12,7 @@
 mod archive;
 mod cut;
 mod marks;
+mod tapes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -29,8 +30,8 @@ use super::spool::drive::{Queue, TakenDrive};
 use super::spool::job::{Job, JobKind, JobStatus, OpenJob};
 use super::spool::log::{LogLine, TapeFile};
 use super::spool::receipt;
-use super::spool::tape::{Tape, TapeStatus};
-use super::spool::text::{Fields, NewFile};
+use super::spool::tape::Tape;
+use super::spool::text::NewFile;
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
 use crate::sys::{self, c, quoted};
@@ -344,148 +345,6 @@ impl<'a> Writer<'a> {
         }
     }
 
-    // --- Tapes ----------------------------------------------------------------------------------
-
-    /// Has a tape in the drive that a job can be written to, at its end of data.
-    fn ready(&mut self, job: &Job) -> Result<()> {
-        for _ in 0..TAPES_MAX {
-            let unfit = match &self.place {
-                Some(place) => self.unfit(&place.tape, &place.label, job)?,
-                None => self.look(job)?,
-            };
-            if let Some(why) = unfit {
-                self.change(job, why)?;
-                continue;
-            }
-            if let (Some(place), Some(loaded)) = (&mut self.place, &mut self.loaded)
-                && place.start.is_none()
-            {
-                let start = loaded.to_end(&place.tape)?;
-                place.is_empty |= start.filenum <= 1;
-                place.start = Some(start);
-            }
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::WrongTape, "no tape that was put in can be written"))
-    }
-
-    /// Looks at the tape that has come into the drive; says why it cannot be written, if so.
-    fn look(&mut self, job: &Job) -> Result<Option<String>> {
-        let Some(loaded) = &mut self.loaded else {
-            return Err(Error::new(ErrorKind::WrongTape, "there is no tape in the drive"));
-        };
-        if std::mem::take(&mut self.is_first_tape) {
-            let noted = self.work.drive.tape()?.map(|it| it.name());
-            if let Some(wanted) = self.work.settings.tape.as_ref().or(noted.as_ref()) {
-                loaded.expect_label(wanted)?;
-            }
-        }
-        let Some(label) = loaded.label().cloned() else {
-            return Ok(Some(format!("{} is in the drive", loaded.describe())));
-        };
-        let text = label.text().to_vec();
-        let tape = match self.work.spool.tape(&text)? {
-            Some(tape) => tape,
-            None => self.work.spool.add_tape(&label)?,
-        };
-        let known = tape.label()?;
-        let created = |it: &super::label::Label| it.get(b"created").map(<[u8]>::to_vec);
-        if let Some(known) = known.as_ref().and_then(created)
-            && created(&label).is_some_and(|it| it != known)
-        {
-            let name = Quoted(&text);
-            self.refused.insert(text.clone());
-            return Ok(Some(format!("tape {name} is not the one of this name that is known")));
-        }
-        if loaded.drive().state()?.write_protected {
-            self.refused.insert(text);
-            return Ok(Some(loaded.refused(Why::Protected).to_string()));
-        }
-        if let Some(why) = self.unfit(&tape, &text, job)? {
-            return Ok(Some(why));
-        }
-        if self.work.drive.tape()?.is_none_or(|it| it.name() != text) {
-            self.work.drive.load(&tape)?;
-        }
-        let metrics = tape.metrics()?;
-        let block_bytes = self.work.settings.block_bytes.or_else(|| metrics.number("blocksize"));
-        let block_bytes = block_bytes.unwrap_or(BLOCK_BYTES);
-        if !(512..=BLOCK_BYTES_MAX).contains(&block_bytes) {
-            let message = format!("blocks of {block_bytes} bytes: 512 to {BLOCK_BYTES_MAX}");
-            return Err(Error::usage(message));
-        }
-        if metrics.get("blocksize").is_none() {
-            set_metric(&tape, "blocksize", u64::from(block_bytes))?;
-        }
-        self.place = Some(Place {
-            tape,
-            label: text,
-            block_bytes,
-            start: None,
-            is_empty: false,
-            too_large: None,
-        });
-        Ok(None)
-    }
-
-    /// Why a tape cannot be written for a job, as far as the spool knows.
-    fn unfit(&self, tape: &Tape, label: &[u8], job: &Job) -> Result<Option<String>> {
-        let name = Quoted(label);
-        if tape.metrics()?.get("full").is_some() {
-            return Ok(Some(format!("tape {name} is full")));
-        }
-        if let Some(pool) = pool_of(job)
-            && !self.work.spool.pool(pool)?.iter().any(|it| it == label)
-        {
-            return Ok(Some(format!("tape {name} is not of pool {}", Quoted(pool))));
-        }
-        Ok(None)
-    }
-
-    /// Has another tape put into the drive.
-    fn change(&mut self, job: &Job, why: String) -> Result<()> {
-        let Some(loaded) = self.loaded.take() else {
-            return Err(Error::new(ErrorKind::WrongTape, why));
-        };
-        self.place = None;
-        let pool = pool_of(job).map(<[u8]>::to_vec);
-        let now = loaded.label().map(|it| it.text().to_vec());
-        let mut labels = with_room(self.work.spool, pool.as_deref())?;
-        labels.retain(|it| Some(it) != now.as_ref() && !self.refused.contains(it));
-        // Said before it is so: what the spool does not know is looked at.
-        self.work.drive.unload()?;
-        let wanted = Wanted { why, pool, labels };
-        self.loaded = (self.work.next_tape)(loaded, &wanted)?;
-        match self.loaded {
-            Some(_) => Ok(()),
-            None => {
-                let of = match &wanted.pool {
-                    Some(pool) => format!(" of pool {}", Quoted(pool)),
-                    None => String::new(),
-                };
-                let next = wanted.labels.first();
-                let such = next.map_or(String::new(), |it| format!(", as {}", Quoted(it)));
-                let why = &wanted.why;
-                let what = format!("{why}: put in a tape{of} that has room{such}, and write again");
-                Err(Error::new(ErrorKind::WrongTape, what))
-            }
-        }
-    }
-
-    /// The tape takes no more.
-    fn set_full(&mut self) -> Result<()> {
-        let now = (self.work.now)();
-        match &mut self.place {
-            Some(place) => {
-                place.start = None;
-                set_metric(&place.tape, "full", now.unsigned_abs())
-            }
-            None => Ok(()),
-        }
-    }
-
-    // --- Acknowledging --------------------------------------------------------------------------
-
     /// Says of a batch, or the first part of it, that it is on tape. Gives what is left.
     fn acknowledge(
         &mut self,
@@ -582,36 +441,6 @@ impl<'a> Writer<'a> {
             _ => Ok(()),
         }
     }
-}
-
-/// The labels of the tapes of a pool, or of all, that have room and are at hand.
-fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
-    let tapes = match pool {
-        None => spool.tapes()?,
-        Some(pool) => {
-            let labels = spool.pool(pool)?;
-            let found = labels.iter().map(|it| spool.tape(it)).collect::<Result<Vec<_>>>()?;
-            found.into_iter().flatten().collect()
-        }
-    };
-    let mut labels = Vec::new();
-    for tape in tapes {
-        let label = tape.name();
-        if tape.status()? == TapeStatus::Offline && tape.metrics()?.get("full").is_none() {
-            labels.push(label);
-        }
-    }
-    Ok(labels)
-}
-
-fn pool_of(job: &Job) -> Option<&[u8]> {
-    job.fields().get("pool").filter(|it| !it.is_empty())
-}
-
-fn set_metric(tape: &Tape, key: &str, value: u64) -> Result<()> {
-    let mut metrics: Fields = tape.metrics()?;
-    metrics.set(key, value.to_string())?;
-    tape.set_metrics(&metrics)
 }
 
 /// What to say of a file that has failed.
