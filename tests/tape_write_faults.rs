@@ -1,5 +1,5 @@
-//! Writing to tape that is ended at each step, by a drive or by a crash: what was acknowledged is on
-//! the tape, what is on the tape stays, and the next write does the rest.
+//! Writing to tape that is ended at each step, by a drive or by a crash: what was acknowledged is
+//! on the tape, what is on the tape stays, and the next write does the rest.
 
 use std::collections::BTreeMap;
 use std::fs;

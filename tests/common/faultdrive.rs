@@ -69,6 +69,8 @@ impl FaultDrive {
         let counter = Counter::default();
         let inner = Some(raidtape::tape::open(path, Access::Write).unwrap());
         let path = if path.is_dir() { path.join("loaded") } else { path.to_path_buf() };
+        // The link goes when the tape is given out.
+        let path = path.canonicalize().unwrap_or(path);
         let (plan, told) = (plan, counter.clone());
         let drive = FaultDrive { inner, path, plan, counter: told, is_lost: false, stopped: None };
         (Box::new(drive), counter)
