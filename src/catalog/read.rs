@@ -162,8 +162,17 @@ impl Reader {
     /// The runs whose rows are whole, oldest first, and those whose are not: for who looks at runs
     /// one by one. One bad row costs its run.
     pub fn whole_runs(&self) -> Result<WholeRuns> {
+        let numbers = self.run_numbers(0)?;
+        // All at once, if that names each of them; else one by one, to see which are damaged.
+        match self.runs() {
+            Ok(runs) if runs.iter().map(|it| it.id).eq(numbers.iter().copied()) => {
+                return Ok(WholeRuns { runs, damaged: Vec::new() });
+            }
+            Err(e) if e.kind() != ErrorKind::Corrupt => return Err(e),
+            _ => {}
+        }
         let mut all = WholeRuns::default();
-        for number in self.run_numbers(0)? {
+        for number in numbers {
             match self.run(number) {
                 Ok(run) => all.runs.push(run),
                 Err(e) if matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::NotFound) => {
