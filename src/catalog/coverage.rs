@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 
+use rusqlite::Statement;
+
 use super::extent::{self, Extent};
+use super::number_set::NumberSet;
 use super::read::Reader;
 use super::run::{DirId, Run, RunId};
 use super::sql;
@@ -112,15 +115,22 @@ impl RunBlocks {
     }
 }
 
-/// On how many tapes a block is: of the rows of `blocks`.
-fn tapes_of_block(has_tapes: bool) -> String {
-    match has_tapes {
-        true => format!(
-            "(SELECT count(DISTINCT t.number) FROM {} AND m.block = blocks.id)",
-            tapes::GOOD
-        ),
-        false => "0".to_owned(),
+/// On how many tapes the block of a name is.
+fn count_tapes(on_tapes: Option<&mut Statement<'_>>, id: [u8; 32]) -> Result<u64> {
+    on_tapes.map_or(Ok(0), |it| it.query_row([id], |row| row.get(0)).map_err(sql))
+}
+
+/// Numbers as an array of arrays: of those that follow one another the first and the last.
+fn ranges_of(numbers: &NumberSet) -> String {
+    let mut ranges: Vec<[u64; 2]> = Vec::new();
+    for number in numbers.iter() {
+        match ranges.last_mut() {
+            Some([_, last]) if *last + 1 == number => *last = number,
+            _ => ranges.push([number, number]),
+        }
     }
+    let ranges = ranges.iter().map(|it| it.to_vec());
+    ranges.collect::<serde_json::Value>().to_string()
 }
 
 impl Reader {
@@ -156,13 +166,10 @@ impl Reader {
         (here, wanted): (&[i64], u8),
         tapes: Option<&Tapes>,
     ) -> Result<Coverage> {
-        let has_tapes = self.attach(tapes)?;
-        let query = format!(
-            "SELECT blocks.number, stored_len, volume, {} FROM blocks \
-             LEFT JOIN block_copies c ON c.block = blocks.number ORDER BY blocks.number",
-            tapes_of_block(has_tapes)
-        );
-        let mut statement = self.conn().prepare(&query).map_err(sql)?;
+        let mut on_tapes = self.tapes_of_blocks(tapes)?;
+        let query = "SELECT blocks.number, stored_len, volume, blocks.id FROM blocks \
+                     LEFT JOIN block_copies c ON c.block = blocks.number ORDER BY blocks.number";
+        let mut statement = self.conn().prepare(query).map_err(sql)?;
         let mut rows = statement.query([]).map_err(sql)?;
         let mut coverage = Coverage::default();
         // Number, bytes, copies, copies within reach.
@@ -184,8 +191,8 @@ impl Reader {
             let bytes: u64 = row.get(1).map_err(sql)?;
             if block.is_none_or(|it| it.0 != number) {
                 end(block.replace((number, bytes, 0, 0)), &mut coverage);
-                let on_tapes = row.get(3).map_err(sql)?;
-                coverage.by_tapes.entry(on_tapes).or_default().add(bytes);
+                let count = count_tapes(on_tapes.as_mut(), row.get(3).map_err(sql)?)?;
+                coverage.by_tapes.entry(count).or_default().add(bytes);
             }
             if let (Some(volume), Some(block)) = (row.get(2).map_err(sql)?, block.as_mut()) {
                 block.2 += 1;
@@ -206,35 +213,33 @@ impl Reader {
         run: Option<(&Run, &RunBlocks)>,
         tapes: Option<&Tapes>,
     ) -> Result<Loss> {
-        let has_tapes = self.attach(tapes)?;
+        let mut on_tapes = self.tapes_of_blocks(tapes)?;
         let list = |numbers: &mut dyn Iterator<Item = &i64>| {
             numbers.map(i64::to_string).collect::<Vec<_>>().join(", ")
         };
         let stay = list(&mut here.iter().filter(|it| !lost.contains(it)));
         let lost = list(&mut lost.iter());
         // Numbers only, which are this program's own.
-        let alone = format!(
-            "SELECT DISTINCT c.block AS block FROM block_copies c WHERE c.volume IN ({lost}) \
-             AND NOT EXISTS (SELECT 1 FROM block_copies o WHERE o.block = c.block \
-             AND o.volume IN ({stay}))"
-        );
-        let on_tapes = tapes_of_block(has_tapes);
-        let only = format!(
-            "SELECT block FROM ({alone}) JOIN blocks ON blocks.number = block WHERE {on_tapes} = 0"
-        );
-        let mut loss = Loss::default();
         let query = format!(
-            "SELECT block, stored_len, {on_tapes} FROM ({alone}) \
-             JOIN blocks ON blocks.number = block"
+            "SELECT number, stored_len, id FROM blocks WHERE number IN \
+             (SELECT c.block FROM block_copies c WHERE c.volume IN ({lost}) \
+             AND NOT EXISTS (SELECT 1 FROM block_copies o WHERE o.block = c.block \
+             AND o.volume IN ({stay})))"
         );
+        let (mut loss, mut only) = (Loss::default(), NumberSet::default());
         let mut statement = self.conn().prepare(&query).map_err(sql)?;
         let mut rows = statement.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             let number: u64 = row.get(0).map_err(sql)?;
-            if run.is_none_or(|it| it.1.has(number)) {
-                let on_tapes: u64 = row.get(2).map_err(sql)?;
-                let amount = if on_tapes > 0 { &mut loss.on_tape } else { &mut loss.amount };
-                amount.add(row.get(1).map_err(sql)?);
+            if run.is_some_and(|it| !it.1.has(number)) {
+                continue;
+            }
+            let bytes = row.get(1).map_err(sql)?;
+            if count_tapes(on_tapes.as_mut(), row.get(2).map_err(sql)?)? > 0 {
+                loss.on_tape.add(bytes);
+            } else {
+                loss.amount.add(bytes);
+                only.insert(number);
             }
         }
         if loss.is_none() {
@@ -244,19 +249,21 @@ impl Reader {
         Ok(loss)
     }
 
-    /// Has queries find what is on tapes; says whether there is any.
-    fn attach(&self, tapes: Option<&Tapes>) -> Result<bool> {
-        let Some(tapes) = tapes else { return Ok(false) };
+    /// Asks on how many tapes a block is, by its name; nothing to ask if there are no tapes.
+    fn tapes_of_blocks(&self, tapes: Option<&Tapes>) -> Result<Option<Statement<'_>>> {
+        let Some(tapes) = tapes else { return Ok(None) };
         let query = "SELECT EXISTS (SELECT 1 FROM pragma_database_list WHERE name = 'tapes')";
         let is_attached: bool = self.conn().query_row(query, [], |row| row.get(0)).map_err(sql)?;
         if !is_attached {
             let path = tapes.path().as_os_str().as_bytes();
             self.conn().execute("ATTACH ?1 AS tapes", [path]).map_err(sql)?;
         }
-        Ok(true)
+        let query =
+            format!("SELECT count(DISTINCT t.number) FROM {} AND m.block = ?1", tapes::GOOD);
+        self.conn().prepare(&query).map(Some).map_err(sql)
     }
 
-    fn lost_files(&self, only: &str, run: Option<&Run>, loss: &mut Loss) -> Result<()> {
+    fn lost_files(&self, only: &NumberSet, run: Option<&Run>, loss: &mut Loss) -> Result<()> {
         let mut marks: BTreeMap<Vec<u8>, Marks> = BTreeMap::new();
         for it in self.runs()? {
             if run.is_none_or(|run| run.id == it.id) {
@@ -266,12 +273,12 @@ impl Reader {
                 marks.changes.push(0);
             }
         }
-        let query = format!(
-            "SELECT dir, name, first_run, last_run FROM entries WHERE kind = 1 AND version IN \
-             (SELECT version FROM uses WHERE block IN ({only})) ORDER BY dir, name, first_run"
-        );
-        let mut statement = self.conn().prepare(&query).map_err(sql)?;
-        let mut rows = statement.query([]).map_err(sql)?;
+        let query = "SELECT dir, name, first_run, last_run FROM entries \
+                     WHERE kind = 1 AND version IN (SELECT version FROM json_each(?1) r \
+                     CROSS JOIN uses ON block BETWEEN r.value ->> 0 AND r.value ->> 1) \
+                     ORDER BY dir, name, first_run";
+        let mut statement = self.conn().prepare(query).map_err(sql)?;
+        let mut rows = statement.query([ranges_of(only)]).map_err(sql)?;
         let mut dir: Option<(DirId, Vec<u8>, Vec<u8>)> = None;
         let mut before: Option<(DirId, Vec<u8>)> = None;
         while let Some(row) = rows.next().map_err(sql)? {
@@ -319,5 +326,18 @@ impl Reader {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_follow_one_another_are_one_range() {
+        let mut numbers = NumberSet::default();
+        assert_eq!(ranges_of(&numbers), "[]");
+        [7, 1, 2, 3, 9, 10, 600].into_iter().for_each(|it| numbers.insert(it));
+        assert_eq!(ranges_of(&numbers), "[[1,3],[7,7],[9,10],[600,600]]");
     }
 }
