@@ -55,16 +55,7 @@ impl Beside {
 
     /// Opens the file at `path` to read, wherever it lies; it must be there.
     pub fn look(&self, path: &Path) -> Result<Connection> {
-        let open = |mode| {
-            let flags = mode | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
-            Connection::open_with_flags(path, flags)
-        };
-        // The write-ahead log needs its shared memory file, which a reader may have to make.
-        let conn = open(OpenFlags::SQLITE_OPEN_READ_WRITE)
-            .or_else(|_| open(OpenFlags::SQLITE_OPEN_READ_ONLY))
-            .map_err(sql)?;
-        schema::configure(&conn, self.cache_kib)?;
-        conn.pragma_update(None, "query_only", true).map_err(sql)?;
+        let conn = schema::look(path, OpenFlags::SQLITE_OPEN_NOFOLLOW, self.cache_kib)?;
         match self.is_current(&conn)? {
             true => Ok(conn),
             false => Err(Error::corrupt("it is something else")),

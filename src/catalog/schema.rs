@@ -184,16 +184,28 @@ fn open_alone(path: &Path) -> Result<Connection> {
     Ok(conn)
 }
 
-fn open_to_look(path: &Path) -> Result<Connection> {
+/// Opens a database that is there to read it, wherever it lies.
+pub(super) fn look(path: &Path, more: OpenFlags, cache_kib: i64) -> Result<Connection> {
+    let open = |mode| {
+        let flags = mode | more | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        Connection::open_with_flags(path, flags).map_err(sql)
+    };
     // The write-ahead log needs its shared memory file, which a reader may have to make.
-    let conn = match open(path, OpenFlags::SQLITE_OPEN_READ_WRITE) {
+    let conn = match open(OpenFlags::SQLITE_OPEN_READ_WRITE) {
         Err(e) if matches!(e.kind(), ErrorKind::Denied | ErrorKind::Io) => {
-            open(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?
+            open(OpenFlags::SQLITE_OPEN_READ_ONLY)?
         }
         other => other?,
     };
-    configure(&conn, READER_CACHE_KIB)?;
+    configure(&conn, cache_kib)?;
     conn.pragma_update(None, "query_only", true).map_err(sql)?;
+    Ok(conn)
+}
+
+fn open_to_look(path: &Path) -> Result<Connection> {
+    expect_there(path)?;
+    let conn = look(path, OpenFlags::empty(), READER_CACHE_KIB)
+        .map_err(|e| e.context(format!("opening {}", quoted(path))))?;
     if check_version(&conn, path)? < READABLE {
         let message = format!("{} was never finished: remove it and run init again", quoted(path));
         return Err(Error::corrupt(message));
@@ -201,11 +213,16 @@ fn open_to_look(path: &Path) -> Result<Connection> {
     Ok(conn)
 }
 
-fn open(path: &Path, mode: OpenFlags) -> Result<Connection> {
-    if !path.exists() {
-        let message = format!("there is no catalog at {}: make one with init", quoted(path));
-        return Err(Error::new(ErrorKind::NoCatalog, message));
+fn expect_there(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
     }
+    let message = format!("there is no catalog at {}: make one with init", quoted(path));
+    Err(Error::new(ErrorKind::NoCatalog, message))
+}
+
+fn open(path: &Path, mode: OpenFlags) -> Result<Connection> {
+    expect_there(path)?;
     let conn = Connection::open_with_flags(path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)
         .map_err(|e| sql(e).context(format!("opening {}", quoted(path))))?;
     Ok(conn)
