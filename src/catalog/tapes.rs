@@ -9,13 +9,14 @@
 
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::beside::Beside;
 use super::sql;
 use crate::chunk::Digest;
 use crate::error::{Error, ErrorKind, Quoted, Result};
-use crate::sys::{Time, quoted};
+use crate::sys::{self, Time, quoted};
 use crate::volume::BlockId;
 
 /// What the file is: marked "RTTP".
@@ -453,26 +454,60 @@ impl Noting<'_> {
     }
 }
 
-/// The error for a block of the catalog at `catalog` of which no disk has a good copy, as `error`
-/// says: where a tape has one, it names the tapes.
-pub fn or_on_tape(catalog: &Path, block: &BlockId, error: Error) -> Error {
-    let is_lost = matches!(error.kind(), ErrorKind::Offline | ErrorKind::Corrupt);
-    if !is_lost && error.kind() != ErrorKind::Io || error.is_shortage() {
-        return error;
+/// Who looks on tapes for blocks that no disk gives him. The file stays open for the next block:
+/// there may be many.
+pub struct OnTape {
+    catalog: PathBuf,
+    /// And which file that is: there may be another by now. Taken out while it is asked.
+    open: Mutex<Option<(Tapes, FileId)>>,
+}
+
+/// Device and inode number.
+type FileId = (u64, u64);
+
+impl OnTape {
+    /// For the blocks of the catalog at `catalog`. Nothing is opened yet.
+    pub fn new(catalog: &Path) -> OnTape {
+        OnTape { catalog: catalog.to_path_buf(), open: Mutex::new(None) }
     }
-    match Tapes::look(catalog).and_then(|it| it.map_or(Ok(None), |it| it.holding(block))) {
-        Ok(Some(tapes)) => {
-            let message = format!(
-                "block {block} is only on tape, on {tapes}: bring it back with raidtape tape \
-                 recall; {error}"
-            );
-            Error::new(ErrorKind::OnTape, message)
+
+    /// The error for a block of which no disk has a good copy, as `error` says: where a tape has
+    /// one, it names the tapes.
+    pub fn explain(&self, block: &BlockId, error: Error) -> Error {
+        let is_lost = matches!(error.kind(), ErrorKind::Offline | ErrorKind::Corrupt);
+        if !is_lost && error.kind() != ErrorKind::Io || error.is_shortage() {
+            return error;
         }
-        Ok(None) => error,
-        Err(e) => {
-            log::warn!("whether block {block} is on tape is not known: {e}");
-            error
+        match self.holding(block) {
+            Ok(Some(tapes)) => {
+                let message = format!(
+                    "block {block} is only on tape, on {tapes}: bring it back with raidtape tape \
+                     recall; {error}"
+                );
+                Error::new(ErrorKind::OnTape, message)
+            }
+            Ok(None) => error,
+            Err(e) => {
+                log::warn!("whether block {block} is on tape is not known: {e}");
+                error
+            }
         }
+    }
+
+    fn holding(&self, block: &BlockId) -> Result<Option<String>> {
+        let Ok(stat) = sys::lstat(&TAPES.path(&self.catalog)) else { return Ok(None) };
+        let id = (stat.dev, stat.ino);
+        let open = self.open.lock().take().filter(|it| it.1 == id).map(|it| it.0);
+        let tapes = match open {
+            Some(tapes) => tapes,
+            None => match Tapes::look(&self.catalog)? {
+                Some(tapes) => tapes,
+                None => return Ok(None),
+            },
+        };
+        let holding = tapes.holding(block)?;
+        *self.open.lock() = Some((tapes, id));
+        Ok(holding)
     }
 }
 
@@ -589,6 +624,32 @@ mod tests {
         tapes.documents(b"manifests/", &mut each).unwrap();
         let name = b"manifests/run-1".to_vec();
         assert_eq!(names, [(name.clone(), b"T0".to_vec()), (name, b"T\xff".to_vec())]);
+    }
+
+    #[test]
+    fn who_asks_often_keeps_it_open_and_sees_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = dir.path().join("c");
+        let on_tape = OnTape::new(&catalog);
+        let ask = || on_tape.explain(&id(1), Error::corrupt("bad"));
+        assert_eq!(ask().kind(), ErrorKind::Corrupt);
+        for label in [b"T0", b"T1"] {
+            // What was there is moved away, as somebody is told to do.
+            let _ = std::fs::rename(TAPES.path(&catalog), dir.path().join("aside"));
+            let mut tapes = Tapes::open(&catalog).unwrap();
+            tapes.put_tape(&tape(label, "full")).unwrap();
+            put(&mut tapes, label, 1, &[block(100, 1)]);
+            drop(tapes);
+            for _ in 0..3 {
+                let error = ask();
+                assert_eq!(error.kind(), ErrorKind::OnTape);
+                let place = format!("on {} (file 1)", Quoted(label));
+                assert!(error.to_string().contains(&place), "{error}");
+                assert!(on_tape.open.lock().is_some());
+            }
+            let other = on_tape.explain(&id(1), Error::usage("no loss"));
+            assert_eq!(other.kind(), ErrorKind::Usage);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::{FILES_MAX, From, Healed, Unhealed, Work};
-use crate::catalog::{Damage, tapes};
+use crate::catalog::Damage;
 use crate::chunk::frame::Frame;
 use crate::copies::tables_of;
 use crate::error::{Error, ErrorKind, Result};
@@ -228,7 +228,7 @@ impl Work<'_> {
             })?;
         }
         files.sort();
-        let error = tapes::or_on_tape(self.catalog, id, error);
+        let error = self.on_tape.explain(id, error);
         let (reason, kind) = (error.to_string(), error.kind());
         let unhealed = Unhealed { block: *id, reason, kind, is_better, files, file_count };
         self.done.give_up(unhealed, self.progress);

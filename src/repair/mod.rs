@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use crate::backup::catalog_copy;
 use crate::catalog::DamagedFile;
+use crate::catalog::tapes::OnTape;
 use crate::copies::Store;
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::genmeta;
@@ -151,6 +152,7 @@ struct Work<'a> {
     volumes: &'a Volumes,
     /// Temporary files go beside it.
     catalog: &'a Path,
+    on_tape: OnTape,
     progress: &'a Progress,
     done: Repaired,
     /// Runs whose manifests name a block that has another name now.
@@ -164,7 +166,8 @@ pub fn run(catalog: &Path, suspects: &[BlockId], progress: &Progress) -> Result<
     let (store, volumes) = Store::open(catalog)?;
     let done = Repaired::default();
     let renamed_in = std::collections::BTreeSet::new();
-    let mut work = Work { store, volumes: &volumes, catalog, progress, done, renamed_in };
+    let on_tape = OnTape::new(catalog);
+    let mut work = Work { store, volumes: &volumes, catalog, on_tape, progress, done, renamed_in };
     progress.set_phase("repairing indexes");
     work.indexes()?;
     progress.set_phase("repairing blocks");

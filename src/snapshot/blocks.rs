@@ -13,7 +13,8 @@ use super::cache::FrameCache;
 use super::due::Due;
 use super::pool::Pool;
 use super::weighed::Weighed;
-use crate::catalog::{Reader, tapes};
+use crate::catalog::Reader;
+use crate::catalog::tapes::OnTape;
 use crate::chunk::frame::{Codec, Frame};
 use crate::error::{Error, ErrorKind, Result};
 use crate::volume::{BlockId, Volume, Volumes};
@@ -55,6 +56,7 @@ pub struct Blocks {
     _due: Arc<Due>,
 }
 
+    pub on_tape: OnTape,
 impl Blocks {
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Blocks> {
         let reader = Reader::open(path)?;
@@ -74,6 +76,7 @@ impl Blocks {
     }
 
     pub fn with_reader<T>(&self, read: impl FnOnce(&Reader) -> Result<T>) -> Result<T> {
+            on_tape: OnTape::new(path),
         let reader = match self.readers.take() {
             Some(reader) => reader,
             None => Reader::open(&self.path)?,
@@ -186,7 +189,7 @@ impl Blocks {
         map: &BlockMap,
         read: impl FnMut(&Volume) -> Result<T>,
     ) -> Result<T> {
-        self.read_from_disk(map, read).map_err(|e| tapes::or_on_tape(&self.path, &map.id, e))
+        self.read_from_disk(map, read).map_err(|e| self.on_tape.explain(&map.id, e))
     }
 
     fn read_from_disk<T>(

@@ -29,6 +29,7 @@ use blocks::Blocks;
 use weighed::Weighed;
 use whole::Findings;
 
+use crate::catalog::tapes::OnTape;
 use crate::catalog::{Content, DirId, EntryRow, Extent, Reader, Run, RunId, Settings, VersionId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::volume::Volumes;
@@ -87,6 +88,11 @@ impl Snapshots {
     pub fn volumes(&self) -> Arc<Volumes> {
         self.blocks.volumes()
     }
+    /// Tells of blocks that are on tape alone.
+    pub fn on_tape(&self) -> &OnTape {
+        &self.blocks.on_tape
+    }
+
 
     /// How the frame cache fares.
     pub fn cache_stats(&self) -> CacheStats {

@@ -13,7 +13,7 @@ use super::Work;
 use super::choice::Choice;
 use super::report::{BadBlock, Fault, Kept, Part};
 use crate::catalog::meta::{DirNames, document_name, former_name};
-use crate::catalog::{BlockRow, Damage, RunId, tapes};
+use crate::catalog::{BlockRow, Damage, RunId};
 use crate::chunk::Digest;
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::genmeta::{MetaState, compare};
@@ -261,7 +261,7 @@ impl Work<'_> {
             let kind = error.kind();
             let error = match has_good {
                 true => error,
-                false => tapes::or_on_tape(self.snapshots.catalog(), &row.id, error),
+                false => self.snapshots.on_tape().explain(&row.id, error),
             };
             let reason = error.to_string();
             let message = format!("on {}: {reason}", quoted(&volume));
