@@ -84,7 +84,7 @@ pub fn choose_run(reader: &Reader, wish: &Wish, path: &[u8]) -> Result<Run> {
         Wish::At(time) => Some(*time),
     };
     let whole = reader.whole_runs()?;
-    let mut runs = whole.runs.clone();
+    let mut runs: Vec<&Run> = whole.runs.iter().collect();
     if runs.is_empty() {
         whole.refuse_doubt(0..RunId::MAX)?;
         return Err(Error::new(ErrorKind::NotFound, "there is no run yet"));
@@ -103,7 +103,7 @@ pub fn choose_run(reader: &Reader, wish: &Wish, path: &[u8]) -> Result<Run> {
     let is_later = |it: &&Run| it.id > begin && until.is_some_and(|time| it.finished > time);
     let end = whole.runs.iter().find(is_later).map_or(RunId::MAX, |it| it.id);
     whole.refuse_doubt(begin..end)?;
-    newest.ok_or_else(|| {
+    newest.cloned().ok_or_else(|| {
         let first = first.unwrap_or_default();
         let message = format!("no run had finished by then: the first one is run {first}");
         Error::new(ErrorKind::NotFound, message)
@@ -119,24 +119,24 @@ pub fn resolve(snapshots: &Snapshots, path: &[u8], run: Option<RunId>) -> Result
 /// The same for a run that is wished for in any way.
 pub fn resolve_wish(snapshots: &Snapshots, path: &[u8], wish: Option<&Wish>) -> Result<Found> {
     snapshots.with_reader(|reader| {
-        let mut whole = WholeRuns::default();
-        let runs = match wish {
-            Some(wish) => vec![choose_run(reader, wish, path)?],
-            None => {
-                whole = reader.whole_runs()?;
-                let mut runs: Vec<Run> = whole.runs.iter().rev().cloned().collect();
-                // A path that names a source is meant for that one before any other.
-                runs.sort_by_key(|run| below(path, run).is_none());
-                runs
+        let whole = match wish {
+            Some(wish) => {
+                WholeRuns { runs: vec![choose_run(reader, wish, path)?], damaged: Vec::new() }
             }
+            None => reader.whole_runs()?,
         };
-        for run in &runs {
+        // A path that names a source is meant for that one before any other.
+        let of = |is_named| {
+            let newest_first = whole.runs.iter().rev();
+            newest_first.filter(move |run| below(path, run).is_some() == is_named)
+        };
+        for run in of(true).chain(of(false)) {
             if let Some(found) = find(reader, run, path)? {
                 whole.refuse_doubt(run.id..RunId::MAX)?;
                 return Ok(found);
             }
         }
-        Err(match runs.as_slice() {
+        Err(match whole.runs.as_slice() {
             [] => Error::new(ErrorKind::NotFound, "there is no run yet"),
             [run] => not_in_run(path, run),
             _ => {
