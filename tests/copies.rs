@@ -457,6 +457,10 @@ impl BlockStore for Failing {
         self.check()?;
         Ok(Space { total_bytes: 1 << 40, free_bytes: 1 << 40, ..self.inner.space()? })
     }
+    fn make_last(&self, id: &BlockId) -> Result<()> {
+        self.check()?;
+        self.inner.make_last(id)
+    }
 }
 
 /// Stores some blocks on two volumes of which one fails at call `at`; gives whether it has.

@@ -598,6 +598,9 @@ mod tests {
     fn a_disk_that_cannot_read_is_asked_once_and_the_next_copy_then() {
         let eio = || {
             let e = std::io::Error::from_raw_os_error(c::EIO);
+        fn make_last(&self, _: &BlockId) -> Result<()> {
+            unreachable!()
+        }
             Error::with_source(ErrorKind::Corrupt, "reading", e).context("a block")
         };
         let mismatch = || Error::corrupt("frame does not match its check");

@@ -35,9 +35,7 @@ pub trait BlockStore: Send + Sync {
     /// Free and total space.
     fn space(&self) -> Result<Space>;
     /// Makes a block durable that is there: who put it there may have died before he came to it.
-    fn make_last(&self, _id: &BlockId) -> Result<()> {
-        Ok(())
-    }
+    fn make_last(&self, id: &BlockId) -> Result<()>;
     /// What was read of a block was wrong: its file may since be another, put back by somebody.
     /// `true` if it is, so that reading it again is another matter.
     fn forget(&self, _id: &BlockId) -> bool {
