@@ -230,6 +230,16 @@ pub fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
     rename_durable(&prepare_file(path, content)?, path)
 }
 
+/// Reads a file that is not meant to be long. One that is longer than `max` bytes is refused.
+pub fn read_small(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(File::open(path)?, max + 1), &mut bytes)?;
+    if bytes.len() as u64 > max {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("over {max} bytes long")));
+    }
+    Ok(bytes)
+}
+
 /// Writes what file `path` is to become, under the name that this gives, and syncs it.
 pub fn prepare_file(path: &Path, content: &[u8]) -> Result<PathBuf> {
     let new = new_name(path);

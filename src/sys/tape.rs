@@ -1,7 +1,7 @@
 //! Tape drives as the kernel's `st` driver has them, and the calls that tape images need.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -243,14 +243,4 @@ pub fn read_at(file: &File, pieces: &mut [IoSliceMut<'_>], offset: u64) -> io::R
         }
     }
     Ok(done)
-}
-
-/// Reads a file that is not meant to be long. One that is longer than `max` bytes is refused.
-pub fn read_small(path: &Path, max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(max + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > max {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("over {max} bytes long")));
-    }
-    Ok(bytes)
 }

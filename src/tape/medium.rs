@@ -38,7 +38,7 @@ impl Medium {
         let image = image.canonicalize().unwrap_or_else(|_| image.to_path_buf());
         let path = Medium::path(&image);
         let failed = |e| Error::io(format!("reading {}", quoted(&path)), e);
-        let text = match sys::tape::read_small(&path, BYTES_MAX) {
+        let text = match sys::read_small(&path, BYTES_MAX) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Medium::default()),
             read => read.map_err(failed)?,
         };
