@@ -191,11 +191,32 @@ fn an_index_that_is_lost_or_cut_short_has_its_records_again() {
 fn an_index_that_is_gone_is_made_anew() {
     let (sandbox, volumes) = store();
     let before = dump(&sandbox.catalog);
-    for volume in &volumes {
-        fs::remove_file(volume.join(".rt_volume_index")).unwrap();
-    }
-    register(&sandbox, &[]).code(3);
+    let remove = |volumes: &[PathBuf]| {
+        for volume in volumes {
+            fs::remove_file(volume.join(".rt_volume_index")).unwrap();
+        }
+    };
+    let check = |ran: Ran, volumes: &[PathBuf]| {
+        let errors = ran.code(3).errors();
+        let hint = "/.rt_volume_index, which raidtape validate --repair makes anew: No such file";
+        for volume in volumes {
+            let path = volume.to_str().unwrap();
+            assert!(errors.contains(&format!("{path}{hint}")), "{errors}");
+        }
+    };
+    remove(&volumes);
+    check(sandbox.run(args!["rebuild-catalog"]), &volumes);
     assert_dumps(&before, &dump(&sandbox.catalog));
+    sandbox.assert_valid();
+    // The other one takes what is new, and the repair is what is said of it.
+    let [first, _] = &volumes;
+    let first = std::slice::from_ref(first);
+    remove(first);
+    fs::write(sandbox.source.join("more"), "more").unwrap();
+    check(sandbox.run(args!["backup", &sandbox.source]), first);
+    check(sandbox.run(args!["rebuild-catalog", "--dry-run"]), first);
+    sandbox.run(args!["validate", "--repair"]).code(0);
+    sandbox.backup();
     sandbox.assert_valid();
 }
 

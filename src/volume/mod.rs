@@ -194,7 +194,7 @@ impl Volume {
     /// The index records from byte `offset` on.
     pub fn index_from(&self, offset: u64) -> Result<RecordReader<File>> {
         let path = self.config.path.join(INDEX_NAME);
-        let failed = |e| Error::io(format!("reading {}", quoted(&path)), e);
+        let failed = |e| self.index_failed("reading", e);
         let mut file = File::open(&path).map_err(failed)?;
         file.seek(SeekFrom::Start(offset)).map_err(failed)?;
         Ok(RecordReader::new(file, offset))
@@ -203,7 +203,7 @@ impl Volume {
     /// How long the index is, in bytes.
     pub fn index_len(&self) -> Result<u64> {
         let path = self.config.path.join(INDEX_NAME);
-        let failed = |e| Error::io(format!("volume index {}", quoted(&path)), e);
+        let failed = |e| self.index_failed("looking at", e);
         Ok(path.metadata().map_err(failed)?.len())
     }
 
@@ -211,12 +211,13 @@ impl Volume {
     /// bytes, which is what somebody has counted on.
     pub fn settle_index(&self, known: u64) -> Result<()> {
         let path = self.config.path.join(INDEX_NAME);
-        let failed = |e| Error::io(format!("volume index {}", quoted(&path)), e);
+        let failed = |e| self.index_failed("opening", e);
         let file = File::open(&path).map_err(failed)?;
         let len = file.metadata().map_err(failed)?.len();
         if len < known {
             let message = format!(
-                "volume index {} is {len} bytes long instead of {known}: it has lost records",
+                "volume index {} is {len} bytes long instead of {known}: it has lost records, \
+                 which raidtape validate --repair gives it back",
                 quoted(&path)
             );
             return Err(Error::corrupt(message));
@@ -225,6 +226,14 @@ impl Volume {
             self.cut_index(known);
             failed(e)
         })
+    }
+
+    fn index_failed(&self, doing: &str, error: std::io::Error) -> Error {
+        let path = self.config.path.join(INDEX_NAME);
+        let is_gone = error.kind() == std::io::ErrorKind::NotFound
+            && manifest::path_in(&self.config.path).exists();
+        let hint = if is_gone { ", which raidtape validate --repair makes anew" } else { "" };
+        Error::io(format!("{doing} the volume index {}{hint}", quoted(&path)), error)
     }
 
     /// Takes back what follows the first `valid` bytes of the index. A sync that failed may have
@@ -589,6 +598,9 @@ mod tests {
         fn space(&self) -> Result<Space> {
             unreachable!()
         }
+        fn make_last(&self, _: &BlockId) -> Result<()> {
+            unreachable!()
+        }
         fn forget(&self, _: &BlockId) -> bool {
             self.0
         }
@@ -598,9 +610,6 @@ mod tests {
     fn a_disk_that_cannot_read_is_asked_once_and_the_next_copy_then() {
         let eio = || {
             let e = std::io::Error::from_raw_os_error(c::EIO);
-        fn make_last(&self, _: &BlockId) -> Result<()> {
-            unreachable!()
-        }
             Error::with_source(ErrorKind::Corrupt, "reading", e).context("a block")
         };
         let mismatch = || Error::corrupt("frame does not match its check");
