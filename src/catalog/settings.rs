@@ -113,8 +113,8 @@ impl Settings {
 }
 
 /// What the names of a catalog's files have after its own: database, lock, a copy under way, kept
-/// jobs, health, what is on tapes, and what is being built.
-const OWN_SUFFIXES: [&str; 9] = [
+/// jobs, health, what is on tapes, what a mount has to say, and what is being built.
+const OWN_SUFFIXES: [&str; 10] = [
     "",
     ".lock",
     ".copy",
@@ -122,6 +122,7 @@ const OWN_SUFFIXES: [&str; 9] = [
     ".jobs",
     ".health",
     ".tapes",
+    ".mount.log",
     ".rebuilding",
     ".rebuilding-scratch",
 ];
@@ -179,6 +180,7 @@ mod tests {
     fn what_is_left_beside_a_catalog_is_known_and_nothing_else_is() {
         let own = ["c.replaced-1795359102", "c.replaced-1.2-wal", "c.jobs.damaged-7", "c.copy"];
         let own = own.into_iter().chain(["c.rebuilding-wal", "c.rebuilding-scratch-journal"]);
+        let own = own.chain(["c.mount.log"]);
         let own = own.chain(["c", "c.new", "c-journal", "c.replaced-5-shm", "c.health.damaged-1"]);
         let others = ["c.replaced-", "c.replaced-by me", "c.replaced-1.2.3", "c.replaced-1.", "d"];
         let others = others.into_iter().chain(["d.replaced-1", "c.damaged-1", "c.txt", "ab"]);
