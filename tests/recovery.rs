@@ -136,8 +136,15 @@ fn a_trial_changes_no_byte_and_leaves_no_file() {
         assert!(outside(before.clone()) == outside(after));
         assert!(lie.iter().zip(&volumes).all(|(was, it)| *was == files_of(it)));
     }
-    on(&catalog, args!["backup", "--dry-run", &sandbox.source]).code(0);
-    assert!(outside(before) == outside(files_of(&dir)));
+    let out = sandbox.path("out");
+    for line in [
+        args!["backup", "--dry-run", &sandbox.source].to_vec(),
+        args!["revert-to-run", "--dry-run", "latest", &out].to_vec(),
+    ] {
+        on(&catalog, line).code(0);
+        assert!(outside(before.clone()) == outside(files_of(&dir)));
+    }
+    assert!(!out.exists());
     // One that was killed is in nobody's way.
     fs::write(dir.join("catalog.rebuilding"), "half").unwrap();
     on(&catalog, args!["rebuild-catalog", "--dry-run"]).code(0);

@@ -13,7 +13,6 @@ use crate::error::{Quoted, Result};
 use crate::job::grammar::Restoring;
 use crate::progress::Progress;
 use crate::restore::{Step, Summary};
-use crate::snapshot::Snapshots;
 
 pub fn restore(catalog: &Path, args: &args::Restore) -> Result<u8> {
     run(catalog, &(&args.args).into(), args.json)
@@ -29,7 +28,7 @@ pub fn revert_to_run(catalog: &Path, args: &args::RevertToRun) -> Result<u8> {
 
 /// Restores, and says what came of it.
 fn run(catalog: &Path, restoring: &Restoring, json: bool) -> Result<u8> {
-    let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
+    let snapshots = restoring.open(catalog, CACHE_BYTES)?;
     let progress = Progress::default();
     // A listener that goes away does not change what a dry run finds.
     let out = Mutex::new(io::BufWriter::new(io::stdout()));

@@ -13,6 +13,14 @@ use crate::snapshot::{Snapshots, Wish, choose_run, resolve_wish};
 use crate::sys::{self, quoted};
 
 impl Restoring {
+    /// Opens the catalog that it restores from. A dry run leaves it as it is.
+    pub fn open(&self, catalog: &Path, cache_bytes: u64) -> Result<Snapshots> {
+        match self.options.dry_run {
+            true => Snapshots::open_untouched(catalog, cache_bytes),
+            false => Snapshots::open(catalog, cache_bytes),
+        }
+    }
+
     /// Restores; gives the run it was restored from. `tell` is told of each step of a dry run.
     pub fn run(
         &self,

@@ -50,7 +50,7 @@ fn run_once(catalog: &Path, site: &Site, prepare: Option<&Prepare>, job: &Job) -
         }
         Request::Restore(restoring) => {
             restoring.check_target(&site.mountpoint)?;
-            let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
+            let snapshots = restoring.open(catalog, CACHE_BYTES)?;
             let (run, mut summary) = restoring.run(&snapshots, progress, &|_, _| {})?;
             match summary.ended_by.take() {
                 Some(error) => Err(error),

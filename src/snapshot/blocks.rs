@@ -44,42 +44,47 @@ pub struct FramePlace {
     pub frame: Frame,
 }
 
+/// How readers of the catalog are opened.
+pub type OpenReader = fn(&Path) -> Result<Reader>;
+
 /// The blocks of a catalog.
 pub struct Blocks {
     pub path: PathBuf,
+    open: OpenReader,
     readers: Pool<Reader>,
     volumes: RwLock<Arc<Volumes>>,
     pub frames: FrameCache,
     pub buffers: Arc<Buffers>,
     maps: Weighed<u64, BlockMap>,
+    pub on_tape: OnTape,
     /// Its thread ends with this.
     _due: Arc<Due>,
 }
 
-    pub on_tape: OnTape,
 impl Blocks {
-    pub fn open(path: &Path, cache_bytes: u64) -> Result<Blocks> {
-        let reader = Reader::open(path)?;
+    pub fn open(path: &Path, cache_bytes: u64, open: OpenReader) -> Result<Blocks> {
+        let reader = open(path)?;
         let due = Arc::new(Due::new(path));
         let volumes = Volumes::open(reader.volumes()?).with_faults(Arc::new(due.faults()));
         let readers = Pool::new();
         readers.put(reader);
         Ok(Blocks {
             path: path.to_path_buf(),
+            open,
             readers,
             volumes: RwLock::new(Arc::new(volumes)),
             frames: FrameCache::new(cache_bytes),
             buffers: Arc::default(),
             maps: Weighed::new(MAPS_BYTES_MAX),
+            on_tape: OnTape::new(path),
             _due: due,
         })
     }
 
     pub fn with_reader<T>(&self, read: impl FnOnce(&Reader) -> Result<T>) -> Result<T> {
-            on_tape: OnTape::new(path),
         let reader = match self.readers.take() {
             Some(reader) => reader,
-            None => Reader::open(&self.path)?,
+            None => (self.open)(&self.path)?,
         };
         let result = read(&reader);
         self.readers.put(reader);

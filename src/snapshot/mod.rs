@@ -25,7 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ahead::Ahead;
-use blocks::Blocks;
+use blocks::{Blocks, OpenReader};
 use weighed::Weighed;
 use whole::Findings;
 
@@ -60,7 +60,16 @@ pub struct Snapshots {
 impl Snapshots {
     /// Opens the catalog at `path` with a frame cache of `cache_bytes`.
     pub fn open(path: &Path, cache_bytes: u64) -> Result<Snapshots> {
-        let blocks = Arc::new(Blocks::open(path, cache_bytes)?);
+        Snapshots::open_by(path, cache_bytes, Reader::open)
+    }
+
+    /// The same, and the catalog and its log stay as they are, byte for byte.
+    pub fn open_untouched(path: &Path, cache_bytes: u64) -> Result<Snapshots> {
+        Snapshots::open_by(path, cache_bytes, Reader::open_untouched)
+    }
+
+    fn open_by(path: &Path, cache_bytes: u64, open: OpenReader) -> Result<Snapshots> {
+        let blocks = Arc::new(Blocks::open(path, cache_bytes, open)?);
         Ok(Snapshots {
             ahead: Ahead::new(blocks.clone()),
             blocks,
@@ -79,6 +88,11 @@ impl Snapshots {
         &self.blocks.path
     }
 
+    /// Tells of blocks that are on tape alone.
+    pub fn on_tape(&self) -> &OnTape {
+        &self.blocks.on_tape
+    }
+
     /// The catalog's settings.
     pub fn settings(&self) -> Result<Settings> {
         self.with_reader(Reader::settings)
@@ -88,11 +102,6 @@ impl Snapshots {
     pub fn volumes(&self) -> Arc<Volumes> {
         self.blocks.volumes()
     }
-    /// Tells of blocks that are on tape alone.
-    pub fn on_tape(&self) -> &OnTape {
-        &self.blocks.on_tape
-    }
-
 
     /// How the frame cache fares.
     pub fn cache_stats(&self) -> CacheStats {
