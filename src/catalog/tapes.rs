@@ -399,6 +399,15 @@ impl Tapes {
         tx.commit().map_err(sql)
     }
 
+    /// Notes that a member, whose content begins at `at`, was not right when it was read.
+    pub fn note_bad(&mut self, (label, filenum): (&[u8], u64), at: u64) -> Result<()> {
+        let query = "UPDATE members SET is_bad = 1 WHERE at = ?3 AND tape_file = \
+                     (SELECT f.number FROM tape_files f JOIN tapes t ON t.number = f.tape \
+                      WHERE t.label = ?1 AND f.filenum = ?2)";
+        self.conn.execute(query, (label, filenum, at)).map_err(|e| self.fail(e))?;
+        Ok(())
+    }
+
     /// Says that a tape is gone, or is there again. Nothing on a lost tape counts.
     pub fn set_lost(&mut self, label: &[u8], is_lost: bool) -> Result<()> {
         let query = "UPDATE tapes SET is_lost = ?2 WHERE label = ?1";

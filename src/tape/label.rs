@@ -47,6 +47,11 @@ impl LabelHash {
         block.get(..LABEL_BYTES).map(|it| LabelHash(Sha256::digest(it).into()))
     }
 
+    /// Its bytes.
+    pub fn bytes(self) -> [u8; 32] {
+        self.0
+    }
+
     /// Reads 64 hex digits.
     pub fn parse(text: &str) -> Result<LabelHash> {
         let mut hash = [0; 32];

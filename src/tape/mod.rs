@@ -13,6 +13,7 @@ pub mod load;
 pub mod loaded;
 pub mod medium;
 pub mod read;
+pub mod runs;
 pub mod spool;
 pub mod st;
 pub mod stream;

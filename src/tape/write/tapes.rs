@@ -98,6 +98,10 @@ impl Writer<'_> {
         if tape.metrics()?.get("full").is_some() {
             return Ok(Some(format!("tape {name} is full")));
         }
+        let mut avoided = job.fields().iter().filter(|it| it.0.starts_with(b"avoid-"));
+        if avoided.any(|it| it.1 == label) {
+            return Ok(Some(format!("tape {name} has a copy of some of it already")));
+        }
         if let Some(pool) = pool_of(job)
             && !self.work.spool.pool(pool)?.iter().any(|it| it == label)
         {

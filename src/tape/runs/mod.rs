@@ -1,0 +1,109 @@
+//! Runs on tape: archived as jobs of the spool, recalled to volumes, and found again without a
+//! catalog.
+//!
+//! What goes to tape has the names that it has on a volume, so that whoever unpacks all archives of
+//! all tapes into one directory has a volume, and `restore.sh` works there. Invariant: of a block
+//! only those bytes go to a tape, and come back from one, that have the hash which is its name; and
+//! what is known of tapes never claims more than the spool's results, which are there first.
+
+mod members;
+mod note;
+mod plan;
+pub mod recall;
+pub mod walk;
+mod work;
+
+pub use members::Members;
+pub use note::Noter;
+pub use plan::{BATCH_BYTES, Options, Planned, plan, unfinished};
+pub use work::{Archived, Means, archive};
+
+use crate::catalog::{copy, manifest, meta};
+use crate::volume::BlockId;
+
+/// How to get data out with nothing but `mt`, `dd` and `cpio`: in each archive job.
+pub const GUIDE: &str = include_str!("TAPES.txt");
+/// Its name.
+pub const GUIDE_NAME: &[u8] = b"TAPES.txt";
+/// What a label says of itself to a person.
+pub const LABEL_READ: &str = "mt -f /dev/nst0 fsf 1; dd if=/dev/nst0 bs=8M | \
+                              cpio -idmu --no-absolute-filenames; then see TAPES.txt";
+
+/// What a member of an archive is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A block.
+    Block(BlockId),
+    /// What is in a block.
+    Meta(BlockId),
+    /// What a run has changed.
+    Manifest,
+    /// A copy of the catalog.
+    Catalog,
+    /// What a volume is, or a text that explains it to people.
+    Guide,
+    /// Nothing of ours.
+    Other,
+}
+
+impl Kind {
+    /// What the member with this name is.
+    pub fn of(name: &[u8]) -> Kind {
+        let Ok(text) = std::str::from_utf8(name) else { return Kind::Other };
+        if let Some(rest) = text.strip_prefix("chunks/") {
+            let id = rest.rsplit('/').next().and_then(|it| it.parse::<BlockId>().ok());
+            return id.filter(|it| block_name(it) == text).map_or(Kind::Other, Kind::Block);
+        }
+        if let Some(rest) = text.strip_prefix("meta/") {
+            let id = rest.strip_suffix(".meta.json.zst").and_then(|it| it.parse::<BlockId>().ok());
+            let id = id.filter(|it| meta::document_name(it) == text);
+            return id.map_or(Kind::Other, Kind::Meta);
+        }
+        let (dir, file) = text.split_once('/').unwrap_or(("", text));
+        match dir {
+            manifest::DIR if manifest::run_of(file).is_some() => Kind::Manifest,
+            copy::DIR if copy::run_of(file).is_some() => Kind::Catalog,
+            "" if GUIDES.contains(&file) => Kind::Guide,
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// The files at the top of a volume that go to tape.
+const GUIDES: [&str; 4] = ["TAPES.txt", "RESTORE.txt", "restore.sh", ".rt_volume_manifest"];
+
+/// The name of a block on a volume.
+pub fn block_name(id: &BlockId) -> String {
+    let hex = id.to_string();
+    let (xx, yy) = (hex.get(..2).unwrap_or_default(), hex.get(2..4).unwrap_or_default());
+    format!("chunks/{xx}/{yy}/{hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::Digest;
+
+    #[test]
+    fn members_are_known_by_names_that_a_volume_has() {
+        let id = Digest([0xab; 32]);
+        assert_eq!(Kind::of(block_name(&id).as_bytes()), Kind::Block(id));
+        assert_eq!(Kind::of(meta::document_name(&id).as_bytes()), Kind::Meta(id));
+        assert_eq!(Kind::of(manifest::document_name(7).as_bytes()), Kind::Manifest);
+        assert_eq!(Kind::of(copy::document_name(7).as_bytes()), Kind::Catalog);
+        assert_eq!(Kind::of(b"restore.sh"), Kind::Guide);
+        let other = [
+            format!("chunks/aa/ab/{id}"),
+            format!("chunks/ab/ab/../{id}"),
+            format!("/chunks/ab/ab/{id}"),
+            format!("meta/{id}.meta.json.zst/"),
+            "manifests/run-1.jsonl".to_owned(),
+            "catalog/../catalog".to_owned(),
+            "x/restore.sh".to_owned(),
+            String::new(),
+        ];
+        for name in other {
+            assert_eq!(Kind::of(name.as_bytes()), Kind::Other, "{name}");
+        }
+    }
+}

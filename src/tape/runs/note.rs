@@ -1,0 +1,98 @@
+//! What a tape file that has been written holds, noted beside the catalog.
+//!
+//! The spool's results are durable before; what is noted here comes from them, so it can be noted
+//! again after a crash, and made anew from the spool.
+
+use std::path::{Path, PathBuf};
+
+use super::{Kind, Members};
+use crate::catalog::tapes::{Item, Member, Tape, TapeFile, Tapes};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{Time, c};
+use crate::tape::cpio::Header;
+use crate::tape::label::LabelHash;
+use crate::tape::spool::Spool;
+use crate::tape::spool::batch::{Batch, Outcome};
+use crate::tape::write::Written;
+
+/// Notes tape files of one catalog.
+pub struct Noter<'a> {
+    members: &'a Members,
+    tapes: Tapes,
+    catalog: PathBuf,
+}
+
+impl<'a> Noter<'a> {
+    /// Opens what is known of tapes beside the catalog at `catalog`.
+    pub fn open(catalog: &Path, members: &'a Members) -> Result<Noter<'a>> {
+        Ok(Noter { members, tapes: Tapes::open(catalog)?, catalog: catalog.to_path_buf() })
+    }
+
+    /// Notes a tape file, if its job is of this catalog.
+    pub fn note(&mut self, spool: &Spool, written: &Written) -> Result<()> {
+        let digests = self.members.take_digests();
+        let job = spool.job(&written.job)?;
+        let catalog = std::os::unix::ffi::OsStrExt::as_bytes(self.catalog.as_os_str());
+        if job.fields().get("catalog") != Some(catalog) {
+            return Ok(());
+        }
+        let pool = job.fields().get("pool").unwrap_or(b"any");
+        let tape = tape_of(spool, &written.tape, pool, written.block_bytes)?;
+        self.tapes.put_tape(&tape)?;
+        let mut batch = Batch::open(&written.path)?;
+        let ended = batch.summary()?.and_then(|it| it.number("end")).unwrap_or(0);
+        let file = TapeFile {
+            filenum: written.filenum,
+            position: written.position,
+            bytes: written.bytes,
+            job: written.job.clone(),
+            batch: written.batch,
+            ended: Time { secs: ended, nanos: 0 },
+            verified: None,
+        };
+        let mut noting = self.tapes.begin(&written.tape, &file)?;
+        while let Some(result) = batch.next_result()? {
+            let Outcome::Ok(position, name) = result else { continue };
+            let (item, len) = match Kind::of(name) {
+                Kind::Block(id) => {
+                    let Some(number) = self.members.reader().numbers_of(&id)?.first().copied()
+                    else {
+                        continue;
+                    };
+                    (Item::Block(id), self.members.reader().block(number)?.stored_len)
+                }
+                Kind::Manifest | Kind::Catalog | Kind::Guide => match digests.get(name) {
+                    // After a crash nobody knows it, and it goes to tape once more.
+                    None => continue,
+                    Some((digest, len)) => (Item::Document(name.to_vec(), *digest), *len),
+                },
+                Kind::Meta(_) | Kind::Other => continue,
+            };
+            let at = position + header_len(name, len)?;
+            noting.add(&Member { at, len, item })?;
+        }
+        noting.finish()
+    }
+}
+
+/// A tape as it is noted beside a catalog.
+fn tape_of(spool: &Spool, label: &[u8], pool: &[u8], block_bytes: u64) -> Result<Tape> {
+    let noted = spool.tape(label)?.map_or(Ok(None), |it| it.label())?;
+    let hash = noted.and_then(|it| LabelHash::of(&it.to_block())).ok_or_else(|| {
+        let shown = crate::error::Quoted(label);
+        Error::new(ErrorKind::NotFound, format!("the spool has no label of tape {shown}"))
+    })?;
+    let block_bytes = u32::try_from(block_bytes).ok().filter(|it| *it > 0);
+    Ok(Tape {
+        label: label.to_vec(),
+        hash: hash.bytes(),
+        pool: String::from_utf8_lossy(pool).into_owned(),
+        block_bytes: block_bytes.unwrap_or(crate::tape::write::BLOCK_BYTES),
+    })
+}
+
+/// How long the header of a member is that an archive writes: its content begins behind it.
+fn header_len(name: &[u8], size: u64) -> Result<u64> {
+    let header = Header { mode: c::S_IFREG, nlink: 1, size, ..Header::default() };
+    Ok(header.encode(name)?.len() as u64)
+}

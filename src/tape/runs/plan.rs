@@ -1,0 +1,290 @@
+//! What of a run has to go to tape, as a job with its batches.
+//!
+//! Nothing is remembered from one time to the next but what is on tapes: what a pool has, it does
+//! not get again. Blocks go in the order of their numbers, which is the order in which they were
+//! stored: recall of a run goes forwards. The last batch has what makes them a store again.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::{GUIDE_NAME, GUIDES, Members, block_name};
+use crate::catalog::tapes::Tapes;
+use crate::catalog::{Reader, Run, RunId, copy, manifest, meta};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Progress;
+use crate::sys::{Time, quoted};
+use crate::tape::spool::Spool;
+use crate::tape::spool::job::{JobKind, JobStatus, OpenJob};
+use crate::tape::spool::text::Fields;
+use crate::volume::BlockId;
+
+/// Bytes of blocks in a batch, if nobody says otherwise.
+pub const BATCH_BYTES: u64 = 4 << 30;
+/// Blocks taken from the catalog at a time.
+const PAGE_BLOCKS: u64 = 1024;
+/// Most blocks of a batch: their names are all that is in memory.
+const BATCH_BLOCKS_MAX: usize = 1 << 16;
+
+/// What to archive.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The run.
+    pub run: RunId,
+    /// The pool of tapes.
+    pub pool: String,
+    /// On how many tapes of the pool each block is to be.
+    pub copies: u64,
+    /// Bytes of blocks in a batch.
+    pub batch_bytes: u64,
+}
+
+/// A job that has been made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Planned {
+    /// Its name.
+    pub job: String,
+    /// Blocks in it.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Other documents than metas.
+    pub documents: u64,
+    /// Batches.
+    pub batches: u64,
+}
+
+/// The jobs that archive runs of this catalog to this pool and are not done: what was stopped, or
+/// waits for a tape. A pool must not get twice what they have.
+pub fn unfinished(spool: &Spool, catalog: &Path, pool: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for uuid in spool.jobs(false)? {
+        let job = spool.job(&uuid)?;
+        let is_ours = job.fields().get("catalog") == Some(bytes_of(catalog))
+            && job.fields().get("pool") == Some(pool.as_bytes())
+            && job.fields().get("run").is_some();
+        let is_off = matches!(job.status()?, Some(JobStatus::Revoked | JobStatus::Cloned));
+        if is_ours && !is_off && job.kind() == JobKind::Write {
+            found.push(uuid);
+        }
+    }
+    Ok(found)
+}
+
+fn bytes_of(path: &Path) -> &[u8] {
+    std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str())
+}
+
+/// Makes the job that brings a run one more copy in the pool, of what has fewer than are wanted;
+/// `None` if there is nothing. `wanted` counts up to [`Options::copies`]: each copy is a job of its
+/// own, for no tape has two.
+pub fn plan(
+    (catalog, members): (&Path, &Members),
+    spool: &Spool,
+    options: &Options,
+    wanted: u64,
+    progress: &Progress,
+) -> Result<Option<Planned>> {
+    progress.set_phase("looking for what is on no tape");
+    let reader = Reader::open(catalog)?;
+    let run = reader.run(options.run)?;
+    let tapes = Tapes::look(catalog)?;
+    let mut job = Plan {
+        spool,
+        options,
+        catalog,
+        wanted,
+        members,
+        reader,
+        tapes,
+        job: None,
+        avoid: BTreeSet::new(),
+        planned: Planned { job: String::new(), blocks: 0, bytes: 0, documents: 0, batches: 0 },
+    };
+    match job.make(&run, progress) {
+        Ok(()) => job.finish(),
+        Err(e) => {
+            job.withdraw();
+            Err(e)
+        }
+    }
+}
+
+struct Plan<'a> {
+    spool: &'a Spool,
+    options: &'a Options,
+    catalog: &'a Path,
+    wanted: u64,
+    members: &'a Members,
+    reader: Reader,
+    tapes: Option<Tapes>,
+    job: Option<OpenJob>,
+    /// Labels of tapes that have some of it already.
+    avoid: BTreeSet<Vec<u8>>,
+    planned: Planned,
+}
+
+impl Plan<'_> {
+    fn make(&mut self, run: &Run, progress: &Progress) -> Result<()> {
+        let needed = self.reader.blocks_of_run(run)?;
+        let mut after = 0;
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        loop {
+            progress.check()?;
+            let page = self.reader.block_numbers(after, PAGE_BLOCKS)?;
+            let Some(last) = page.last() else { break };
+            after = *last;
+            for number in page.into_iter().filter(|it| needed.has(*it)) {
+                let row = self.reader.block(number)?;
+                Progress::add(&progress.entries, 1);
+                if self.copies(&row.id)? >= self.wanted {
+                    continue;
+                }
+                let is_full = bytes + row.stored_len > self.options.batch_bytes;
+                if !batch.is_empty() && (is_full || batch.len() == BATCH_BLOCKS_MAX) {
+                    self.put_blocks(&std::mem::take(&mut batch))?;
+                    bytes = 0;
+                }
+                bytes += row.stored_len;
+                self.planned.bytes += row.stored_len;
+                batch.push(row.id);
+            }
+        }
+        if !batch.is_empty() {
+            self.put_blocks(&batch)?;
+        }
+        self.put_documents(run, progress)
+    }
+
+    /// On how many tapes a block is; those are noted, if it is to be on further ones.
+    fn copies(&mut self, id: &BlockId) -> Result<u64> {
+        let Some(tapes) = &self.tapes else { return Ok(0) };
+        let copies = tapes.copies(id, Some(&self.options.pool))?;
+        if (1..self.wanted).contains(&copies) {
+            self.avoid.extend(tapes.places(id)?.into_iter().map(|it| it.label));
+        }
+        Ok(copies)
+    }
+
+    /// A batch of blocks, before them what is in each.
+    fn put_blocks(&mut self, blocks: &[BlockId]) -> Result<()> {
+        let guides = match self.planned.batches {
+            0 => self.members.guides(),
+            _ => Vec::new(),
+        };
+        let metas = blocks.iter().map(|it| meta::document_name(it).into_bytes());
+        let metas = metas.filter(|it| self.members.has(it));
+        let blocks_names = blocks.iter().map(|it| block_name(it).into_bytes());
+        let names: Vec<Vec<u8>> = guides.into_iter().chain(metas).chain(blocks_names).collect();
+        self.planned.blocks += blocks.len() as u64;
+        self.put(&names)
+    }
+
+    /// The last batch: the manifests of all runs, without which this one cannot be told, and a copy
+    /// of the catalog.
+    fn put_documents(&mut self, run: &Run, progress: &Progress) -> Result<()> {
+        let mut names: Vec<Vec<u8>> = Vec::new();
+        let has_blocks = self.planned.blocks > 0;
+        for other in self.reader.runs()?.iter().filter(|it| it.id <= run.id) {
+            progress.check()?;
+            let name = manifest::document_name(other.id).into_bytes();
+            if self.is_wanted(&name)? {
+                names.push(name);
+            }
+        }
+        let copies = self.members.catalog_copies()?;
+        let newest = copies.iter().find(|it| **it >= run.id).or(copies.first());
+        if let Some(name) = newest.map(|it| copy::document_name(*it).into_bytes())
+            && self.is_wanted(&name)?
+        {
+            names.push(name);
+        }
+        if names.is_empty() && !has_blocks {
+            return Ok(());
+        }
+        let guides = self.members.guides();
+        self.planned.documents = (names.len() + guides.len()) as u64;
+        names.extend(guides);
+        self.put(&names)
+    }
+
+    /// Whether a document that is there is on too few tapes, as it is now.
+    fn is_wanted(&mut self, name: &[u8]) -> Result<bool> {
+        let Some(digest) = self.members.digest(name)? else { return Ok(false) };
+        let Some(tapes) = &self.tapes else { return Ok(true) };
+        Ok(tapes.copies_of_document(name, &digest, &self.options.pool)? < self.wanted)
+    }
+
+    fn put(&mut self, names: &[Vec<u8>]) -> Result<()> {
+        let now = Time::now().secs;
+        let job = match &mut self.job {
+            Some(job) => job,
+            none => {
+                let uuid = uuid::Uuid::new_v4().to_string();
+                let mut fields = Fields::default();
+                fields.set("root", bytes_of(&self.members.root()?))?;
+                fields.set("catalog", bytes_of(self.catalog))?;
+                fields.set("pool", &self.options.pool)?;
+                fields.set("run", self.options.run.to_string())?;
+                self.spool.create_job(&uuid, JobKind::Write, now, &fields)?;
+                self.planned.job.clone_from(&uuid);
+                none.insert(self.spool.take_job(&uuid)?)
+            }
+        };
+        job.add_batch(now, &Fields::default(), names.iter().map(|it| Ok(it.clone())))?;
+        self.planned.batches += 1;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Option<Planned>> {
+        if let Some(job) = &mut self.job
+            && !self.avoid.is_empty()
+        {
+            for (number, label) in self.avoid.iter().enumerate() {
+                job.set(&format!("avoid-{number}"), label)?;
+            }
+        }
+        Ok(self.job.is_some().then_some(self.planned))
+    }
+
+    /// What was not planned to its end is not written.
+    fn withdraw(mut self) {
+        if let Some(job) = self.job.take() {
+            let uuid = job.uuid().to_owned();
+            drop(job);
+            if let Err(e) = self.spool.revoke(&uuid) {
+                log::warn!("{e}: job {uuid} is not whole and should be revoked");
+            }
+        }
+    }
+}
+
+impl Members {
+    /// Names of the texts for people, and of what says what a volume is, as far as they are there.
+    fn guides(&self) -> Vec<Vec<u8>> {
+        let names = GUIDES.iter().map(|it| it.as_bytes().to_vec());
+        names.filter(|it| it == GUIDE_NAME || self.has(it)).collect()
+    }
+
+    /// The runs after which copies of the catalog were made, the newest first.
+    fn catalog_copies(&self) -> Result<Vec<RunId>> {
+        let mut runs = BTreeSet::new();
+        for volume in self.volumes().present() {
+            runs.extend(copy::list(&volume.config.path)?);
+        }
+        Ok(runs.into_iter().rev().collect())
+    }
+
+    /// The directory from which names are looked up by whoever knows nothing of catalogs.
+    fn root(&self) -> Result<PathBuf> {
+        match self.volumes().present().first() {
+            Some(it) => Ok(it.config.path.clone()),
+            None => Err(match self.volumes().missing().first() {
+                Some((config, e)) => {
+                    let message = format!("volume {}: {e}", quoted(&config.path));
+                    Error::new(ErrorKind::Offline, message)
+                }
+                None => Error::usage("the catalog has no volume"),
+            }),
+        }
+    }
+}
