@@ -119,6 +119,8 @@ mod streams;
 mod tape_formats;
 /// Tapes, known by their first block.
 mod tape_loaded;
+/// Runs on tape, and back.
+mod tape_recall;
 /// The spool of tape jobs: its files, and what crashes leave of them.
 mod tape_spool;
 /// The commands of t0p.

@@ -6,10 +6,12 @@
 //! only those bytes go to a tape, and come back from one, that have the hash which is its name; and
 //! what is known of tapes never claims more than the spool's results, which are there first.
 
+pub mod gather;
 mod members;
 mod note;
 mod plan;
 pub mod recall;
+pub mod verify;
 pub mod walk;
 mod work;
 

@@ -225,6 +225,7 @@ impl Plan<'_> {
                 fields.set("catalog", bytes_of(self.catalog))?;
                 fields.set("pool", &self.options.pool)?;
                 fields.set("run", self.options.run.to_string())?;
+                fields.set("hash", self.reader.settings()?.hash.as_str())?;
                 self.spool.create_job(&uuid, JobKind::Write, now, &fields)?;
                 self.planned.job.clone_from(&uuid);
                 none.insert(self.spool.take_job(&uuid)?)

@@ -508,12 +508,12 @@ impl Into<'_> {
         let hash = self.store.settings.hash;
         let index: BlockIndex = tables_of(&self.store.reader, self.volumes, hash, block, &copies)
             .or_else(|_| {
-                let mut all = copies.clone();
-                // Its record comes only now; its bytes are there.
-                let at = i64::MAX.cast_unsigned();
-                all.push(CopyAt { volume: volume.config.number, record_at: at });
-                tables_of(&self.store.reader, self.volumes, hash, block, &all)
-            })?;
+            let mut all = copies.clone();
+            // Its record comes only now; its bytes are there.
+            let at = i64::MAX.cast_unsigned();
+            all.push(CopyAt { volume: volume.config.number, record_at: at });
+            tables_of(&self.store.reader, self.volumes, hash, block, &all)
+        })?;
         let mut names = meta::DirNames::default();
         write_metas(&self.store.reader, volume, &[&index], hash, &mut names)?;
         let blocks = BlockWriter::new(

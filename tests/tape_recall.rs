@@ -1,0 +1,236 @@
+//! Runs on tape and back: blocks recalled, tapes verified, a catalog from tapes alone.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use raidtape::catalog::tapes::Tapes;
+use raidtape::catalog::{Reader, RunBlocks};
+use raidtape::error::{ErrorKind, Result};
+use raidtape::progress::Progress;
+use raidtape::tape::drive::Access;
+use raidtape::tape::loaded::Loaded;
+use raidtape::tape::medium::Medium;
+use raidtape::tape::runs::recall::{self, GetTape, Recalled};
+use raidtape::tape::runs::{Archived, Means, Options, archive, gather, verify};
+use raidtape::tape::write::Settings;
+
+use crate::common::tape::scratch;
+use crate::common::tapeworld::TapeWorld;
+use crate::common::tree::{Tree, assert_same};
+use crate::common::{Sandbox, data};
+
+/// A store, and tapes beside it.
+struct Scene {
+    sandbox: Sandbox,
+    world: TapeWorld,
+    _dir: tempfile::TempDir,
+}
+
+impl Scene {
+    /// A store with one run, and blank tapes of this capacity.
+    fn new(tapes: &[&str], capacity: Option<u64>) -> Scene {
+        let sandbox = Sandbox::with(&["--block-size", "1MiB"]);
+        data::mixed_tree(&sandbox.source, 7, 40);
+        data::noise_file(&sandbox.source.join("large"), 8, 5 << 20);
+        sandbox.backup();
+        let dir = scratch();
+        let world = TapeWorld::new(dir.path());
+        let medium = Medium { capacity, early_warning: 64 << 10, ..Medium::default() };
+        for tape in tapes {
+            world.add_tape(tape, &medium);
+        }
+        world.insert(tapes[0]);
+        Scene { sandbox, world, _dir: dir }
+    }
+
+    fn catalog(&self) -> &Path {
+        &self.sandbox.catalog
+    }
+
+    fn archive(&self, copies: u64) -> Archived {
+        let spool = self.world.spool();
+        let drive = spool.drive(None).unwrap();
+        let taken = drive.take().unwrap();
+        let device = drive.device().unwrap();
+        let loaded = Loaded::open(&device, Access::Write).unwrap();
+        let run = Reader::open(self.catalog()).unwrap().latest(None).unwrap().unwrap().id;
+        let options = Options { run, pool: "any".to_owned(), copies, batch_bytes: 2 << 20 };
+        let means = Means {
+            spool: &spool,
+            drive: &taken,
+            settings: Settings { block_bytes: Some(32 << 10), ..Settings::default() },
+            tell: &mut |_| {},
+            next_tape: &mut |loaded, wanted| {
+                let Some(label) = wanted.labels.first() else { return Ok(None) };
+                loaded.close()?;
+                self.world.insert(std::str::from_utf8(label).unwrap());
+                Loaded::open(&device, Access::Write).map(Some)
+            },
+        };
+        archive(self.catalog(), &options, means, loaded, &Progress::default()).unwrap()
+    }
+
+    fn tapes(&self) -> Tapes {
+        Tapes::look(self.catalog()).unwrap().unwrap()
+    }
+
+    fn needed(&self, catalog: &Path) -> RunBlocks {
+        let reader = Reader::open(catalog).unwrap();
+        let run = reader.latest(None).unwrap().unwrap();
+        reader.blocks_of_run(&run).unwrap()
+    }
+
+    /// A drive that has any tape.
+    fn any_tape(&self) -> GetTape<'_> {
+        let dir = self.world.base.join("tapes");
+        Box::new(move |label| open(&dir, label).map(Some))
+    }
+
+    fn recall(&self, catalog: &Path, drives: usize) -> Recalled {
+        let drives = (0..drives).map(|_| self.any_tape()).collect();
+        recall::recall(catalog, &self.needed(catalog), drives, &Progress::default()).unwrap()
+    }
+
+    fn lose_blocks(&self) -> usize {
+        let blocks = self.sandbox.blocks("volume");
+        blocks.iter().for_each(|it| fs::remove_file(&it.0).unwrap());
+        blocks.len()
+    }
+
+    fn assert_restores(&self, name: &str) {
+        let found = self.sandbox.revert(1, name);
+        assert_same(&Tree::of(&self.sandbox.source), &Tree::of(&found));
+    }
+}
+
+fn open(dir: &Path, label: &[u8]) -> Result<Loaded> {
+    let path = dir.join(format!("{}.tap", std::str::from_utf8(label).unwrap()));
+    Loaded::open(&path, Access::Read)
+}
+
+fn image(scene: &Scene, label: &str) -> PathBuf {
+    scene.world.image(label)
+}
+
+#[test]
+fn blocks_that_are_lost_come_back_from_tape() {
+    let scene = Scene::new(&["T0"], None);
+    let done = scene.archive(1);
+    assert!(done.tally.batches > 3 && done.tally.errors == 0, "{done:?}");
+    let count = scene.lose_blocks();
+    let plan = recall::plan(scene.catalog(), &scene.needed(scene.catalog()), &Progress::default());
+    let plan = plan.unwrap();
+    assert_eq!((plan.tapes.len(), plan.blocks(), plan.blocks_here), (1, count as u64, 0));
+    let done = scene.recall(scene.catalog(), 1);
+    assert_eq!((done.blocks, done.missing), (count as u64, 0), "{done:?}");
+    scene.sandbox.assert_valid();
+    scene.assert_restores("restored");
+    let again = scene.recall(scene.catalog(), 1);
+    assert_eq!((again.blocks, again.missing), (0, 0));
+}
+
+#[test]
+fn what_a_pool_has_does_not_go_there_again() {
+    let scene = Scene::new(&["T0"], None);
+    let first = scene.archive(1);
+    let second = scene.archive(1);
+    assert_eq!((second.planned.len(), second.tally.batches), (0, 0), "{second:?}");
+    data::noise_file(&scene.sandbox.source.join("more"), 9, 1 << 20);
+    scene.sandbox.backup();
+    let third = scene.archive(1);
+    let blocks = |it: &Archived| it.planned.iter().map(|it| it.blocks).sum::<u64>();
+    assert!(blocks(&third) > 0 && blocks(&third) < blocks(&first) / 2, "{third:?}");
+    let reader = Reader::open(scene.catalog()).unwrap();
+    let coverage = reader.coverage(None, (&[1], 1), Some(&scene.tapes())).unwrap();
+    assert_eq!(coverage.by_tapes.keys().collect::<Vec<_>>(), [&1]);
+}
+
+#[test]
+fn copies_go_to_tapes_of_their_own_and_the_end_of_a_tape_is_no_end() {
+    let names = ["T0", "T1", "T2", "T3", "T4", "T5"];
+    let scene = Scene::new(&names, Some(5 << 20));
+    let done = scene.archive(2);
+    assert!(done.tally.errors == 0 && done.planned.len() == 2, "{done:?}");
+    let tapes = scene.tapes();
+    let reader = Reader::open(scene.catalog()).unwrap();
+    for number in reader.block_numbers(0, 1000).unwrap() {
+        let id = reader.block(number).unwrap().id;
+        let places = tapes.places(&id).unwrap();
+        let labels: BTreeSet<_> = places.iter().map(|it| &it.label).collect();
+        assert_eq!(labels.len(), 2, "{places:?}");
+    }
+    // One tape is lost, another is damaged: two drives bring everything back all the same.
+    let count = scene.lose_blocks() as u64;
+    let first = tapes.tapes().unwrap().remove(0).tape.label;
+    fs::remove_file(image(&scene, std::str::from_utf8(&first).unwrap())).unwrap();
+    let done = scene.recall(scene.catalog(), 2);
+    assert!(done.problems.iter().any(|it| it.to_string().contains("T0")), "{done:?}");
+    let again = scene.recall(scene.catalog(), 2);
+    // What is only on the lost one beside a tape that has been read is planned anew there.
+    assert_eq!(done.blocks + again.blocks + again.missing, count, "{done:?} {again:?}");
+}
+
+#[test]
+fn a_damaged_block_is_taken_from_another_tape() {
+    let scene = Scene::new(&["T0", "T1"], None);
+    scene.archive(2);
+    let count = scene.lose_blocks() as u64;
+    let path = image(&scene, "T0");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let mut loaded = Loaded::open(&path, Access::Read).unwrap();
+    let found = verify::verify(scene.catalog(), &mut loaded, &Progress::default()).unwrap();
+    assert_eq!((found.blocks, found.problems.len()), (count - 1, 1), "{found:?}");
+    drop(loaded);
+    assert_eq!(scene.tapes().tape(b"T0").unwrap().unwrap().bad, 1);
+    let done = scene.recall(scene.catalog(), 1);
+    assert_eq!((done.blocks, done.missing), (count, 0), "{done:?}");
+    scene.sandbox.assert_valid();
+}
+
+#[test]
+fn a_box_of_tapes_is_enough() {
+    let scene = Scene::new(&["T0", "T1", "T2", "T3"], Some(4 << 20));
+    data::noise_file(&scene.sandbox.source.join("more"), 9, 1 << 20);
+    scene.sandbox.backup();
+    scene.archive(1);
+    let used: Vec<Vec<u8>> =
+        scene.tapes().tapes().unwrap().into_iter().map(|it| it.tape.label).collect();
+    assert!(used.len() > 1, "one tape has held it all");
+    // The machine burns: neither catalog nor volume nor spool are left.
+    fs::remove_dir_all(scene.sandbox.path("volume")).unwrap();
+    let new = scene.sandbox.path("anew");
+    let into = scene.sandbox.path("into");
+    let dir = scene.world.base.join("tapes");
+    let mut labels = used.iter().rev();
+    let mut next = || labels.next().map(|it| open(&dir, it)).transpose();
+    let (gathered, summary) =
+        gather::rebuild(&new, &into, &mut next, &Progress::default(), &mut |id, file| {
+            panic!("{id}: {file:?}")
+        })
+        .unwrap();
+    assert_eq!(gathered.problem_count, 0, "{gathered:?}");
+    assert_eq!((gathered.tapes, summary.runs), (used.len() as u64, 2), "{summary:?}");
+    // Everything is there to see, and says where it is.
+    let program = |line: &[&str]| {
+        let mut command = Command::new(scene.sandbox.program().get_program());
+        command.arg("--catalog").arg(&new).args(line);
+        crate::common::run(&mut command)
+    };
+    let ran = program(&["restore", "large", "/dev/null"]);
+    assert!(ran.errors().contains("tape"), "{}", ran.errors());
+    let done = scene.recall(&new, 2);
+    assert_eq!(done.missing, 0, "{done:?}");
+    let restored = scene.sandbox.path("restored");
+    program(&["revert-to-run", "2", restored.to_str().unwrap()]).code(0);
+    assert_same(&Tree::of(&scene.sandbox.source), &Tree::of(&restored));
+    // A second attempt with the same names is refused, and nothing is touched.
+    let error =
+        gather::rebuild(&new, &into, &mut || Ok(None), &Progress::default(), &mut |_, _| Ok(()))
+            .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Usage);
+}
