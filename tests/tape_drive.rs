@@ -342,7 +342,7 @@ fn real_drives() {
     if !in_vm("tape_drive::real_drives") {
         return;
     }
-    let parts: [(&str, fn()); 14] = [
+    let parts: [(&str, fn()); 15] = [
         ("an empty drive", empty_drive),
         ("a library", library),
         ("what every drive does", || conforms(&mut real_stand())),
@@ -357,6 +357,7 @@ fn real_drives() {
         ("a reset and fixed blocks", reset_and_fixed_blocks),
         ("write protection", write_protection),
         ("a worm tape", worm_tape),
+        ("jobs over two cartridges", crate::tape_write::over_two_cartridges),
     ];
     for (name, part) in parts {
         let begun = Instant::now();

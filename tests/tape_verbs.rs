@@ -127,3 +127,46 @@ fn jobs_are_written_to_the_tape_in_the_drive() {
     let found = place.ok(&["t0find", place.base.join("one").to_str().unwrap()]);
     assert!(found.starts_with("T3 1 "), "{found}");
 }
+
+#[test]
+fn a_changer_brings_the_next_tape() {
+    let place = Place::new();
+    for name in ["drive", "shelf"] {
+        fs::create_dir(place.base.join(name)).unwrap();
+    }
+    let (drive, shelf) = (place.base.join("drive"), place.base.join("shelf"));
+    let words = [drive.to_str().unwrap(), "--changer", shelf.to_str().unwrap()];
+    place.ok(&[&["t0p", "init", "-d", "d0"], &words[..]].concat());
+    let medium = Medium { capacity: Some(150_000), ..Medium::default() };
+    for name in ["A", "B", "C"] {
+        let image = place.image(name);
+        Image::create(&image, &Medium::default()).unwrap();
+        let mut loaded = Loaded::open(&image, Access::Write).unwrap();
+        loaded.write_label(&Label::new(name).unwrap()).unwrap();
+        loaded.close().unwrap();
+        medium.write(&image).unwrap();
+        place.spool().add_tape(&Label::new(name).unwrap()).unwrap();
+    }
+    for name in ["A", "C"] {
+        place.spool().set_in_pool(b"two", name.as_bytes(), true).unwrap();
+    }
+    fs::write(place.base.join("file"), vec![7; 40_000]).unwrap();
+    let root = format!("root={}", place.base.display());
+    let job = place.ok(&["t0job", "-c", "-p", &root, "-p", "pool=two"]);
+    place.feed(&["t0job", "-a", &job], &"file\n".repeat(4));
+    place.ok(&["t0queue", "-a", &job]);
+    place.ok(&["t0write", "-a", "-t", "A", "-b", "4k"]);
+    let listed = place.ok(&["t0tapes", "-v"]);
+    assert!(listed.contains("loaded C\n  files 1"), "{listed}");
+    assert_eq!(listed.matches("\n  full ").count(), 1, "{listed}");
+    // There is no third one in the pool.
+    let job = place.ok(&["t0job", "--clone", &job]);
+    place.ok(&["t0queue", "-a", &job]);
+    let (code, said) = place.feed(&["t0write", "-a"], "");
+    assert_eq!(code, 7, "{said}");
+    assert!(said.contains("put in a tape of pool two that has room"), "{said}");
+    assert_eq!(place.ok(&["t0job", "-l"]), format!("r w {job}"));
+    place.spool().set_in_pool(b"two", b"B", true).unwrap();
+    place.ok(&["t0write", "-a", "-t", "B"]);
+    assert_eq!(place.ok(&["t0job", "-l"]), "");
+}

@@ -1,18 +1,21 @@
 //! Writing jobs to tape: what is on the tape, the end of tapes, names and files that fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use raidtape::error::ErrorKind;
+use raidtape::tape::changer::Changer;
+use raidtape::tape::drive::{Access, Moved};
 use raidtape::tape::medium::Medium;
 use raidtape::tape::spool::job::JobStatus;
 use raidtape::tape::write::Settings;
 
-use crate::common::tape::scratch;
-use crate::common::tapeworld::{BLOCK, TapeWorld};
+use crate::common::tape::{scratch, vm, vtl};
+use crate::common::tapeworld::{BLOCK, TapeWorld, content};
+use crate::common::verbs::Place;
 
 const A: &str = "28970c2a-8eea-4060-8fc9-574e562fda12";
 const B: &str = "7a5ea04c-f6e5-41a3-895d-2ce6706aa1c6";
@@ -301,4 +304,80 @@ fn only_a_tape_that_may_be_written_is() {
     world.write(None).result.unwrap();
     assert_eq!(world.check(None).len(), 1);
     assert_eq!(BLOCK, world.objects("T1")[2].as_ref().unwrap().len());
+}
+
+/// Two jobs over two cartridges of a library, and what other programs read of them: for the machine
+/// with real drives.
+pub fn over_two_cartridges() {
+    let place = Place::new();
+    let (device, library) = (vm("TAPE"), vm("CHANGER"));
+    place.ok(&["t0p", "init", "-d", "d0", "--changer", &library, &device]);
+    let mut changer = Changer::Library { program: "mtx".into(), device: library.into() };
+    for label in ["TVM004L8", "TVM003L8"] {
+        changer.load(label.as_bytes(), 0).unwrap();
+        place.ok(&["t0label", "-w", "-f", label]);
+    }
+    // Each of four files has twenty names: more than the 64 MiB of a cartridge.
+    let src = place.base.join("src");
+    fs::create_dir(&src).unwrap();
+    let name = |it: usize| format!("file{it}");
+    for at in 0..80 {
+        match at < 4 {
+            true => fs::write(src.join(name(at)), content(&name(at), (1 << 20) - at)).unwrap(),
+            false => fs::hard_link(src.join(name(at % 4)), src.join(name(at))).unwrap(),
+        }
+    }
+    let receipts = place.base.join("receipts");
+    let root = format!("root={}", src.display());
+    for range in [0..10, 10..80] {
+        let job = place.ok(&["t0job", "-c", "-p", &root]);
+        let names: String = range.map(|it| name(it) + "\n").collect();
+        assert_eq!(place.feed(&["t0job", "-a", &job], &names).0, 0);
+        place.ok(&["t0queue", "-a", &job]);
+    }
+    // An error of the medium on the way costs a tape file, and nothing else.
+    vtl("fault 0 0a 90 1 3 0c 00");
+    let buffer = ["--buffer", "8M", "-b", "256k"];
+    let line = ["t0write", "-a", "-t", "TVM003L8", "-y", receipts.to_str().unwrap()];
+    place.ok(&[&line[..], &buffer].concat());
+    assert_eq!(place.ok(&["t0job", "-l"]), "");
+    let inventory = changer.inventory().unwrap();
+    assert_eq!(inventory.drives[0].tape.as_deref(), Some(&b"TVM004L8"[..]));
+
+    let spool = place.spool();
+    let (mut tapes, mut found) = (BTreeSet::new(), Vec::new());
+    let out = place.base.join("out");
+    fs::create_dir(&out).unwrap();
+    for uuid in spool.jobs(true).unwrap() {
+        let job = spool.job(&uuid).unwrap();
+        for id in job.batches().unwrap() {
+            let summary = job.batch(id).unwrap().summary().unwrap().unwrap();
+            let tape = summary.get("tape").unwrap().to_vec();
+            changer.load(&tape, 0).unwrap();
+            tapes.insert(tape);
+            let mut drive = raidtape::tape::open(Path::new(&device), Access::Read).unwrap();
+            let position = summary.number("position").unwrap();
+            assert_eq!(drive.locate(position).unwrap(), Moved::There);
+            drive.close().unwrap();
+            let to_cpio = format!(
+                "dd if={device} bs=256k 2>/dev/null | tee archive | cpio -t --quiet && \
+                 cpio -idm --quiet --no-absolute-filenames <archive && rm archive"
+            );
+            let listed = run(&out, &["bash", "-o", "pipefail", "-c", &to_cpio], b"");
+            for line in listed.lines().filter(|it| it.starts_with("file")) {
+                let read = fs::read(out.join(line)).unwrap();
+                assert!(read == fs::read(src.join(line)).unwrap(), "{line}");
+                fs::remove_file(out.join(line)).unwrap();
+                found.push(line.to_owned());
+            }
+        }
+    }
+    assert_eq!(tapes.len(), 2, "the end of the tape was in the middle");
+    found.sort();
+    let mut expected: Vec<String> = (0..80).map(name).collect();
+    expected.sort();
+    assert_eq!(found, expected);
+    let text = fs::read_to_string(&receipts).unwrap();
+    assert_eq!(text.matches("\nok ").count(), 80);
+    assert!(text.matches("%receipt").count() == 3, "{text}");
 }

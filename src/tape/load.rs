@@ -292,6 +292,7 @@ pub fn write_label(
     for (key, value) in metrics.iter() {
         known.set(&String::from_utf8_lossy(key), value)?;
     }
+    known.remove("full");
     if known != tape.metrics()? {
         tape.set_metrics(&known)?;
     }

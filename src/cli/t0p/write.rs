@@ -14,10 +14,11 @@ use crate::error::{Error, Quoted, Result};
 use crate::progress::{Progress, Said};
 use crate::sys::{Time, quoted};
 use crate::tape::drive::Access;
+use crate::tape::load;
 use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
 use crate::tape::spool::job::{Job, JobKind};
-use crate::tape::write::{Files, Settings, Tally, Wanted, Work, Writer};
+use crate::tape::write::{Files, Settings, Tally, Wanted, Work, Writer, by_changer};
 
 #[derive(Args)]
 #[command(group = ArgGroup::new("which").required(true))]
@@ -88,7 +89,12 @@ pub fn write(spool: &Spool, args: &WriteArgs) -> Result<u8> {
     };
     let progress = Progress::with_listener(Box::new(listener));
     let device = drive.device()?;
-    let loaded = Loaded::open(&device, Access::Write)?;
+    let loaded = match &args.tape {
+        Some(tape) if drive.changer()?.is_some() => {
+            load::load(spool, &taken, tape.as_bytes(), &mut |_| false, Access::Write)?
+        }
+        _ => Loaded::open(&device, Access::Write)?,
+    };
     let mut files = Files::default();
     let is_verbose = args.verbose;
     let work = Work {
@@ -116,7 +122,10 @@ pub fn write(spool: &Spool, args: &WriteArgs) -> Result<u8> {
             }
             Ok(())
         },
-        next_tape: &mut |loaded, wanted| ask(loaded, wanted),
+        next_tape: &mut |loaded, wanted| match taken.changer()? {
+            Some(_) => by_changer(spool, &taken, loaded, wanted),
+            None => ask(loaded, wanted),
+        },
     };
     let mut writer = Writer::new(work, loaded);
     progress.set_phase("writing");

@@ -2,9 +2,12 @@
 
 use super::{BLOCK_BYTES, BLOCK_BYTES_MAX, Place, TAPES_MAX, Wanted, Writer};
 use crate::error::{Error, ErrorKind, Quoted, Result};
-use crate::tape::drive::Why;
+use crate::tape::drive::{Access, Why};
 use crate::tape::label::Label;
+use crate::tape::load;
+use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
+use crate::tape::spool::drive::TakenDrive;
 use crate::tape::spool::job::Job;
 use crate::tape::spool::tape::{Tape, TapeStatus};
 use crate::tape::spool::text::Fields;
@@ -151,6 +154,31 @@ impl Writer<'_> {
             None => Ok(()),
         }
     }
+}
+
+/// Has the changer of a drive put in a tape that is wanted. `None` if it has none of them, or if the
+/// drive has no changer.
+pub fn by_changer(
+    spool: &Spool,
+    taken: &TakenDrive,
+    loaded: Loaded,
+    wanted: &Wanted,
+) -> Result<Option<Loaded>> {
+    loaded.close()?;
+    if taken.changer()?.is_none() {
+        return Ok(None);
+    }
+    for label in &wanted.labels {
+        match load::load(spool, taken, label, &mut |_| false, Access::Write) {
+            Ok(loaded) => return Ok(Some(loaded)),
+            // It is somewhere else, or not what it is said to be.
+            Err(e) if matches!(e.kind(), ErrorKind::WrongTape | ErrorKind::Locked) => {
+                log::warn!("{e}");
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
 }
 
 /// The labels of the tapes of a pool, or of all, that have room and are at hand.
