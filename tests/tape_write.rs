@@ -360,7 +360,7 @@ pub fn over_two_cartridges() {
             assert_eq!(drive.locate(position).unwrap(), Moved::There);
             drive.close().unwrap();
             let to_cpio = format!(
-                "dd if={device} bs=256k 2>/dev/null | tee archive | cpio -t --quiet && \
+                "dd if={device} of=archive bs=256k && cpio -t --quiet <archive && \
                  cpio -idm --quiet --no-absolute-filenames <archive && rm archive"
             );
             let listed = run(&out, &["bash", "-o", "pipefail", "-c", &to_cpio], b"");

@@ -156,8 +156,8 @@ impl Writer<'_> {
     }
 }
 
-/// Has the changer of a drive put in a tape that is wanted. `None` if it has none of them, or if the
-/// drive has no changer.
+/// Has the changer of a drive put in a tape that is wanted. `None` if it has none of them, or if
+/// the drive has no changer.
 pub fn by_changer(
     spool: &Spool,
     taken: &TakenDrive,
