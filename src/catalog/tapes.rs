@@ -7,6 +7,8 @@
 //! the spool's results and the tapes themselves do, and it can be made anew from either. The format
 //! is in FORMAT.md.
 
+mod anew;
+
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;

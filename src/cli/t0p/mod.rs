@@ -19,7 +19,7 @@ use crate::error::Result;
 use crate::tape::drive::Access;
 use crate::tape::load::Station;
 use crate::tape::spool::drive::Drive;
-use crate::tape::spool::{ROOT, Spool};
+use crate::tape::spool::{Spool, root};
 
 #[derive(Parser)]
 #[command(name = "t0p", version, about = "Archives files to tape: jobs, queues, tapes")]
@@ -149,10 +149,6 @@ pub fn main(words: Vec<OsString>) -> u8 {
             exit::of_kind(e.kind())
         }
     }
-}
-
-fn root() -> PathBuf {
-    std::env::var_os("T0P_ROOT").filter(|it| !it.is_empty()).map_or(ROOT.into(), PathBuf::from)
 }
 
 fn run(verb: &Verb) -> Result<u8> {

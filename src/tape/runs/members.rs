@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
 use crate::sys::{self, Time, c, quoted};
 use crate::tape::cpio::{Added, Archive, Header};
+use crate::tape::sums::{Sum, Summer};
 use crate::volume::{BlockId, BlockIndex, CopyFault, Volume, Volumes, verify_block};
 
 /// Documents of an archive whose digests are remembered until it is noted.
@@ -75,6 +76,33 @@ impl Members {
         std::io::copy(&mut input, &mut std::io::sink())
             .map_err(|e| Error::io(format!("reading {}", crate::error::Quoted(name)), e))?;
         Ok(Some(input.finish()))
+    }
+
+    /// The digest and the length of the document with this name, if it has this sum.
+    pub(super) fn digest_of(&self, name: &[u8], sum: &Sum) -> Result<Option<(Digest, u64)>> {
+        let failed = |e| Error::io(format!("reading {}", crate::error::Quoted(name)), e);
+        let is_own = name == GUIDE_NAME;
+        let paths = self.volumes.present().iter().map(|it| &it.config.path);
+        let files = paths.filter_map(|it| File::open(it.join(OsStr::from_bytes(name))).ok());
+        let files = files.filter(|_| !is_own).map(|it| Box::new(it) as Box<dyn Read>);
+        let own = is_own.then(|| Box::new(GUIDE.as_bytes()) as Box<dyn Read>);
+        for mut file in own.into_iter().chain(files) {
+            let mut input = Hashed::new(&mut *file);
+            let mut summer = Summer::default();
+            let (mut buffer, mut len) = (vec![0; PIECE_BYTES], 0);
+            loop {
+                let read = input.read(&mut buffer).map_err(failed)?;
+                if read == 0 {
+                    break;
+                }
+                summer.add(buffer.get(..read).unwrap_or_default());
+                len += read as u64;
+            }
+            if summer.sum() == *sum {
+                return Ok(Some((input.finish(), len)));
+            }
+        }
+        Ok(None)
     }
 
     /// Digests and lengths of the documents that have been added since this was asked last.

@@ -7,17 +7,21 @@
 //! what is known of tapes never claims more than the spool's results, which are there first.
 
 pub mod gather;
+mod index;
 mod members;
 mod note;
 mod plan;
 pub mod recall;
 pub mod verify;
+mod waiting;
 pub mod walk;
 mod work;
 
+pub use index::{Indexed, index};
 pub use members::Members;
 pub use note::Noter;
-pub use plan::{BATCH_BYTES, Options, Planned, plan, unfinished};
+pub use plan::{BATCH_BYTES, Options, Planned, count, plan, unfinished};
+pub use waiting::{Waiting, waiting};
 pub use work::{Archived, Means, archive};
 
 use crate::catalog::{copy, manifest, meta};

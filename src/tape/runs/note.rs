@@ -3,16 +3,21 @@
 //! The spool's results are durable before; what is noted here comes from them, so it can be noted
 //! again after a crash, and made anew from the spool.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::{Kind, Members};
 use crate::catalog::tapes::{Item, Member, Tape, TapeFile, Tapes};
+use crate::chunk::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{Time, c};
 use crate::tape::cpio::Header;
 use crate::tape::label::LabelHash;
 use crate::tape::spool::Spool;
 use crate::tape::spool::batch::{Batch, Outcome};
+use crate::tape::spool::job::Job;
+use crate::tape::spool::log::each_line;
+use crate::tape::sums;
 use crate::tape::write::Written;
 
 /// Notes tape files of one catalog.
@@ -28,9 +33,22 @@ impl<'a> Noter<'a> {
         Ok(Noter { members, tapes: Tapes::open(catalog)?, catalog: catalog.to_path_buf() })
     }
 
+    /// Begins to note everything anew, beside what is there.
+    pub(super) fn anew(catalog: &Path, members: &'a Members) -> Result<Noter<'a>> {
+        Ok(Noter { members, tapes: Tapes::anew(catalog)?, catalog: catalog.to_path_buf() })
+    }
+
+    /// What was noted anew takes the place of what was there, but for tapes that are not `known`.
+    /// Gives the number of tapes noted, and of those that are kept.
+    pub(super) fn replace(self, is_known: &dyn Fn(&[u8]) -> Result<bool>) -> Result<(u64, u64)> {
+        let noted = self.tapes.tapes()?.len() as u64;
+        let kept = self.tapes.replace(&self.catalog, is_known)?;
+        Ok((noted, kept))
+    }
+
     /// Notes a tape file, if its job is of this catalog.
     pub fn note(&mut self, spool: &Spool, written: &Written) -> Result<()> {
-        let digests = self.members.take_digests();
+        let mut digests = self.members.take_digests();
         let job = spool.job(&written.job)?;
         let catalog = std::os::unix::ffi::OsStrExt::as_bytes(self.catalog.as_os_str());
         if job.fields().get("catalog") != Some(catalog) {
@@ -50,6 +68,7 @@ impl<'a> Noter<'a> {
             ended: Time { secs: ended, nanos: 0 },
             verified: None,
         };
+        self.add_digests(&job, written, &mut digests)?;
         let mut noting = self.tapes.begin(&written.tape, &file)?;
         while let Some(result) = batch.next_result()? {
             let Outcome::Ok(position, name) = result else { continue };
@@ -62,7 +81,7 @@ impl<'a> Noter<'a> {
                     (Item::Block(id), self.members.reader().block(number)?.stored_len)
                 }
                 Kind::Manifest | Kind::Catalog | Kind::Guide => match digests.get(name) {
-                    // After a crash nobody knows it, and it goes to tape once more.
+                    // It has changed since, and goes to tape once more.
                     None => continue,
                     Some((digest, len)) => (Item::Document(name.to_vec(), *digest), *len),
                 },
@@ -72,6 +91,39 @@ impl<'a> Noter<'a> {
             noting.add(&Member { at, len, item })?;
         }
         noting.finish()
+    }
+
+    /// Finds the digests that nobody has kept, as after a crash, of documents that are still as they
+    /// were written: the sums of the batch say what that was.
+    fn add_digests(
+        &self,
+        job: &Job,
+        written: &Written,
+        digests: &mut BTreeMap<Vec<u8>, (Digest, u64)>,
+    ) -> Result<()> {
+        let mut batch = Batch::open(&written.path)?;
+        let mut lacks = BTreeSet::new();
+        while let Some(result) = batch.next_result()? {
+            if let Outcome::Ok(_, name) = result
+                && matches!(Kind::of(name), Kind::Manifest | Kind::Catalog | Kind::Guide)
+                && !digests.contains_key(name)
+            {
+                lacks.insert(name.to_vec());
+            }
+        }
+        if lacks.is_empty() {
+            return Ok(());
+        }
+        let path = job.dir().join(format!("sums{}", written.batch));
+        each_line(&path, &mut |line| {
+            let (sum, name) = sums::parse(line)?;
+            if lacks.contains(&name)
+                && let Some(found) = self.members.digest_of(&name, &sum)?
+            {
+                digests.insert(name, found);
+            }
+            Ok(())
+        })
     }
 }
 

@@ -7,14 +7,14 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{GUIDE_NAME, GUIDES, Members, block_name};
+use super::{GUIDE_NAME, GUIDES, Kind, Members, block_name};
 use crate::catalog::tapes::Tapes;
-use crate::catalog::{Reader, Run, RunId, copy, manifest, meta};
+use crate::catalog::{NumberSet, Reader, Run, RunId, copy, manifest, meta};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::sys::{Time, quoted};
 use crate::tape::spool::Spool;
-use crate::tape::spool::job::{JobKind, JobStatus, OpenJob};
+use crate::tape::spool::job::{Job, JobKind, JobStatus, OpenJob};
 use crate::tape::spool::text::Fields;
 use crate::volume::BlockId;
 
@@ -39,7 +39,7 @@ pub struct Options {
 }
 
 /// A job that has been made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Planned {
     /// Its name.
     pub job: String,
@@ -89,7 +89,8 @@ pub fn plan(
     let run = reader.run(options.run)?;
     let tapes = Tapes::look(catalog)?;
     let mut job = Plan {
-        spool,
+        spool: Some(spool),
+        waiting: Waiting::default(),
         options,
         catalog,
         wanted,
@@ -98,7 +99,7 @@ pub fn plan(
         tapes,
         job: None,
         avoid: BTreeSet::new(),
-        planned: Planned { job: String::new(), blocks: 0, bytes: 0, documents: 0, batches: 0 },
+        planned: Planned::default(),
     };
     match job.make(&run, progress) {
         Ok(()) => job.finish(),
@@ -109,8 +110,77 @@ pub fn plan(
     }
 }
 
+/// What [`plan`] would have archived, once the jobs are done that an earlier archive has left. Makes
+/// nothing; of a run that is all on tape, no batch is counted.
+pub fn count(
+    (catalog, members): (&Path, &Members),
+    spool: &Spool,
+    options: &Options,
+    progress: &Progress,
+) -> Result<Planned> {
+    progress.set_phase("looking for what is on no tape");
+    let reader = Reader::open(catalog)?;
+    let run = reader.run(options.run)?;
+    let mut waiting = Waiting::default();
+    for uuid in unfinished(spool, catalog, &options.pool)? {
+        waiting.add(&spool.job(&uuid)?, &reader)?;
+    }
+    let mut all = Planned::default();
+    for wanted in 1..=options.copies {
+        let mut job = Plan {
+            spool: None,
+            waiting,
+            options,
+            catalog,
+            wanted,
+            members,
+            reader: Reader::open(catalog)?,
+            tapes: Tapes::look(catalog)?,
+            job: None,
+            avoid: BTreeSet::new(),
+            planned: Planned::default(),
+        };
+        job.make(&run, progress)?;
+        let Planned { blocks, bytes, documents, batches, .. } = job.planned;
+        all.blocks += blocks;
+        all.bytes += bytes;
+        all.documents += documents;
+        all.batches += batches;
+        waiting = job.waiting;
+    }
+    Ok(all)
+}
+
+/// What jobs will bring to tape that are there already.
+#[derive(Default)]
+struct Waiting {
+    /// Numbers of blocks.
+    blocks: NumberSet,
+    documents: BTreeSet<Vec<u8>>,
+}
+
+impl Waiting {
+    fn add(&mut self, job: &Job, reader: &Reader) -> Result<()> {
+        for id in job.pending()? {
+            let mut batch = job.batch(id)?;
+            while let Some(name) = batch.next_file()? {
+                match Kind::of(name) {
+                    Kind::Block(id) => {
+                        reader.numbers_of(&id)?.into_iter().for_each(|it| self.blocks.insert(it));
+                    }
+                    Kind::Meta(_) | Kind::Other => {}
+                    _ => drop(self.documents.insert(name.to_vec())),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 struct Plan<'a> {
-    spool: &'a Spool,
+    /// Where the job is made; or it is only counted.
+    spool: Option<&'a Spool>,
+    waiting: Waiting,
     options: &'a Options,
     catalog: &'a Path,
     wanted: u64,
@@ -135,8 +205,8 @@ impl Plan<'_> {
             after = *last;
             for number in page.into_iter().filter(|it| needed.has(*it)) {
                 let row = self.reader.block(number)?;
-                Progress::add(&progress.entries, 1);
-                if self.copies(&row.id)? >= self.wanted {
+                let coming = u64::from(self.waiting.blocks.contains(number));
+                if self.copies(&row.id)? + coming >= self.wanted {
                     continue;
                 }
                 let is_full = bytes + row.stored_len > self.options.batch_bytes;
@@ -210,12 +280,15 @@ impl Plan<'_> {
     /// Whether a document that is there is on too few tapes, as it is now.
     fn is_wanted(&mut self, name: &[u8]) -> Result<bool> {
         let Some(digest) = self.members.digest(name)? else { return Ok(false) };
-        let Some(tapes) = &self.tapes else { return Ok(true) };
-        Ok(tapes.copies_of_document(name, &digest, &self.options.pool)? < self.wanted)
+        let coming = u64::from(self.waiting.documents.contains(name));
+        let Some(tapes) = &self.tapes else { return Ok(coming < self.wanted) };
+        Ok(tapes.copies_of_document(name, &digest, &self.options.pool)? + coming < self.wanted)
     }
 
     fn put(&mut self, names: &[Vec<u8>]) -> Result<()> {
         let now = Time::now().secs;
+        self.planned.batches += 1;
+        let Some(spool) = self.spool else { return Ok(()) };
         let job = match &mut self.job {
             Some(job) => job,
             none => {
@@ -226,13 +299,12 @@ impl Plan<'_> {
                 fields.set("pool", &self.options.pool)?;
                 fields.set("run", self.options.run.to_string())?;
                 fields.set("hash", self.reader.settings()?.hash.as_str())?;
-                self.spool.create_job(&uuid, JobKind::Write, now, &fields)?;
+                spool.create_job(&uuid, JobKind::Write, now, &fields)?;
                 self.planned.job.clone_from(&uuid);
-                none.insert(self.spool.take_job(&uuid)?)
+                none.insert(spool.take_job(&uuid)?)
             }
         };
         job.add_batch(now, &Fields::default(), names.iter().map(|it| Ok(it.clone())))?;
-        self.planned.batches += 1;
         Ok(())
     }
 
@@ -252,7 +324,7 @@ impl Plan<'_> {
         if let Some(job) = self.job.take() {
             let uuid = job.uuid().to_owned();
             drop(job);
-            if let Err(e) = self.spool.revoke(&uuid) {
+            if let Some(Err(e)) = self.spool.map(|it| it.revoke(&uuid)) {
                 log::warn!("{e}: job {uuid} is not whole and should be revoked");
             }
         }

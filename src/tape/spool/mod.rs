@@ -33,8 +33,16 @@ use text::Fields;
 
 /// Where the spool is if nobody says otherwise.
 pub const ROOT: &str = "/var/local/t0p";
+/// The variable that says where it is.
+const ROOT_VARIABLE: &str = "T0P_ROOT";
 /// The pools that a new spool has.
 const POOLS: [&str; 3] = ["any", "full", "incr"];
+
+/// Where the spool of this process is.
+pub fn root() -> PathBuf {
+    let root = std::env::var_os(ROOT_VARIABLE).filter(|it| !it.is_empty());
+    root.map_or(ROOT.into(), PathBuf::from)
+}
 
 /// A spool.
 #[derive(Debug)]

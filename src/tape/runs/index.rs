@@ -1,0 +1,121 @@
+//! What is known of a catalog's tapes, made anew from the results in the spool.
+//!
+//! Invariant: a tape file counts if the log of its tape has it too. What a tape held before it was
+//! written from its beginning is in results still, and on no tape.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::{Members, Noter};
+use crate::error::{Quoted, Result};
+use crate::progress::Progress;
+use crate::tape::spool::Spool;
+use crate::tape::spool::batch::{BatchId, BatchStatus};
+use crate::tape::spool::job::{Job, JobKind};
+use crate::tape::spool::log::TapeFile;
+use crate::tape::write::Written;
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Indexed {
+    /// Tapes of this catalog that the spool knows.
+    pub tapes: u64,
+    /// Tape files on them.
+    pub files: u64,
+    /// Tapes that the spool does not know: what was known of them is kept.
+    pub kept: u64,
+    /// Tape files in results that are on no tape any more.
+    pub gone: u64,
+}
+
+impl Indexed {
+    /// What was found, in a line.
+    pub fn line(&self) -> String {
+        let Indexed { tapes, files, kept, gone } = self;
+        let mut line = format!("{files} tape files on {tapes} tapes");
+        if *kept > 0 {
+            line.push_str(&format!("; kept what was known of {kept} tapes not in the spool"));
+        }
+        if *gone > 0 {
+            line.push_str(&format!("; {gone} tape files were overwritten since"));
+        }
+        line
+    }
+}
+
+/// Makes it anew, beside what is there, which is replaced when all of it is found.
+pub fn index(catalog: &Path, spool: &Spool, progress: &Progress) -> Result<Indexed> {
+    progress.set_phase("reading results");
+    let members = Members::open(catalog)?;
+    let mut written = Vec::new();
+    for uuid in spool.jobs(true)? {
+        let job = spool.job(&uuid)?;
+        let is_ours = job.fields().get("catalog") == Some(catalog.as_os_str().as_bytes());
+        if !is_ours || job.kind() != JobKind::Write {
+            continue;
+        }
+        for id in job.batches()?.into_iter().filter(|it| it.status != BatchStatus::Pending) {
+            progress.check()?;
+            written.extend(written_of(&job, id)?);
+        }
+    }
+    // In the order in which they came to their tapes.
+    written.sort_by_key(|(ended, it)| (*ended, it.tape.clone(), it.filenum));
+    let mut noter = Noter::anew(catalog, &members)?;
+    let mut logs: BTreeMap<Vec<u8>, BTreeSet<TapeKey>> = BTreeMap::new();
+    let mut indexed = Indexed::default();
+    for (_, it) in &written {
+        progress.check()?;
+        if !logs.contains_key(&it.tape) {
+            logs.insert(it.tape.clone(), log_of(spool, &it.tape)?);
+        }
+        let key = (it.filenum, it.position, it.job.clone(), it.batch);
+        if !logs.get(&it.tape).is_some_and(|log| log.contains(&key)) {
+            log::info!("file {} of tape {} is gone", it.filenum, Quoted(&it.tape));
+            indexed.gone += 1;
+            continue;
+        }
+        noter.note(spool, it)?;
+        indexed.files += 1;
+        Progress::add(&progress.entries, 1);
+    }
+    let is_known = |label: &[u8]| spool.tape(label).map(|it| it.is_some());
+    (indexed.tapes, indexed.kept) = noter.replace(&is_known)?;
+    progress.set_phase("done");
+    Ok(indexed)
+}
+
+/// A file of a tape: number, position, job and batch.
+type TapeKey = (u64, u64, String, u64);
+
+/// What the log of a tape has.
+fn log_of(spool: &Spool, label: &[u8]) -> Result<BTreeSet<TapeKey>> {
+    let mut found = BTreeSet::new();
+    let Some(tape) = spool.tape(label)? else { return Ok(found) };
+    if tape.label()?.is_some() {
+        tape.files(&mut |TapeFile { filenum, position, job, batch }| {
+            found.insert((filenum, position, job, batch));
+            Ok(())
+        })?;
+    }
+    Ok(found)
+}
+
+/// What was told when a batch had been written, and when it ended. `None` of one that the original
+/// program has written, which says nothing of itself.
+fn written_of(job: &Job, id: BatchId) -> Result<Option<(i64, Written)>> {
+    let Some(summary) = job.batch(id)?.summary()? else { return Ok(None) };
+    let number = |key| summary.number(key).unwrap_or(0);
+    let written = Written {
+        job: job.uuid().to_owned(),
+        batch: id.number,
+        path: job.batch_path(id)?,
+        tape: summary.get("tape").unwrap_or_default().to_vec(),
+        filenum: number("filenum"),
+        position: number("position"),
+        block_bytes: number("blocksize"),
+        bytes: number("bytes"),
+    };
+    Ok(Some((summary.number("end").unwrap_or(0), written)))
+}
