@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use super::{query, rebuild, register};
+use super::{query, rebuild, register, tape};
 use crate::catalog::COPIES_MAX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fs;
@@ -106,6 +106,8 @@ pub enum Command {
     Volumes(Volumes),
     /// List a directory of a run
     Ls(Ls),
+    /// Archive runs to tape, and tell what is there
+    Tape(tape::Tape),
     /// Mount all runs
     Mount(Mount),
     /// Unmount, also what is in use: open files stay open until the mount's process has ended

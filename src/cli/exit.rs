@@ -6,6 +6,7 @@ use crate::copies::Replicated;
 use crate::error::{ErrorKind, Problem};
 use crate::job::Outcome;
 use crate::repair::Repaired;
+use crate::tape::runs::Archived;
 use crate::validate::Report;
 
 /// All went well.
@@ -67,6 +68,11 @@ pub fn of_replicated(done: &Replicated) -> u8 {
     }
 }
 
+/// The exit code of an archive to tape: what could not be read is not there.
+pub fn of_archived(done: &Archived) -> u8 {
+    if done.tally.errors > 0 { PROBLEMS } else { DONE }
+}
+
 /// The exit code that the job's command would have had.
 pub fn exit_code_of_job(outcome: &Outcome) -> u8 {
     match outcome {
@@ -76,6 +82,7 @@ pub fn exit_code_of_job(outcome: &Outcome) -> u8 {
         Outcome::Repaired(report, done) => of_repaired(report, done),
         Outcome::Described(summary) => of_problems(&summary.problems, summary.problem_count),
         Outcome::Replicated(done) => of_replicated(done),
+        Outcome::Archived(_, done) => of_archived(done),
         Outcome::Failed(error) => of_kind(error.kind()),
     }
 }

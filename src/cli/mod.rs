@@ -20,6 +20,7 @@ mod report;
 mod restore;
 mod show;
 mod t0p;
+mod tape;
 mod volumes;
 
 use std::ffi::{OsStr, OsString};
@@ -109,6 +110,7 @@ fn run(args: &Args) -> crate::error::Result<u8> {
         Command::Replicate(it) => volumes::replicate(&catalog, it),
         Command::Coverage(it) => coverage::coverage(&catalog, it),
         Command::Ls(it) => commands::ls(&catalog, it),
+        Command::Tape(it) => tape::tape(&catalog, it, args.verbose > 0),
         Command::Mount(it) => mount::mount(&catalog, it),
         Command::Umount(it) => mount::umount(it),
         Command::Completions(it) => pages::completions(it),

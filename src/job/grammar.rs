@@ -5,6 +5,7 @@
 
 pub mod genmeta;
 pub mod restore;
+pub mod tape;
 pub mod validate;
 
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, Parser};
 
+use super::Archiving;
 use crate::backup::{self, Input, Rule, Rules, Stream};
 use crate::error::{Error, Quoted, Result};
 use crate::sys::quoted;
@@ -260,16 +262,19 @@ pub enum Verb {
     Genmeta,
     /// `replicate`.
     Replicate,
+    /// `tape`, as far as it is work for a queue.
+    Tape,
 }
 
 /// Every verb, in the order of the alphabet.
-pub const VERBS: [Verb; 7] = [
+pub const VERBS: [Verb; 8] = [
     Verb::Backup,
     Verb::Genmeta,
     Verb::Replicate,
     Verb::Restore,
     Verb::RestoreFolder,
     Verb::RevertToRun,
+    Verb::Tape,
     Verb::Validate,
 ];
 
@@ -284,6 +289,7 @@ impl Verb {
             Verb::Validate => "validate",
             Verb::Genmeta => "genmeta",
             Verb::Replicate => "replicate",
+            Verb::Tape => "tape",
         }
     }
 
@@ -296,6 +302,7 @@ impl Verb {
             Verb::RevertToRun => "RUN DEST [options]",
             Verb::Validate | Verb::Genmeta => "[options]",
             Verb::Replicate => "an empty line",
+            Verb::Tape => "archive RUN [options]",
         }
     }
 }
@@ -315,6 +322,8 @@ pub enum Request {
     Genmeta(crate::genmeta::Options),
     /// Make the copies that lack.
     Replicate,
+    /// Archive a run to tape.
+    Archive(Box<Archiving>),
 }
 
 /// What the words of a line mean in the process that does the work.
@@ -361,6 +370,7 @@ pub fn parse(verb: Verb, line: &[u8], site: &Site) -> Result<Request> {
             EmptyLine::try_parse_from(words).map_err(refused)?;
             Ok(Request::Replicate)
         }
+        Verb::Tape => Ok(Request::Archive(Box::new(tape::parse(words)?))),
     }
 }
 

@@ -5,6 +5,7 @@
 //! fails alone, and one that finds the catalog being written waits. What a job says and how far it
 //! is can be read at any time; its number and its end are kept in the file of kept jobs.
 
+mod archiving;
 mod bell;
 mod clear;
 pub mod grammar;
@@ -27,8 +28,10 @@ use crate::genmeta;
 use crate::progress::{Progress, Said};
 use crate::restore;
 use crate::sys::Time;
+use crate::tape::runs::Archived;
 use crate::{repair, validate};
 
+pub use archiving::Archiving;
 pub use bell::Bell;
 pub use clear::{Clear, Cleared, Prepare};
 pub use grammar::{BackupArgs, Request, Site, VERBS, Verb};
@@ -60,6 +63,8 @@ pub enum Outcome {
     Described(genmeta::Summary),
     /// Blocks were copied to further volumes.
     Replicated(copies::Replicated),
+    /// This run is on tape; some members may not be.
+    Archived(RunId, Box<Archived>),
     /// It failed, or was cancelled.
     Failed(Error),
 }
@@ -273,6 +278,12 @@ impl Job {
         is_due
     }
 
+    /// Adds a line to its log.
+    fn say(&self, line: &str) {
+        self.shared.log.add(line);
+        self.shared.bell.ring();
+    }
+
     /// Notes what was taken out of the source after the run.
     fn cleared(&self, cleared: &Cleared) {
         cleared.lines.iter().for_each(|line| self.shared.log.add(line));
@@ -299,7 +310,7 @@ impl Job {
             Outcome::BackedUp(summary) => {
                 (status.run, status.counts) = (Some(summary.run), summary.counts);
             }
-            Outcome::Restored(run, _) => status.run = Some(*run),
+            Outcome::Restored(run, _) | Outcome::Archived(run, _) => status.run = Some(*run),
             Outcome::Validated(report) => last.extend(work::damage_lines(report)),
             Outcome::Repaired(report, done) => {
                 last.extend(work::damage_lines(report));

@@ -9,6 +9,8 @@ use crate::catalog::WriteLock;
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::snapshot::Snapshots;
 use crate::sys::quoted;
+use crate::tape::spool::{self, Spool};
+use crate::tape::write::{NextTape, Written};
 use crate::{backup, copies, genmeta, repair, validate};
 
 /// Memory for decompressed data of a job, beside the mount's own.
@@ -70,6 +72,17 @@ fn run_once(catalog: &Path, site: &Site, prepare: Option<&Prepare>, job: &Job) -
             Ok(Outcome::Described(genmeta::run(catalog, options, progress)?))
         }
         Request::Replicate => Ok(Outcome::Replicated(copies::replicate(catalog, progress)?)),
+        Request::Archive(archiving) => {
+            let spool = Spool::open(&spool::root())?;
+            let mut tell = |it: &Written| {
+                let (filenum, tape) = (it.filenum, Quoted(&it.tape));
+                job.say(&format!("file {filenum} of tape {tape}: {} bytes", it.bytes));
+            };
+            // Nobody to be asked: what is left waits for a tape.
+            let mut ask: Box<NextTape<'_>> = Box::new(|loaded, _| loaded.close().map(|()| None));
+            let (run, done) = archiving.run(catalog, &spool, progress, &mut tell, &mut *ask)?;
+            Ok(Outcome::Archived(run, Box::new(done)))
+        }
     }
 }
 
@@ -130,6 +143,7 @@ pub(super) fn summary_line(outcome: &Outcome) -> Option<String> {
         ),
         Outcome::Described(it) => it.line(),
         Outcome::Replicated(it) => it.line(),
+        Outcome::Archived(run, it) => format!("run {run}: {}", it.line()),
     })
 }
 

@@ -6,7 +6,7 @@
 mod jobs;
 mod label;
 mod tapes;
-mod write;
+pub(super) mod write;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;

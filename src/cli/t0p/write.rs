@@ -204,7 +204,7 @@ fn dry_run(spool: &Spool, args: &WriteArgs, queued: &[String]) -> Result<u8> {
 }
 
 /// Asks who sits at the terminal for another tape.
-fn ask(mut loaded: Loaded, wanted: &Wanted) -> Result<Option<Loaded>> {
+pub(in crate::cli) fn ask(mut loaded: Loaded, wanted: &Wanted) -> Result<Option<Loaded>> {
     let mut terminal = std::io::stderr();
     if !(std::io::stdin().is_terminal() && terminal.is_terminal()) {
         loaded.close()?;

@@ -182,7 +182,7 @@ pub fn by_changer(
 }
 
 /// The labels of the tapes of a pool, or of all, that have room and are at hand.
-fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
+pub fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
     let tapes = match pool {
         None => spool.tapes()?,
         Some(pool) => {

@@ -1,0 +1,83 @@
+//! Archiving a run to tape as it was asked for, by command or by control file.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::catalog::{Reader, RunId};
+use crate::error::Result;
+use crate::progress::Progress;
+use crate::snapshot::{Wish, choose_run};
+use crate::tape::runs::{self, Archived, Means, Members, Options, Planned};
+use crate::tape::spool::Spool;
+use crate::tape::write::{NextTape, Settings, Written};
+
+/// An archive that is asked for.
+#[derive(Clone, Debug)]
+pub struct Archiving {
+    /// The run.
+    pub wish: Wish,
+    /// The pool of tapes.
+    pub pool: String,
+    /// The drive; the default one if there is none.
+    pub drive: Option<OsString>,
+    /// On how many tapes each block is to be.
+    pub copies: u64,
+    /// Bytes of blocks in a tape file.
+    pub batch_bytes: u64,
+    /// Most memory for what waits for the drive.
+    pub buffer_bytes: u64,
+}
+
+impl Archiving {
+    fn options(&self, catalog: &Path, spool: &Spool) -> Result<Options> {
+        // A job for a pool that is none could never be written.
+        spool.pool(self.pool.as_bytes())?;
+        let run = choose_run(&Reader::open(catalog)?, &self.wish, b"")?.id;
+        let Archiving { copies, batch_bytes, .. } = *self;
+        Ok(Options { run, pool: self.pool.clone(), copies, batch_bytes })
+    }
+
+    /// What would be archived, besides what waits; and of which run. Makes nothing.
+    pub fn count(
+        &self,
+        catalog: &Path,
+        spool: &Spool,
+        progress: &Progress,
+    ) -> Result<(RunId, Planned)> {
+        let options = self.options(catalog, spool)?;
+        let members = Members::open(catalog)?;
+        let planned = runs::count((catalog, &members), spool, &options, progress)?;
+        Ok((options.run, planned))
+    }
+
+    /// Archives; gives the run. No tape is asked for if there is nothing to write. `tell` is told of
+    /// each tape file; `ask` has another tape put into a drive without a changer.
+    pub fn run(
+        &self,
+        catalog: &Path,
+        spool: &Spool,
+        progress: &Progress,
+        tell: &mut dyn FnMut(&Written),
+        ask: &mut NextTape<'_>,
+    ) -> Result<(RunId, Archived)> {
+        let options = self.options(catalog, spool)?;
+        let drive = spool.drive(self.drive.as_deref())?;
+        if runs::unfinished(spool, catalog, &options.pool)?.is_empty()
+            && self.count(catalog, spool, progress)?.1.batches == 0
+        {
+            return Ok((options.run, Archived::default()));
+        }
+        let taken = drive.take()?;
+        let loaded = runs::first_tape(spool, &taken, &options)?;
+        let mut next = |loaded, wanted: &_| runs::next_tape(spool, &taken, loaded, wanted, ask);
+        let means = Means {
+            spool,
+            drive: &taken,
+            settings: Settings { buffer_bytes: self.buffer_bytes, ..Settings::default() },
+            tell,
+            next_tape: &mut next,
+        };
+        let done = runs::archive(catalog, &options, means, loaded, progress)?;
+        Ok((options.run, done))
+    }
+}
