@@ -133,6 +133,8 @@ mod tape_faults;
 mod tape_write;
 /// Writing to tape that is ended, at every step of drive and spool.
 mod tape_write_faults;
+/// Runs that are archived to tape, and what is known of them.
+mod tape_runs;
 /// Tape images: a model, crashes, those of others.
 mod tape_image;
 /// Labels, and the drive that a tape is in.

@@ -33,6 +33,7 @@ fn the_root_has_what_it_should() {
             "restore-folder",
             "revert-to-run",
             "status",
+            "tape",
             "validate",
             "version",
         ])

@@ -141,6 +141,7 @@ impl Sandbox {
         };
         command.arg("--catalog").arg(&self.catalog);
         command.env_remove("RAIDTAPE_CATALOG").env_remove("RAIDTAPE_LOG");
+        command.env("T0P_ROOT", self.path("t0p"));
         command.stdin(Stdio::null()).current_dir(self.dir.path());
         command
     }

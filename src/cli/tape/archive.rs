@@ -69,8 +69,7 @@ fn archived_json(run: RunId, done: &Archived) -> Value {
 fn dry_run(catalog: &Path, args: &Archive) -> Result<u8> {
     let (spool, progress) = (open_spool()?, Progress::default());
     let archiving = args.args.archiving();
-    let (run, planned) =
-        bar::with_bar(&progress, || archiving.count(catalog, &spool, &progress))?;
+    let (run, planned) = bar::with_bar(&progress, || archiving.count(catalog, &spool, &progress))?;
     let mut first = waiting(&spool, catalog)?;
     first.retain(|it| it.pool == archiving.pool.as_bytes());
     if args.json {

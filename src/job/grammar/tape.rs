@@ -80,7 +80,10 @@ mod tests {
     fn a_line_is_that_of_the_command() {
         let plain = read("archive latest").unwrap();
         assert_eq!((&plain.wish, &*plain.pool, plain.copies), (&Wish::Latest, "any", 1));
-        assert_eq!((plain.drive, plain.batch_bytes, plain.buffer_bytes), (None, 4 << 30, 256 << 20));
+        assert_eq!(
+            (plain.drive, plain.batch_bytes, plain.buffer_bytes),
+            (None, 4 << 30, 256 << 20)
+        );
         let full = read("archive 7 --pool full --drive d1 --copies 2 --batch-size 1GiB").unwrap();
         assert_eq!((full.wish, &*full.pool, full.copies), (Wish::Number(7), "full", 2));
         assert_eq!((full.drive, full.batch_bytes), (Some("d1".into()), 1 << 30));
