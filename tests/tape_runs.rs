@@ -237,7 +237,9 @@ fn a_second_archive_writes_only_what_is_new() {
         Item::Block(id) => id.to_string(),
     };
     let names: Vec<String> = last.iter().map(name).collect();
-    for wanted in ["manifests/run-2.jsonl.zst", "catalog/run-2.sqlite.zst", "restore.sh"] {
+    for wanted in
+        ["manifests/run-00000002.jsonl.zst", "catalog/run-00000002.sqlite.zst", "restore.sh"]
+    {
         assert!(names.iter().any(|it| it == wanted), "{wanted}: {names:?}");
     }
 }
@@ -514,7 +516,7 @@ fn the_commands_say_what_is_on_which_tape() {
     let text = find("large").code(0).text();
     let bytes = text.lines().map(|it| it.split(' ').nth(2).unwrap().parse::<u64>().unwrap());
     assert_eq!(bytes.sum::<u64>(), 3 << 20, "{text}");
-    assert!(text.starts_with("T0 1 "), "{text}");
+    assert!(text.lines().all(|it| it.starts_with("T0 ")), "{text}");
     // A file that has grown since.
     let mut file = fs::File::options().append(true).open(sandbox.source.join("large")).unwrap();
     file.write_all(&data::Seeded::new(77).noise(500_000)).unwrap();

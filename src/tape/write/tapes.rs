@@ -101,8 +101,7 @@ impl Writer<'_> {
         if tape.metrics()?.get("full").is_some() {
             return Ok(Some(format!("tape {name} is full")));
         }
-        let mut avoided = job.fields().iter().filter(|it| it.0.starts_with(b"avoid-"));
-        if avoided.any(|it| it.1 == label) {
+        if is_avoided(job, label) {
             return Ok(Some(format!("tape {name} has a copy of some of it already")));
         }
         if let Some(pool) = pool_of(job)
@@ -123,6 +122,7 @@ impl Writer<'_> {
         let now = loaded.label().map(|it| it.text().to_vec());
         let mut labels = with_room(self.work.spool, pool.as_deref())?;
         labels.retain(|it| Some(it) != now.as_ref() && !self.refused.contains(it));
+        labels.retain(|it| !is_avoided(job, it));
         // Said before it is so: what the spool does not know is looked at.
         self.work.drive.unload()?;
         let wanted = Wanted { why, pool, labels };
@@ -199,6 +199,11 @@ pub fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
         }
     }
     Ok(labels)
+}
+
+/// Whether a job is not to go to the tape with this label.
+fn is_avoided(job: &Job, label: &[u8]) -> bool {
+    job.fields().iter().any(|it| it.0.starts_with(b"avoid-") && it.1 == label)
 }
 
 fn pool_of(job: &Job) -> Option<&[u8]> {
