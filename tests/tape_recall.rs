@@ -12,8 +12,9 @@ use raidtape::progress::Progress;
 use raidtape::tape::drive::Access;
 use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
+use raidtape::tape::runs::gather::{self, From};
 use raidtape::tape::runs::recall::{self, GetTape, Recalled};
-use raidtape::tape::runs::{Archived, Means, Options, archive, gather, verify};
+use raidtape::tape::runs::{Archived, Means, Options, archive, verify};
 use raidtape::tape::write::Settings;
 
 use crate::common::tape::scratch;
@@ -108,6 +109,10 @@ impl Scene {
 fn open(dir: &Path, label: &[u8]) -> Result<Loaded> {
     let path = dir.join(format!("{}.tap", std::str::from_utf8(label).unwrap()));
     Loaded::open(&path, Access::Read)
+}
+
+fn from<'a>(into: &'a Path, next: &'a mut dyn FnMut() -> Result<Option<Loaded>>) -> From<'a> {
+    From { into, next, allow_gaps: false }
 }
 
 fn image(scene: &Scene, label: &str) -> PathBuf {
@@ -209,7 +214,7 @@ fn a_box_of_tapes_is_enough() {
     let mut labels = used.iter().rev();
     let mut next = || labels.next().map(|it| open(&dir, it)).transpose();
     let (gathered, summary) =
-        gather::rebuild(&new, &into, &mut next, &Progress::default(), &mut |id, file| {
+        gather::rebuild(&new, from(&into, &mut next), &Progress::default(), &mut |id, file| {
             panic!("{id}: {file:?}")
         })
         .unwrap();
@@ -230,7 +235,9 @@ fn a_box_of_tapes_is_enough() {
     assert_same(&Tree::of(&scene.sandbox.source), &Tree::of(&restored));
     // A second attempt with the same names is refused, and nothing is touched.
     let error =
-        gather::rebuild(&new, &into, &mut || Ok(None), &Progress::default(), &mut |_, _| Ok(()))
-            .unwrap_err();
+        gather::rebuild(&new, from(&into, &mut || Ok(None)), &Progress::default(), &mut |_, _| {
+            Ok(())
+        })
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
 }

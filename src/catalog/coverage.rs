@@ -10,7 +10,7 @@ use rusqlite::Statement;
 
 use super::extent::{self, Extent};
 use super::number_set::NumberSet;
-use super::read::Reader;
+use super::read::{EntryRow, Reader};
 use super::run::{DirId, Run, RunId};
 use super::sql;
 use super::tapes::{self, Tapes};
@@ -93,6 +93,15 @@ impl Bits {
         Ok(())
     }
 
+    fn set_all(&mut self, extents: &[Extent]) -> Result<()> {
+        for extent in extents {
+            if let Extent::Data { block, .. } = extent {
+                self.set(*block)?;
+            }
+        }
+        Ok(())
+    }
+
     fn has(&self, number: u64) -> bool {
         let word = usize::try_from(number / 64).unwrap_or(usize::MAX);
         self.0.get(word).is_some_and(|it| it >> (number % 64) & 1 == 1)
@@ -136,24 +145,28 @@ fn ranges_of(numbers: &NumberSet) -> String {
 impl Reader {
     /// The blocks that the files of a run lie in.
     pub fn blocks_of_run(&self, run: &Run) -> Result<RunBlocks> {
+        self.blocks_of_entry(run.id, &self.root(run)?)
+    }
+
+    /// The blocks that a file lies in, or all files below a directory, as they are in a run.
+    pub fn blocks_of_entry(&self, run: RunId, entry: &EntryRow) -> Result<RunBlocks> {
+        let mut blocks = Bits::default();
+        let Some(dir) = entry.child else {
+            blocks.set_all(&self.content(entry.version)?.extents)?;
+            return Ok(RunBlocks(blocks));
+        };
         let query = "WITH RECURSIVE dirs (dir) AS ( \
-                 SELECT child FROM entries WHERE dir = 0 AND name = ?2 \
-                     AND first_run <= ?1 AND last_run >= ?1 \
+                 VALUES (?2) \
                  UNION ALL SELECT e.child FROM dirs d CROSS JOIN entries e ON e.dir = d.dir \
                      WHERE e.child IS NOT NULL AND e.first_run <= ?1 AND e.last_run >= ?1) \
              SELECT v.extents FROM dirs d CROSS JOIN entries e ON e.dir = d.dir \
                  CROSS JOIN versions v ON v.version = e.version \
                  WHERE e.first_run <= ?1 AND e.last_run >= ?1 AND v.extents IS NOT NULL";
         let mut statement = self.conn().prepare(query).map_err(sql)?;
-        let mut rows = statement.query((run.id, &run.source)).map_err(sql)?;
-        let mut blocks = Bits::default();
+        let mut rows = statement.query((run, dir)).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             let extents: Vec<u8> = row.get(0).map_err(sql)?;
-            for extent in extent::decode(&extents)? {
-                if let Extent::Data { block, .. } = extent {
-                    blocks.set(block)?;
-                }
-            }
+            blocks.set_all(&extent::decode(&extents)?)?;
         }
         Ok(RunBlocks(blocks))
     }

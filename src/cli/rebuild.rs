@@ -10,14 +10,22 @@ use crate::error::Result;
 use crate::progress::Progress;
 use crate::rebuild::{self, Options, Summary, from_copy};
 use crate::sys::quoted;
+use crate::tape::runs::gather;
 
 /// Everything comes back: runs, files, history, tags, problems, owners, volumes, settings. The new
 /// catalog is at --catalog, where nothing may be yet. Whatever does not fit is named.
 #[derive(clap::Args)]
 pub struct Rebuildmeta {
     /// Directories of all volumes, in any order
-    #[arg(long, required = true, num_args = 1.., value_name = "DIR")]
+    #[arg(long, required_unless_present = "tapes", num_args = 1.., value_name = "DIR")]
     volumes: Vec<PathBuf>,
+    /// No volumes but tapes, in any order: images, directories of images, or drives, where further
+    /// ones are asked for
+    #[arg(long, num_args = 1.., value_name = "PATH", conflicts_with = "volumes", requires = "into")]
+    tapes: Vec<PathBuf>,
+    /// With --tapes: a new directory, which becomes the volume that tape recall brings blocks to
+    #[arg(long, value_name = "DIR", requires = "tapes")]
+    into: Option<PathBuf>,
     /// Go on without runs whose manifests are lost, and without those that are changes of them
     #[arg(long)]
     allow_gaps: bool,
@@ -43,6 +51,9 @@ pub struct CatalogRestore {
 }
 
 pub fn rebuildmeta(catalog: &Path, args: &Rebuildmeta) -> Result<u8> {
+    if let Some(into) = &args.into {
+        return from_tapes(catalog, into, args);
+    }
     let progress = Progress::default();
     let options = Options { volumes: args.volumes.clone(), allow_gaps: args.allow_gaps };
     let mut out = show::Out::new();
@@ -63,6 +74,49 @@ pub fn rebuildmeta(catalog: &Path, args: &Rebuildmeta) -> Result<u8> {
     }
     out.finish()?;
     Ok(exit_code(&summary))
+}
+
+fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
+    let progress = Progress::default();
+    let mut next = super::tape::all_tapes(&args.tapes)?;
+    let mut out = show::Out::new();
+    let (found, summary) = bar::with_bar(&progress, || {
+        let from = gather::From { into, next: &mut next, allow_gaps: args.allow_gaps };
+        gather::rebuild(catalog, from, &progress, &mut |block, file| {
+            show::say_lacking(&mut out, block, &file, args.json)
+        })
+    })?;
+    show::print_problems(&found.problems, found.problem_count);
+    show::print_problems(&summary.problems, summary.problem_count);
+    if args.json {
+        let mut map = summary_json(&summary);
+        let counts = [
+            ("tapes", found.tapes),
+            ("tape_files", found.files),
+            ("blocks_on_tape", found.blocks),
+            ("bytes_on_tape", found.bytes),
+            ("tape_problems", found.problem_count),
+        ];
+        show::put_counts(&mut map, &counts);
+        map.insert("tape_problem_list".into(), show::problems_json(&found.problems));
+        out.json(&Value::Object(map))?;
+    } else {
+        out.line(&format!(
+            "read {} tapes: {} tape files, {} blocks of {}",
+            found.tapes,
+            found.files,
+            found.blocks,
+            show::bytes(found.bytes)
+        ))?;
+        out.line(&format!("rebuilt {} runs, {} blocks", summary.runs, summary.blocks))?;
+        say_missing(&mut out, &summary)?;
+        out.line(&format!(
+            "  everything can be seen now; raidtape tape recall brings blocks to {}",
+            quoted(into)
+        ))?;
+    }
+    out.finish()?;
+    Ok(if found.problem_count > 0 { exit::PROBLEMS } else { exit_code(&summary) })
 }
 
 pub fn catalog_restore(catalog: &Path, args: &CatalogRestore) -> Result<u8> {

@@ -5,7 +5,10 @@
 
 mod archive;
 mod known;
+mod recall;
 mod status;
+
+pub use recall::all_tapes;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -32,6 +35,10 @@ pub struct Tape {
 enum What {
     /// Write to tape what a pool lacks of a run; what is left of an earlier time comes first
     Archive(Archive),
+    /// Bring blocks back from tape that are on no volume
+    Recall(recall::Recall),
+    /// Read whole tapes and prove every block
+    Verify(recall::Verify),
     /// List the tapes that hold parts of this catalog
     List(List),
     /// Show the drives, the jobs that wait, and what of the newest run is on no tape
@@ -109,6 +116,8 @@ struct Index {
 pub fn tape(catalog: &Path, args: &Tape, is_verbose: bool) -> Result<u8> {
     match &args.what {
         What::Archive(it) => archive::archive(catalog, it, is_verbose),
+        What::Recall(it) => recall::recall(catalog, it),
+        What::Verify(it) => recall::verify(catalog, it),
         What::List(it) => known::list(catalog, it),
         What::Status(it) => status::status(catalog, it),
         What::Find(it) => known::find(catalog, it),

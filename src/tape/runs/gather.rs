@@ -64,16 +64,25 @@ impl Gathered {
     }
 }
 
-/// Makes the catalog `catalog`, which must not exist, of tapes, and of `into`, an empty or missing
-/// directory, its volume. `next` gives the tapes; `lacking` is called with every file that needs a
-/// block of which nothing says what is in it.
+/// What to make a catalog of.
+pub struct From<'a> {
+    /// An empty or missing directory, which becomes its volume.
+    pub into: &'a Path,
+    /// Gives the tapes.
+    pub next: &'a mut dyn FnMut() -> Result<Option<Loaded>>,
+    /// Whether to go on without runs that are lost, and without those that are changes of them.
+    pub allow_gaps: bool,
+}
+
+/// Makes the catalog `catalog`, which must not exist, of tapes. `lacking` is called with every file
+/// that needs a block of which nothing says what is in it.
 pub fn rebuild(
     catalog: &Path,
-    into: &Path,
-    next: &mut dyn FnMut() -> Result<Option<Loaded>>,
+    from: From<'_>,
     progress: &Progress,
     lacking: &mut rebuild::Lacking<'_>,
 ) -> Result<(Gathered, rebuild::Summary)> {
+    let From { into, next, allow_gaps } = from;
     if catalog.symlink_metadata().is_ok() {
         let what = format!("there is a catalog at {} already: give a new name", quoted(catalog));
         return Err(Error::usage(what));
@@ -107,7 +116,7 @@ pub fn rebuild(
     work.make_volume()?;
     let done = work.done;
     let volumes = vec![into.to_path_buf()];
-    let options = rebuild::Options { volumes, allow_gaps: false };
+    let options = rebuild::Options { volumes, allow_gaps };
     let summary = rebuild::run(catalog, &options, progress, lacking)?;
     Ok((done, summary))
 }

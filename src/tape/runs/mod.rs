@@ -13,6 +13,7 @@ mod members;
 mod note;
 mod plan;
 pub mod recall;
+pub mod shelf;
 pub mod verify;
 mod waiting;
 pub mod walk;

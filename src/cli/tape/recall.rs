@@ -1,0 +1,332 @@
+//! `tape recall`, `tape verify`, and tapes for `rebuildmeta`.
+
+use std::ffi::OsString;
+use std::io::{BufRead, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::open_spool;
+use crate::catalog::{Reader, RunBlocks, RunId};
+use crate::cli::commands::CACHE_BYTES;
+use crate::cli::{bar, exit, show};
+use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::progress::Progress;
+use crate::snapshot::{Snapshots, Wish, choose_run, resolve_wish};
+use crate::sys::quoted;
+use crate::tape::loaded::Loaded;
+use crate::tape::runs::recall::{self, GetTape, Plan, Recalled};
+use crate::tape::runs::shelf::{Shelf, in_drive};
+use crate::tape::runs::verify;
+
+/// Where tapes are read.
+#[derive(clap::Args)]
+pub struct From {
+    /// A drive of the spool; several read in parallel [default: the spool's default one]
+    #[arg(long, value_name = "DRIVE")]
+    drive: Vec<OsString>,
+    /// Images of tapes, directories of images, or devices, instead of a drive of the spool
+    #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with = "drive")]
+    tapes: Vec<PathBuf>,
+}
+
+/// What is on no volume that is there comes back from tape: first the plan, then each tape once,
+/// forwards.
+#[derive(clap::Args)]
+pub struct Recall {
+    /// The run: its number, 'latest', or a time, as in --run of restore
+    #[arg(value_name = "N|latest|TIME")]
+    run: Wish,
+    /// Only this file or folder of it
+    path: Option<PathBuf>,
+    #[command(flatten)]
+    from: From,
+    /// Only say which tapes would be read, and how much
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Reads whole tapes and proves every block by its name. What is bad no longer counts.
+#[derive(clap::Args)]
+pub struct Verify {
+    /// Labels of tapes, or a run (its number, or latest): all tapes that hold something of it
+    #[arg(required = true, value_name = "TAPE|N|latest")]
+    what: Vec<OsString>,
+    #[command(flatten)]
+    from: From,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks who sits at the terminal; one at a time.
+static TERMINAL: Mutex<()> = Mutex::new(());
+
+/// Asks for a tape, where there is a terminal.
+pub fn ask(label: Option<&[u8]>, device: &Path) -> Result<bool> {
+    let mut terminal = std::io::stderr();
+    if !(std::io::stdin().is_terminal() && terminal.is_terminal()) {
+        return Ok(false);
+    }
+    let _turn = TERMINAL.lock();
+    let failed = |e| Error::io("asking for a tape", e);
+    let device = quoted(device);
+    match label {
+        Some(label) => write!(
+            terminal,
+            "\nput tape {} into {device} and press Enter, or type q to go on without it: ",
+            Quoted(label)
+        ),
+        None => {
+            write!(terminal, "\nput the next tape into {device} and press Enter, or q at the end: ")
+        }
+    }
+    .map_err(failed)?;
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer).map_err(failed)?;
+    Ok(read > 0 && answer.trim() != "q")
+}
+
+impl From {
+    /// Has `work` done with the drives.
+    fn with_drives<T>(&self, work: impl FnOnce(Vec<GetTape<'_>>) -> Result<T>) -> Result<T> {
+        if !self.tapes.is_empty() {
+            let shelf = Shelf::of(&self.tapes)?;
+            let get: GetTape<'_> = Box::new(move |label| shelf.get(label, &mut ask));
+            return work(vec![get]);
+        }
+        let spool = open_spool()?;
+        let names: Vec<Option<&OsString>> = match self.drive.is_empty() {
+            true => vec![None],
+            false => self.drive.iter().map(Some).collect(),
+        };
+        let mut taken = Vec::new();
+        for name in names {
+            taken.push(spool.drive(name.map(|it| &**it))?.take()?);
+        }
+        let spool = &spool;
+        let drives = taken.iter().map(|taken| -> GetTape<'_> {
+            Box::new(move |label| in_drive(spool, taken, label, &mut ask))
+        });
+        work(drives.collect())
+    }
+}
+
+/// The blocks that are wanted, and of which run.
+fn wanted(catalog: &Path, wish: &Wish, path: Option<&Path>) -> Result<(RunId, RunBlocks)> {
+    let reader = Reader::open(catalog)?;
+    let Some(path) = path else {
+        let run = choose_run(&reader, wish, b"")?;
+        return Ok((run.id, reader.blocks_of_run(&run)?));
+    };
+    let snapshots = Snapshots::open(catalog, CACHE_BYTES)?;
+    let found = resolve_wish(&snapshots, path.as_os_str().as_bytes(), Some(wish))?;
+    Ok((found.run.id, reader.blocks_of_entry(found.run.id, &found.entry)?))
+}
+
+pub fn recall(catalog: &Path, args: &Recall) -> Result<u8> {
+    let progress = Progress::default();
+    let (run, needed) = wanted(catalog, &args.run, args.path.as_deref())?;
+    if args.dry_run {
+        let plan = bar::with_bar(&progress, || recall::plan(catalog, &needed, &progress))?;
+        say_plan(run, &plan, args.json)?;
+        return Ok(if plan.blocks_lost > 0 { exit::PROBLEMS } else { exit::DONE });
+    }
+    let plan = recall::plan(catalog, &needed, &progress)?;
+    if plan.tapes.is_empty() {
+        say_recalled(
+            run,
+            &plan,
+            &Recalled { missing: plan.blocks_lost, ..Recalled::default() },
+            args.json,
+        )?;
+        return Ok(if plan.blocks_lost > 0 { exit::PROBLEMS } else { exit::DONE });
+    }
+    let done = args.from.with_drives(|drives| {
+        bar::with_bar(&progress, || recall::recall(catalog, &needed, drives, &progress))
+    })?;
+    show::print_problems(&done.problems, done.problems.len() as u64);
+    say_recalled(run, &plan, &done, args.json)?;
+    let is_away = done.problems.iter().any(|it| it.kind == ErrorKind::WrongTape);
+    Ok(match done.missing {
+        0 => exit::DONE,
+        _ if is_away => exit::of_kind(ErrorKind::WrongTape),
+        _ => exit::PROBLEMS,
+    })
+}
+
+fn say_plan(run: RunId, plan: &Plan, as_json: bool) -> Result<()> {
+    let mut out = show::Out::new();
+    if as_json {
+        let tapes: Vec<Value> = plan
+            .tapes
+            .iter()
+            .map(|it| {
+                let mut map = serde_json::Map::new();
+                show::put_name(&mut map, "tape", &it.label);
+                let counts = [("tape_files", it.files), ("blocks", it.blocks), ("bytes", it.bytes)];
+                show::put_counts(&mut map, &counts);
+                Value::Object(map)
+            })
+            .collect();
+        out.json(&json!({
+            "dry_run": true,
+            "run": run,
+            "tapes": tapes,
+            "blocks": plan.blocks(),
+            "bytes": plan.bytes(),
+            "seconds": plan.seconds(),
+            "blocks_here": plan.blocks_here,
+            "blocks_lost": plan.blocks_lost,
+        }))?;
+        return out.finish();
+    }
+    out.line(&format!(
+        "run {run}: {} blocks are on volumes; {} of {} come from {} tapes",
+        plan.blocks_here,
+        plan.blocks(),
+        show::bytes(plan.bytes()),
+        plan.tapes.len()
+    ))?;
+    for it in &plan.tapes {
+        out.line(&format!(
+            "  tape {}: {} blocks in {} tape files, {}",
+            Quoted(&it.label),
+            it.blocks,
+            it.files,
+            show::bytes(it.bytes)
+        ))?;
+    }
+    if !plan.tapes.is_empty() {
+        let minutes = plan.seconds().div_ceil(60);
+        out.line(&format!("  about {minutes} minutes with one drive, reckoned at 120 MB/s"))?;
+    }
+    if plan.blocks_lost > 0 {
+        let names: Vec<String> = plan.lost.iter().map(ToString::to_string).collect();
+        out.line(&format!(
+            "  {} blocks are on no volume that is here and on no tape: {}",
+            plan.blocks_lost,
+            names.join(", ")
+        ))?;
+    }
+    out.finish()
+}
+
+fn say_recalled(run: RunId, plan: &Plan, done: &Recalled, as_json: bool) -> Result<()> {
+    let mut out = show::Out::new();
+    if as_json {
+        out.json(&json!({
+            "run": run,
+            "blocks": done.blocks,
+            "bytes": done.bytes,
+            "blocks_here": plan.blocks_here,
+            "missing": done.missing,
+            "problem_list": show::problems_json(&done.problems),
+        }))?;
+        return out.finish();
+    }
+    if done.blocks == 0 && done.missing == 0 {
+        out.line(&format!("run {run}: everything is on volumes already"))?;
+    } else {
+        let bytes = show::bytes(done.bytes);
+        out.line(&format!("run {run}: {} blocks of {bytes} are back", done.blocks))?;
+    }
+    if done.missing > 0 {
+        out.line(&format!("  {} blocks are still missing", done.missing))?;
+    }
+    out.finish()
+}
+
+pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
+    let labels = labels(catalog, &args.what)?;
+    let progress = Progress::default();
+    let mut out = show::Out::new();
+    let mut all = Vec::new();
+    let (mut is_bad, mut is_away) = (false, false);
+    args.from.with_drives(|mut drives| {
+        let get = drives.first_mut().ok_or_else(|| Error::usage("there is no drive"))?;
+        for label in &labels {
+            let Some(mut loaded) = get(label)? else {
+                is_away = true;
+                show::note(format_args!("tape {} could not be had", Quoted(label)));
+                continue;
+            };
+            let found =
+                bar::with_bar(&progress, || verify::verify(catalog, &mut loaded, &progress))?;
+            loaded.close()?;
+            is_bad |= !found.problems.is_empty();
+            show::print_problems(&found.problems, found.problems.len() as u64);
+            if args.json {
+                let mut map = serde_json::Map::new();
+                show::put_name(&mut map, "tape", label);
+                let counts =
+                    [("tape_files", found.files), ("blocks", found.blocks), ("bytes", found.bytes)];
+                show::put_counts(&mut map, &counts);
+                map.insert("problem_list".into(), show::problems_json(&found.problems));
+                all.push(Value::Object(map));
+            } else {
+                out.line(&format!(
+                    "tape {}: {} tape files, {} blocks of {} are right; {} problems",
+                    Quoted(label),
+                    found.files,
+                    found.blocks,
+                    show::bytes(found.bytes),
+                    found.problems.len()
+                ))?;
+            }
+        }
+        Ok(())
+    })?;
+    if args.json {
+        out.json(&Value::Array(all))?;
+    }
+    out.finish()?;
+    Ok(match (is_bad, is_away) {
+        (true, _) => exit::of_kind(ErrorKind::Corrupt),
+        (false, true) => exit::of_kind(ErrorKind::WrongTape),
+        (false, false) => exit::DONE,
+    })
+}
+
+/// The tapes that are meant: labels that are known, and the tapes of runs.
+fn labels(catalog: &Path, words: &[OsString]) -> Result<Vec<Vec<u8>>> {
+    let missing = || Error::new(ErrorKind::NotFound, "nothing is known of any tape");
+    let tapes = crate::catalog::Tapes::look(catalog)?.ok_or_else(missing)?;
+    let mut labels = std::collections::BTreeSet::new();
+    for word in words {
+        if tapes.tape(word.as_bytes())?.is_some() {
+            labels.insert(word.as_bytes().to_vec());
+            continue;
+        }
+        let wish: Option<Wish> = word.to_str().and_then(|it| it.parse().ok());
+        let Some(wish) = wish else {
+            let shown = Quoted(word.as_bytes()).to_string();
+            let what = format!("there is no tape {shown}: see raidtape tape list");
+            return Err(Error::new(ErrorKind::NotFound, what));
+        };
+        let (_, needed) = wanted(catalog, &wish, None)?;
+        let reader = Reader::open(catalog)?;
+        let mut after = 0;
+        loop {
+            let page = reader.block_numbers(after, 1024)?;
+            let Some(last) = page.last() else { break };
+            after = *last;
+            for number in page.into_iter().filter(|it| needed.has(*it)) {
+                let places = tapes.places(&reader.block_id(number)?)?;
+                labels.extend(places.into_iter().map(|it| it.label));
+            }
+        }
+    }
+    Ok(labels.into_iter().collect())
+}
+
+/// Gives tape after tape, for `rebuildmeta`.
+pub fn all_tapes(paths: &[PathBuf]) -> Result<impl FnMut() -> Result<Option<Loaded>>> {
+    let mut all = Shelf::of(paths)?.into_all();
+    Ok(move || all.next_tape(&mut ask))
+}

@@ -1,0 +1,159 @@
+//! Tapes that somebody has at hand: images, directories of images, drives, and what a drive's
+//! changer holds. With their labels, where these can be read without loading anything.
+
+use std::collections::VecDeque;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::sys::{self, c, quoted};
+use crate::tape::drive::Access;
+use crate::tape::image::LOADED;
+use crate::tape::load;
+use crate::tape::loaded::Loaded;
+use crate::tape::spool::Spool;
+use crate::tape::spool::drive::TakenDrive;
+
+/// Most images that are taken of one directory.
+const IMAGES_MAX: usize = 1 << 16;
+
+/// Asks a person for a tape: the one with this label, or any further one. `false`: there is none.
+pub type Ask<'a> = dyn FnMut(Option<&[u8]>, &Path) -> Result<bool> + Send + 'a;
+
+/// Images of tapes, and drives whose tapes a person changes.
+#[derive(Clone, Debug, Default)]
+pub struct Shelf {
+    /// Images.
+    pub images: Vec<PathBuf>,
+    /// Drives.
+    pub drives: Vec<PathBuf>,
+}
+
+impl Shelf {
+    /// What is at these paths: images of tapes, directories of images, devices.
+    pub fn of(paths: &[PathBuf]) -> Result<Shelf> {
+        let mut shelf = Shelf::default();
+        for path in paths {
+            let failed = |e| Error::io(format!("tapes at {}", quoted(path)), e);
+            let stat = sys::stat(path).map_err(failed)?;
+            match stat.mode & c::S_IFMT {
+                c::S_IFREG => shelf.images.push(path.clone()),
+                c::S_IFDIR if sys::lstat(&path.join(LOADED)).is_err() => {
+                    let before = shelf.images.len();
+                    for entry in std::fs::read_dir(path).map_err(failed)? {
+                        let image = entry.map_err(failed)?.path();
+                        if image.as_os_str().as_bytes().ends_with(b".tap") {
+                            shelf.images.push(image);
+                        }
+                        if shelf.images.len() - before > IMAGES_MAX {
+                            let what = format!("{} has too many images", quoted(path));
+                            return Err(Error::usage(what));
+                        }
+                    }
+                    if shelf.images.len() == before {
+                        let what = format!("{} has no image (NAME.tap)", quoted(path));
+                        return Err(Error::new(ErrorKind::NotFound, what));
+                    }
+                }
+                _ => shelf.drives.push(path.clone()),
+            }
+        }
+        shelf.images.sort();
+        Ok(shelf)
+    }
+
+    /// The tape with this label; `None` if it is not there.
+    pub fn get(&self, label: &[u8], ask: &mut Ask<'_>) -> Result<Option<Loaded>> {
+        for path in &self.images {
+            let loaded = Loaded::open(path, Access::Read)?;
+            if loaded.label().is_some_and(|it| it.text() == label) {
+                return Ok(Some(loaded));
+            }
+        }
+        let Some(device) = self.drives.first() else { return Ok(None) };
+        let mut loaded = Loaded::open(device, Access::Read);
+        loop {
+            match loaded {
+                Ok(it) if it.label().is_some_and(|it| it.text() == label) => return Ok(Some(it)),
+                Ok(mut it) => {
+                    log::info!("{} is in {}", it.describe(), quoted(device));
+                    it.drive().unload()?;
+                    it.close()?;
+                }
+                Err(e) if e.kind() == ErrorKind::WrongTape => {}
+                Err(e) => return Err(e),
+            }
+            if !ask(Some(label), device)? {
+                return Ok(None);
+            }
+            loaded = Loaded::open(device, Access::Read);
+        }
+    }
+
+    /// Gives all tapes, one after another.
+    pub fn into_all(self) -> All {
+        All { images: self.images.into(), drives: self.drives.into(), is_first: true }
+    }
+}
+
+/// All tapes of a shelf.
+pub struct All {
+    images: VecDeque<PathBuf>,
+    drives: VecDeque<PathBuf>,
+    is_first: bool,
+}
+
+impl All {
+    /// The next tape. Of a drive first the one that is in it, then those that a person puts in.
+    pub fn next_tape(&mut self, ask: &mut Ask<'_>) -> Result<Option<Loaded>> {
+        if let Some(path) = self.images.pop_front() {
+            return Loaded::open(&path, Access::Read).map(Some);
+        }
+        while let Some(device) = self.drives.front().cloned() {
+            if std::mem::take(&mut self.is_first) {
+                match Loaded::open(&device, Access::Read) {
+                    Err(e) if e.kind() == ErrorKind::WrongTape => {}
+                    loaded => return loaded.map(Some),
+                }
+            } else if let Ok(mut last) = Loaded::open(&device, Access::Read) {
+                last.drive().unload()?;
+                last.close()?;
+            }
+            if ask(None, &device)? {
+                return Loaded::open(&device, Access::Read).map(Some);
+            }
+            self.drives.pop_front();
+            self.is_first = true;
+        }
+        Ok(None)
+    }
+}
+
+/// The tape with this label in a drive of the spool: brought by its changer, or by a person.
+pub fn in_drive(
+    spool: &Spool,
+    taken: &TakenDrive,
+    label: &[u8],
+    ask: &mut Ask<'_>,
+) -> Result<Option<Loaded>> {
+    let device = taken.device()?;
+    let mut failed = None;
+    let mut ask_for = |_: crate::tape::changer::Wanted<'_>| match ask(Some(label), &device) {
+        Ok(answer) => answer,
+        Err(e) => {
+            failed = Some(e);
+            false
+        }
+    };
+    let loaded = load::load(spool, taken, label, &mut ask_for, Access::Read);
+    if let Some(e) = failed {
+        return Err(e);
+    }
+    match loaded {
+        Err(e) if e.kind() == ErrorKind::WrongTape => {
+            log::warn!("tape {}: {e}", Quoted(label));
+            Ok(None)
+        }
+        loaded => loaded.map(Some),
+    }
+}
