@@ -9,7 +9,7 @@ use crate::progress::Progress;
 use crate::snapshot::{Wish, choose_run};
 use crate::tape::runs::{self, Archived, Means, Members, Options, Planned};
 use crate::tape::spool::Spool;
-use crate::tape::write::{NextTape, Settings, Written};
+use crate::tape::write::{NextTape, Settings, Written, next_tape};
 
 /// An archive that is asked for.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ impl Archiving {
         }
         let taken = drive.take()?;
         let loaded = runs::first_tape(spool, &taken, &options)?;
-        let mut next = |loaded, wanted: &_| runs::next_tape(spool, &taken, loaded, wanted, ask);
+        let mut next = |loaded, wanted: &_| next_tape(spool, &taken, loaded, wanted, ask);
         let means = Means {
             spool,
             drive: &taken,

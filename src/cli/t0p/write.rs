@@ -18,7 +18,7 @@ use crate::tape::load;
 use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
 use crate::tape::spool::job::{Job, JobKind};
-use crate::tape::write::{Files, Settings, Tally, Wanted, Work, Writer, by_changer};
+use crate::tape::write::{Files, Settings, Tally, Wanted, Work, Writer, next_tape};
 
 #[derive(Args)]
 #[command(group = ArgGroup::new("which").required(true))]
@@ -122,10 +122,7 @@ pub fn write(spool: &Spool, args: &WriteArgs) -> Result<u8> {
             }
             Ok(())
         },
-        next_tape: &mut |loaded, wanted| match taken.changer()? {
-            Some(_) => by_changer(spool, &taken, loaded, wanted),
-            None => ask(loaded, wanted),
-        },
+        next_tape: &mut |loaded, wanted| next_tape(spool, &taken, loaded, wanted, &mut ask),
     };
     let mut writer = Writer::new(work, loaded);
     progress.set_phase("writing");

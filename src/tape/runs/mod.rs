@@ -6,7 +6,7 @@
 //! only those bytes go to a tape, and come back from one, that have the hash which is its name; and
 //! what is known of tapes never claims more than the spool's results, which are there first.
 
-mod change;
+mod first;
 pub mod gather;
 mod index;
 mod members;
@@ -19,7 +19,7 @@ mod waiting;
 pub mod walk;
 mod work;
 
-pub use change::{first_tape, next_tape};
+pub use first::first_tape;
 pub use index::{Indexed, index};
 pub use members::Members;
 pub use note::Noter;

@@ -36,7 +36,7 @@ use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
 use crate::sys::{self, c, quoted};
 
-pub use tapes::{by_changer, with_room};
+pub use tapes::{by_changer, next_tape, with_room};
 
 /// Length of blocks, if neither the tape nor anybody else says otherwise.
 pub const BLOCK_BYTES: u32 = 32_768;

@@ -1,6 +1,6 @@
 //! Which tape is written: the one in the drive if it will do, or another one.
 
-use super::{BLOCK_BYTES, BLOCK_BYTES_MAX, Place, TAPES_MAX, Wanted, Writer};
+use super::{BLOCK_BYTES, BLOCK_BYTES_MAX, NextTape, Place, TAPES_MAX, Wanted, Writer};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::tape::drive::{Access, Why};
 use crate::tape::label::Label;
@@ -156,24 +156,39 @@ impl Writer<'_> {
     }
 }
 
-/// Has the changer of a drive put in a tape that is wanted. `None` if it has none of them, or if
-/// the drive has no changer.
-pub fn by_changer(
+/// Puts another tape into a drive: by its changer if it has one, or else whoever `ask` asks does.
+/// `None` if there is none.
+pub fn next_tape(
     spool: &Spool,
     taken: &TakenDrive,
     loaded: Loaded,
     wanted: &Wanted,
+    ask: &mut NextTape<'_>,
 ) -> Result<Option<Loaded>> {
+    if taken.changer()?.is_none() {
+        return ask(loaded, wanted);
+    }
     loaded.close()?;
+    by_changer(spool, taken, &wanted.labels)
+}
+
+/// Has the changer of a drive put in the first of these tapes that it has. `None` if it has none,
+/// or if the drive has no changer.
+pub fn by_changer(spool: &Spool, taken: &TakenDrive, labels: &[Vec<u8>]) -> Result<Option<Loaded>> {
     if taken.changer()?.is_none() {
         return Ok(None);
     }
-    for label in &wanted.labels {
+    for label in labels {
         match load::load(spool, taken, label, &mut |_| false, Access::Write) {
             Ok(loaded) => return Ok(Some(loaded)),
             // It is somewhere else, or not what it is said to be.
-            Err(e) if matches!(e.kind(), ErrorKind::WrongTape | ErrorKind::Locked) => {
-                log::warn!("{e}");
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::WrongTape | ErrorKind::Locked | ErrorKind::NotFound
+                ) =>
+            {
+                log::warn!("tape {} is not taken: {e}", Quoted(label));
             }
             Err(e) => return Err(e),
         }
