@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use crate::catalog::{Reader, RunId};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::progress::Progress;
 use crate::snapshot::{Wish, choose_run};
+use crate::sys::quoted;
 use crate::tape::runs::{self, Archived, Means, Members, Options, Planned};
 use crate::tape::spool::Spool;
 use crate::tape::write::{NextTape, Settings, Written, next_tape};
@@ -30,8 +31,16 @@ pub struct Archiving {
 
 impl Archiving {
     fn options(&self, catalog: &Path, spool: &Spool) -> Result<Options> {
-        // A job for a pool that is none could never be written.
-        spool.pool(self.pool.as_bytes())?;
+        // A job for a pool without tapes could not be written. `any` has every tape that comes.
+        if spool.pool(self.pool.as_bytes())?.is_empty() && self.pool != "any" {
+            let file = spool.root().join("pool").join(&self.pool);
+            let message = format!(
+                "pool {} has no tape: write the labels of its tapes into {}, a line each",
+                Quoted(self.pool.as_bytes()),
+                quoted(&file)
+            );
+            return Err(Error::new(ErrorKind::WrongTape, message));
+        }
         let run = choose_run(&Reader::open(catalog)?, &self.wish, b"")?.id;
         let Archiving { copies, batch_bytes, .. } = *self;
         Ok(Options { run, pool: self.pool.clone(), copies, batch_bytes })

@@ -69,7 +69,7 @@ impl Station {
 }
 
 /// Opens a taken drive, and notes in the spool what is in it.
-fn open_noted(spool: &Spool, taken: &TakenDrive, access: Access) -> Result<Loaded> {
+pub fn open_noted(spool: &Spool, taken: &TakenDrive, access: Access) -> Result<Loaded> {
     let loaded = match Loaded::open(&taken.device()?, access) {
         Err(e) if e.kind() == ErrorKind::WrongTape => {
             if taken.tape()?.is_some() {

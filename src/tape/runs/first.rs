@@ -4,6 +4,7 @@ use super::plan::Options;
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::quoted;
 use crate::tape::drive::Access;
+use crate::tape::load::open_noted;
 use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
 use crate::tape::spool::drive::TakenDrive;
@@ -14,7 +15,8 @@ use crate::tape::write::{by_changer, with_room};
 /// [`ErrorKind::WrongTape`] if there is none.
 pub fn first_tape(spool: &Spool, taken: &TakenDrive, options: &Options) -> Result<Loaded> {
     let device = taken.device()?;
-    let empty = match Loaded::open(&device, Access::Write) {
+    // Whoever has put in another one by hand has not told the spool.
+    let empty = match open_noted(spool, taken, Access::Write) {
         Err(e) if e.kind() == ErrorKind::WrongTape => e,
         opened => return opened,
     };
