@@ -16,7 +16,7 @@ use std::path::Path;
 use super::walk::{self, Visitor, prove, walk};
 use super::{GUIDE_NAME, Kind};
 use crate::catalog::tapes::{Item, Member as Noted, Tape, TapeFile, Tapes};
-use crate::catalog::{copy, history, manifest, meta_read};
+use crate::catalog::{history, manifest, meta_read};
 use crate::chunk::HashAlgo;
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
@@ -44,7 +44,7 @@ pub struct Gathered {
     pub blocks: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Metas, manifests and copies of the catalog.
+    /// Metas and manifests.
     pub documents: u64,
     /// What could not be read or is not right, each named; at most a thousand.
     pub problems: Vec<Problem>,
@@ -93,7 +93,7 @@ pub fn rebuild(
     }
     let failed = |e| Error::io(format!("creating {}", quoted(into)), e);
     sys::make_private_dirs(into).map_err(failed)?;
-    for dir in ["meta", manifest::DIR, copy::DIR] {
+    for dir in ["meta", manifest::DIR] {
         sys::make_private_dir(&into.join(dir)).map_err(failed)?;
     }
     let mut work = Gather {
@@ -349,13 +349,13 @@ impl Visitor for Gather<'_> {
             },
             Kind::Guide if member.name == GUIDE_NAME => {}
             Kind::Guide => self.put_guide(member, content)?,
-            Kind::Meta(_) | Kind::Manifest | Kind::Catalog => {
-                match self.put_document(kind, member, content) {
-                    Err(e) if is_of_disk(&e) => return Err(e),
-                    Err(e) => self.done.note(self.progress, self.name_of(member), &e),
-                    Ok(()) => {}
-                }
-            }
+            // It is of a catalog that has other volumes; what it knows is in the manifests too.
+            Kind::Catalog => {}
+            Kind::Meta(_) | Kind::Manifest => match self.put_document(kind, member, content) {
+                Err(e) if is_of_disk(&e) => return Err(e),
+                Err(e) => self.done.note(self.progress, self.name_of(member), &e),
+                Ok(()) => {}
+            },
             Kind::Other => {
                 let error = Error::corrupt("it is nothing of a catalog");
                 self.done.note(self.progress, self.name_of(member), &error);
