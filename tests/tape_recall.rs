@@ -9,7 +9,8 @@ use raidtape::catalog::tapes::Tapes;
 use raidtape::catalog::{Reader, RunBlocks};
 use raidtape::error::{ErrorKind, Result};
 use raidtape::progress::Progress;
-use raidtape::tape::drive::Access;
+use raidtape::tape::changer::Changer;
+use raidtape::tape::drive::{Access, Wrote};
 use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
 use raidtape::tape::runs::gather::{self, From};
@@ -17,7 +18,7 @@ use raidtape::tape::runs::recall::{self, GetTape, Recalled};
 use raidtape::tape::runs::{Archived, Means, Options, archive, verify};
 use raidtape::tape::write::Settings;
 
-use crate::common::tape::scratch;
+use crate::common::tape::{scratch, vm};
 use crate::common::tapeworld::TapeWorld;
 use crate::common::tree::{Tree, assert_same};
 use crate::common::{Sandbox, data};
@@ -240,4 +241,69 @@ fn a_box_of_tapes_is_enough() {
         })
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
+}
+
+/// A run goes to two cartridges of a library and comes back by two drives; then the machine burns
+/// and the cartridges are all that is left. For the machine with real drives.
+pub fn on_real_drives() {
+    let sandbox = Sandbox::with(&["--block-size", "1MiB"]);
+    data::mixed_tree(&sandbox.source, 7, 40);
+    data::noise_file(&sandbox.source.join("large"), 8, 10 << 20);
+    sandbox.backup();
+    let drives: Vec<String> = vm("TAPE_DRIVES").split_whitespace().map(str::to_owned).collect();
+    let library = vm("CHANGER");
+    let spool = sandbox.path("t0p");
+    let program = |line: &[&str]| {
+        let mut command = Command::new(sandbox.program().get_program());
+        command.env("T0P_ROOT", &spool).current_dir(sandbox.path("")).args(line);
+        crate::common::run(&mut command)
+    };
+    let init = || {
+        for (number, device) in drives.iter().enumerate() {
+            let (name, number) = (format!("d{number}"), number.to_string());
+            let line = ["t0p", "init", "-d", &name, "--changer", &library, "--changer-drive"];
+            program(&[&line[..], &[&number, device]].concat()).code(0);
+        }
+    };
+    init();
+    let mut changer = Changer::Library { program: "mtx".into(), device: library.clone().into() };
+    changer.unload(0).unwrap();
+    changer.unload(1).unwrap();
+    for label in ["TVM004L8", "TVM003L8"] {
+        changer.load(label.as_bytes(), 0).unwrap();
+        program(&["t0p", "label", "-w", "-f", label]).code(0);
+    }
+    // Only 64 MiB each, of which most is somebody else's.
+    let mut drive = raidtape::tape::open(Path::new(&drives[0]), Access::Write).unwrap();
+    drive.to_end_of_data().unwrap();
+    for _ in 0..56 {
+        assert_eq!(drive.write(&vec![7; 1 << 20]).unwrap(), Wrote::Whole);
+    }
+    assert_eq!(drive.write_filemarks(1).unwrap(), Wrote::Whole);
+    drive.close().unwrap();
+
+    let catalog = sandbox.catalog.to_str().unwrap();
+    let line = ["--catalog", catalog, "tape", "archive", "latest", "--batch-size", "4MiB"];
+    program(&line).code(0);
+    let tapes = Tapes::look(&sandbox.catalog).unwrap().unwrap().tapes().unwrap();
+    let blocks: Vec<u64> = tapes.iter().map(|it| it.blocks).collect();
+    assert!(blocks.len() == 2 && blocks.iter().all(|it| *it > 0), "{tapes:?}");
+
+    let all = sandbox.blocks("volume");
+    all.iter().for_each(|it| fs::remove_file(&it.0).unwrap());
+    let recall = ["--catalog", catalog, "tape", "recall", "latest", "--drive", "d0", "--drive"];
+    program(&[&recall[..], &["d1"]].concat()).code(0);
+    sandbox.assert_valid();
+    let line = ["--catalog", catalog, "tape", "verify", "latest"];
+    program(&line).code(0);
+
+    fs::remove_dir_all(sandbox.path("volume")).unwrap();
+    fs::remove_dir_all(&spool).unwrap();
+    init();
+    // The volume that burnt is told of.
+    let line = ["--catalog", "new", "rebuildmeta", "--tapes", "--into", "into"];
+    program(&line).code(3);
+    program(&["--catalog", "new", "tape", "recall", "latest"]).code(0);
+    program(&["--catalog", "new", "revert-to-run", "1", "restored"]).code(0);
+    assert_same(&Tree::of(&sandbox.source), &Tree::of(&sandbox.path("restored")));
 }

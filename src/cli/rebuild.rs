@@ -1,5 +1,6 @@
 //! `rebuildmeta` and `catalog-restore`: a catalog from its volumes.
 
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -20,9 +21,12 @@ pub struct Rebuildmeta {
     #[arg(long, required_unless_present = "tapes", num_args = 1.., value_name = "DIR")]
     volumes: Vec<PathBuf>,
     /// No volumes but tapes, in any order: images, directories of images, or drives, where further
-    /// ones are asked for
-    #[arg(long, num_args = 1.., value_name = "PATH", conflicts_with = "volumes", requires = "into")]
-    tapes: Vec<PathBuf>,
+    /// ones are asked for; without any, those of a drive of the spool and its changer
+    #[arg(long, num_args = 0.., value_name = "PATH", conflicts_with = "volumes", requires = "into")]
+    tapes: Option<Vec<PathBuf>>,
+    /// With --tapes: the drive of the spool [default: its default one]
+    #[arg(long, value_name = "DRIVE", requires = "tapes")]
+    drive: Option<OsString>,
     /// With --tapes: a new directory, which becomes the volume that tape recall brings blocks to
     #[arg(long, value_name = "DIR", requires = "tapes")]
     into: Option<PathBuf>,
@@ -78,12 +82,14 @@ pub fn rebuildmeta(catalog: &Path, args: &Rebuildmeta) -> Result<u8> {
 
 fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
     let progress = Progress::default();
-    let mut next = super::tape::all_tapes(&args.tapes)?;
     let mut out = show::Out::new();
-    let (found, summary) = bar::with_bar(&progress, || {
-        let from = gather::From { into, next: &mut next, allow_gaps: args.allow_gaps };
-        gather::rebuild(catalog, from, &progress, &mut |block, file| {
-            show::say_lacking(&mut out, block, &file, args.json)
+    let paths = args.tapes.as_deref().unwrap_or_default();
+    let (found, summary) = super::tape::with_all_tapes(paths, args.drive.as_deref(), |next| {
+        bar::with_bar(&progress, || {
+            let from = gather::From { into, next, allow_gaps: args.allow_gaps };
+            gather::rebuild(catalog, from, &progress, &mut |block, file| {
+                show::say_lacking(&mut out, block, &file, args.json)
+            })
         })
     })?;
     show::print_problems(&found.problems, found.problem_count);

@@ -116,6 +116,14 @@ fn changer_of<'a>(spool: &Spool, drive: &Drive) -> Result<Option<(Changer<'a>, u
     Ok(Some((Changer::Shelf { dir: path, drives }, own)))
 }
 
+/// The names by which the changer of a drive knows its tapes; `None` if there is no changer.
+pub fn tapes_of_changer(spool: &Spool, drive: &Drive) -> Result<Option<Vec<Vec<u8>>>> {
+    let Some((changer, _)) = changer_of(spool, drive)? else { return Ok(None) };
+    let inventory = changer.inventory()?;
+    let places = inventory.slots.into_iter().chain(inventory.drives);
+    Ok(Some(places.filter(|it| it.is_full).filter_map(|it| it.tape).collect()))
+}
+
 /// Brings a tape into a taken drive whose device is closed: the one with this label, or what its
 /// changer knows by this name. A person is asked if there is no changer. A tape with a label is
 /// noted, also if the spool has not known it.
@@ -145,7 +153,12 @@ pub fn load(
     let changer = changer_of(spool, taken)?;
     let has_changer = changer.is_some();
     match changer {
-        Some((mut changer, number)) => changer.load(&barcode, number)?,
+        Some((mut changer, number)) => match changer.load(&barcode, number) {
+            Err(e) if e.kind() == ErrorKind::Locked && give_out_elsewhere(spool, taken, name)? => {
+                changer.load(&barcode, number)?;
+            }
+            loaded => loaded?,
+        },
         None => {
             let wanted = Wanted::Load { tape: name, drive: 0 };
             if !ask(wanted) {
@@ -174,6 +187,21 @@ pub fn load(
         }
     }
     Ok(loaded)
+}
+
+/// Gives a tape out of another drive of the spool, if it is in one that nobody works with.
+fn give_out_elsewhere(spool: &Spool, taken: &TakenDrive, name: &[u8]) -> Result<bool> {
+    for other in spool.drives()? {
+        if other.dir() == taken.dir() || other.tape()?.is_none_or(|it| it.name() != name) {
+            continue;
+        }
+        return match other.take() {
+            Ok(other) => eject(spool, &other).map(|()| true),
+            Err(e) if e.kind() == ErrorKind::Locked => Ok(false),
+            Err(e) => Err(e),
+        };
+    }
+    Ok(false)
 }
 
 /// Notes the tape that is in a drive, also if the spool has not known it.

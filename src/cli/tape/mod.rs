@@ -8,7 +8,7 @@ mod known;
 mod recall;
 mod status;
 
-pub use recall::all_tapes;
+pub use recall::with_all_tapes;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;

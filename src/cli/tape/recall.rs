@@ -1,6 +1,6 @@
 //! `tape recall`, `tape verify`, and tapes for `rebuildmeta`.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::snapshot::{Snapshots, Wish, choose_run, resolve_wish};
 use crate::sys::quoted;
 use crate::tape::loaded::Loaded;
 use crate::tape::runs::recall::{self, GetTape, Plan, Recalled};
-use crate::tape::runs::shelf::{Shelf, in_drive};
+use crate::tape::runs::shelf::{Magazine, Shelf, in_drive};
 use crate::tape::runs::verify;
 
 /// Where tapes are read.
@@ -325,8 +325,18 @@ fn labels(catalog: &Path, words: &[OsString]) -> Result<Vec<Vec<u8>>> {
     Ok(labels.into_iter().collect())
 }
 
-/// Gives tape after tape, for `rebuildmeta`.
-pub fn all_tapes(paths: &[PathBuf]) -> Result<impl FnMut() -> Result<Option<Loaded>>> {
-    let mut all = Shelf::of(paths)?.into_all();
-    Ok(move || all.next_tape(&mut ask))
+/// Has `work` done with tape after tape: those at `paths`, or else those of a drive of the spool.
+pub fn with_all_tapes<T>(
+    paths: &[PathBuf],
+    drive: Option<&OsStr>,
+    work: impl FnOnce(&mut dyn FnMut() -> Result<Option<Loaded>>) -> Result<T>,
+) -> Result<T> {
+    if !paths.is_empty() {
+        let mut all = Shelf::of(paths)?.into_all();
+        return work(&mut || all.next_tape(&mut ask));
+    }
+    let spool = open_spool()?;
+    let taken = spool.drive(drive)?.take()?;
+    let mut magazine = Magazine::of(&spool, &taken)?;
+    work(&mut || magazine.next_tape(&mut ask))
 }

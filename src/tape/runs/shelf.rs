@@ -129,6 +129,42 @@ impl All {
     }
 }
 
+/// Cleaning cartridges have barcodes that begin so.
+const CLEANING: &[u8] = b"CLN";
+
+/// All tapes that the changer of a drive holds, or if it has none those that a person puts in.
+pub struct Magazine<'a> {
+    spool: &'a Spool,
+    taken: &'a TakenDrive,
+    names: Option<VecDeque<Vec<u8>>>,
+    by_hand: All,
+}
+
+impl<'a> Magazine<'a> {
+    /// The tapes of a taken drive of the spool.
+    pub fn of(spool: &'a Spool, taken: &'a TakenDrive) -> Result<Magazine<'a>> {
+        let mut names = load::tapes_of_changer(spool, taken)?;
+        if let Some(names) = &mut names {
+            names.retain(|it| !it.starts_with(CLEANING));
+            names.sort();
+        }
+        let shelf = Shelf { images: Vec::new(), drives: vec![taken.device()?] };
+        Ok(Magazine { spool, taken, names: names.map(Into::into), by_hand: shelf.into_all() })
+    }
+
+    /// The next tape. One that cannot be loaded is told, and the next one is taken.
+    pub fn next_tape(&mut self, ask: &mut Ask<'_>) -> Result<Option<Loaded>> {
+        let Some(names) = &mut self.names else { return self.by_hand.next_tape(ask) };
+        while let Some(name) = names.pop_front() {
+            match load::load(self.spool, self.taken, &name, &mut |_| false, Access::Read) {
+                Ok(loaded) => return Ok(Some(loaded)),
+                Err(e) => log::error!("tape {} cannot be read: {e}", Quoted(&name)),
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// The tape with this label in a drive of the spool: brought by its changer, or by a person.
 pub fn in_drive(
     spool: &Spool,
