@@ -14,7 +14,7 @@ use raidtape::tape::drive::{Access, Wrote};
 use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
 use raidtape::tape::runs::gather::{self, From};
-use raidtape::tape::runs::recall::{self, GetTape, Recalled};
+use raidtape::tape::runs::recall::{self, Recalled, Source};
 use raidtape::tape::runs::{Archived, Means, Options, archive, verify};
 use raidtape::tape::write::Settings;
 
@@ -85,9 +85,9 @@ impl Scene {
     }
 
     /// A drive that has any tape.
-    fn any_tape(&self) -> GetTape<'_> {
+    fn any_tape(&self) -> Source<'_> {
         let dir = self.world.base.join("tapes");
-        Box::new(move |label| open(&dir, label).map(Some))
+        Source { has: None, get: Box::new(move |label: &[u8]| open(&dir, label).map(Some)) }
     }
 
     fn recall(&self, catalog: &Path, drives: usize) -> Recalled {

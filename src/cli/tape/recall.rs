@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::snapshot::{Snapshots, Wish, choose_run, resolve_wish};
 use crate::sys::quoted;
 use crate::tape::loaded::Loaded;
-use crate::tape::runs::recall::{self, GetTape, Plan, Recalled};
+use crate::tape::runs::recall::{self, Plan, Recalled, Source};
 use crate::tape::runs::shelf::{Magazine, Shelf, in_drive};
 use crate::tape::runs::verify;
 
@@ -94,11 +94,11 @@ pub fn ask(label: Option<&[u8]>, device: &Path) -> Result<bool> {
 
 impl From {
     /// Has `work` done with the drives.
-    fn with_drives<T>(&self, work: impl FnOnce(Vec<GetTape<'_>>) -> Result<T>) -> Result<T> {
+    fn with_drives<T>(&self, work: impl FnOnce(Vec<Source<'_>>) -> Result<T>) -> Result<T> {
         if !self.tapes.is_empty() {
             let shelf = Shelf::of(&self.tapes)?;
-            let get: GetTape<'_> = Box::new(move |label| shelf.get(label, &mut ask));
-            return work(vec![get]);
+            let get = Box::new(move |label: &[u8]| shelf.get(label, &mut ask));
+            return work(vec![Source { has: None, get }]);
         }
         let spool = open_spool()?;
         let names: Vec<Option<&OsString>> = match self.drive.is_empty() {
@@ -110,10 +110,13 @@ impl From {
             taken.push(spool.drive(name.map(|it| &**it))?.take()?);
         }
         let spool = &spool;
-        let drives = taken.iter().map(|taken| -> GetTape<'_> {
-            Box::new(move |label| in_drive(spool, taken, label, &mut ask))
-        });
-        work(drives.collect())
+        let mut drives = Vec::new();
+        for taken in &taken {
+            let has = taken.tape()?.map(|it| it.name());
+            let get = Box::new(move |label: &[u8]| in_drive(spool, taken, label, &mut ask));
+            drives.push(Source { has, get });
+        }
+        work(drives)
     }
 }
 
@@ -249,7 +252,8 @@ pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
     let mut all = Vec::new();
     let (mut is_bad, mut is_away) = (false, false);
     args.from.with_drives(|mut drives| {
-        let get = drives.first_mut().ok_or_else(|| Error::usage("there is no drive"))?;
+        let missing = || Error::usage("there is no drive");
+        let get = &mut drives.first_mut().ok_or_else(missing)?.get;
         for label in &labels {
             let Some(mut loaded) = get(label)? else {
                 is_away = true;

@@ -111,6 +111,14 @@ pub struct Recalled {
 /// Brings a tape into a drive; `None` if it cannot be had.
 pub type GetTape<'a> = Box<dyn FnMut(&[u8]) -> Result<Option<Loaded>> + Send + 'a>;
 
+/// What reads tapes.
+pub struct Source<'a> {
+    /// The label of the tape that is in it: no other source is to wait for that.
+    pub has: Option<Vec<u8>>,
+    /// Brings another one.
+    pub get: GetTape<'a>,
+}
+
 /// Plans the recall of these blocks.
 pub fn plan(catalog: &Path, needed: &RunBlocks, progress: &Progress) -> Result<Plan> {
     progress.set_phase("looking for tapes");
@@ -209,7 +217,7 @@ enum Said {
 pub fn recall(
     catalog: &Path,
     needed: &RunBlocks,
-    mut drives: Vec<GetTape<'_>>,
+    mut drives: Vec<Source<'_>>,
     progress: &Progress,
 ) -> Result<Recalled> {
     let mut done = Recalled::default();
@@ -239,7 +247,7 @@ pub fn recall(
 fn read_tapes(
     catalog: &Path,
     plan: Plan,
-    drives: &mut [GetTape<'_>],
+    drives: &mut [Source<'_>],
     away: &mut BTreeSet<Vec<u8>>,
     done: &mut Recalled,
     progress: &Progress,
@@ -250,16 +258,19 @@ fn read_tapes(
     let hash = store.settings.hash;
     let rows = Reader::open(catalog)?;
     let rows = Mutex::new(rows);
-    let queue = Mutex::new(plan.tapes.into_iter().rev().collect::<Vec<_>>());
+    let queue = Mutex::new(plan.tapes);
+    let held: Vec<Option<Vec<u8>>> = drives.iter_mut().map(|it| it.has.take()).collect();
+    let held = &held;
     let mut into = Into { store, volumes: &volumes, group: Vec::new(), bytes: 0, done };
     let mut has_bad = false;
     let (said, heard) = sync_channel::<Said>(WAITING * drives.len().max(1));
     let result = std::thread::scope(|scope| {
-        for get in drives.iter_mut() {
+        for (drive, source) in drives.iter_mut().enumerate() {
+            let get = &mut source.get;
             let (queue, targets, rows, said) = (&queue, &targets, &rows, said.clone());
             scope.spawn(move || {
                 loop {
-                    let Some(of) = queue.lock().pop() else { return };
+                    let Some(of) = take_turn(&mut queue.lock(), held, drive) else { return };
                     let label = of.label.clone();
                     let read = read_tape(&of, get, hash, (targets, rows), &said, progress);
                     if let Err(e) = read
@@ -301,6 +312,15 @@ fn read_tapes(
     // Also when it was stopped: what was read needs no second time.
     let settled = into.settle();
     result.and(settled).map(|()| has_bad)
+}
+
+/// The next tape for a drive: the one that is in it, or else one that is in no other, for whoever
+/// has that reads it.
+fn take_turn(queue: &mut Vec<OfTape>, held: &[Option<Vec<u8>>], drive: usize) -> Option<OfTape> {
+    let holder = |of: &OfTape| held.iter().position(|it| it.as_ref() == Some(&of.label));
+    let own = queue.iter().position(|it| holder(it) == Some(drive));
+    let at = own.or_else(|| queue.iter().position(|it| holder(it).is_none()))?;
+    Some(queue.remove(at))
 }
 
 /// Reads what is wanted of a tape.
