@@ -59,8 +59,8 @@ impl Archiving {
         Ok((options.run, planned))
     }
 
-    /// Archives; gives the run. No tape is asked for if there is nothing to write. `tell` is told of
-    /// each tape file; `ask` has another tape put into a drive without a changer.
+    /// Archives; gives the run. No tape is asked for if there is nothing to write. `tell` is told
+    /// of each tape file; `ask` has another tape put into a drive without a changer.
     pub fn run(
         &self,
         catalog: &Path,

@@ -86,8 +86,8 @@ impl Tapes {
     }
 
     /// Puts this, which was made by [`Tapes::anew`], in the place of what is known of the tapes of
-    /// the catalog at `catalog`. What was known of tapes that are not `known` any more is kept; gives
-    /// their number. Which tapes are lost, and what reading them has told, stays too.
+    /// the catalog at `catalog`. What was known of tapes that are not `known` any more is kept;
+    /// gives their number. Which tapes are lost, and what reading them has told, stays too.
     pub fn replace(self, catalog: &Path, is_known: &dyn Fn(&[u8]) -> Result<bool>) -> Result<u64> {
         let Tapes { conn, path: new } = self;
         conn.close().map_err(|(_, e)| sql(e))?;

@@ -93,8 +93,8 @@ impl<'a> Noter<'a> {
         noting.finish()
     }
 
-    /// Finds the digests that nobody has kept, as after a crash, of documents that are still as they
-    /// were written: the sums of the batch say what that was.
+    /// Finds the digests that nobody has kept, as after a crash, of documents that are still as
+    /// they were written: the sums of the batch say what that was.
     fn add_digests(
         &self,
         job: &Job,

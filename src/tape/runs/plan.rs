@@ -110,8 +110,8 @@ pub fn plan(
     }
 }
 
-/// What [`plan`] would have archived, once the jobs are done that an earlier archive has left. Makes
-/// nothing; of a run that is all on tape, no batch is counted.
+/// What [`plan`] would have archived, once the jobs are done that an earlier archive has left.
+/// Makes nothing; of a run that is all on tape, no batch is counted.
 pub fn count(
     (catalog, members): (&Path, &Members),
     spool: &Spool,
