@@ -59,6 +59,7 @@ fn archived_json(run: RunId, done: &Archived) -> Value {
         "resumed": done.resumed,
         "jobs": done.planned.iter().map(job).collect::<Value>(),
         "tape_files": done.tally.batches,
+        "blocks": done.blocks,
         "members": done.tally.files,
         "bytes": done.tally.bytes,
         "errors": done.tally.errors,

@@ -46,13 +46,13 @@ impl<'a> Noter<'a> {
         Ok((noted, kept))
     }
 
-    /// Notes a tape file, if its job is of this catalog.
-    pub fn note(&mut self, spool: &Spool, written: &Written) -> Result<()> {
+    /// Notes a tape file, if its job is of this catalog; gives the number of blocks in it.
+    pub fn note(&mut self, spool: &Spool, written: &Written) -> Result<u64> {
         let mut digests = self.members.take_digests();
         let job = spool.job(&written.job)?;
         let catalog = std::os::unix::ffi::OsStrExt::as_bytes(self.catalog.as_os_str());
         if job.fields().get("catalog") != Some(catalog) {
-            return Ok(());
+            return Ok(0);
         }
         let pool = job.fields().get("pool").unwrap_or(b"any");
         let tape = tape_of(spool, &written.tape, pool, written.block_bytes)?;
@@ -70,6 +70,7 @@ impl<'a> Noter<'a> {
         };
         self.add_digests(&job, written, &mut digests)?;
         let mut noting = self.tapes.begin(&written.tape, &file)?;
+        let mut blocks = 0;
         while let Some(result) = batch.next_result()? {
             let Outcome::Ok(position, name) = result else { continue };
             let (item, len) = match Kind::of(name) {
@@ -78,6 +79,7 @@ impl<'a> Noter<'a> {
                     else {
                         continue;
                     };
+                    blocks += 1;
                     (Item::Block(id), self.members.reader().block(number)?.stored_len)
                 }
                 Kind::Manifest | Kind::Catalog | Kind::Guide => match digests.get(name) {
@@ -90,7 +92,7 @@ impl<'a> Noter<'a> {
             let at = position + header_len(name, len)?;
             noting.add(&Member { at, len, item })?;
         }
-        noting.finish()
+        noting.finish().map(|()| blocks)
     }
 
     /// Finds the digests that nobody has kept, as after a crash, of documents that are still as

@@ -36,6 +36,8 @@ pub struct Archived {
     pub resumed: Vec<String>,
     /// Jobs that were made.
     pub planned: Vec<Planned>,
+    /// Blocks that were noted: those that are on tape now and were not known to be.
+    pub blocks: u64,
     /// What was written.
     pub tally: Tally,
 }
@@ -47,7 +49,7 @@ impl Archived {
             return "nothing to write: the pool has all of it".to_owned();
         }
         let Tally { batches, bytes, errors, .. } = self.tally;
-        let blocks: u64 = self.planned.iter().map(|it| it.blocks).sum();
+        let blocks = self.blocks;
         let mut line = format!("wrote {batches} tape files, {bytes} bytes, {blocks} new blocks");
         if !self.resumed.is_empty() {
             line.push_str(&format!("; finished {} earlier jobs", self.resumed.len()));
@@ -68,7 +70,7 @@ pub fn archive(
     progress: &Progress,
 ) -> Result<Archived> {
     let members = Members::open(catalog)?;
-    let mut noter = Noter::open(catalog, &members)?;
+    let (mut noter, mut blocks) = (Noter::open(catalog, &members)?, 0);
     let Means { spool, drive, settings, tell, next_tape } = means;
     let work = Work {
         spool,
@@ -78,7 +80,7 @@ pub fn archive(
         now: &|| Time::now().secs,
         add: &mut |_, archive, name| members.add(archive, name, progress),
         tell: &mut |it| {
-            noter.note(spool, it)?;
+            blocks += noter.note(spool, it)?;
             tell(it);
             Ok(())
         },
@@ -90,6 +92,7 @@ pub fn archive(
     done.tally = writer.tally();
     let closed = writer.close();
     result.and(closed)?;
+    done.blocks = blocks;
     progress.set_phase("done");
     Ok(done)
 }
