@@ -166,9 +166,11 @@ impl Gather<'_> {
             progress,
         );
         for (filenum, error) in others {
-            let error =
-                error.unwrap_or_else(|| Error::corrupt("it is no archive of a job: passed over"));
-            self.done.note(progress, format!("{described}, file {filenum}"), &error);
+            let name = format!("{described}, file {filenum}");
+            match error {
+                Some(error) => self.done.note(progress, name, &error),
+                None => log::info!("{name}: no archive of a job, passed over"),
+            }
         }
         progress.check()?;
         match walked {

@@ -62,6 +62,11 @@ pub fn walk(
                 other(filenum, None)?;
                 continue;
             }
+            // No archive at all: somebody else's.
+            Err(e) if e.kind() == ErrorKind::Corrupt && members.position() == 0 => {
+                other(filenum, None)?;
+                continue;
+            }
             Err(e) => {
                 other(filenum, Some(e))?;
                 continue;
