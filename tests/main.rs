@@ -139,8 +139,10 @@ mod tape_runs;
 mod tape_image;
 /// Labels, and the drive that a tape is in.
 mod tape_label;
-/// Reading tapes back, and checking them.
+/// Reading tapes.
 mod tape_read;
+/// Reading jobs back, and checking tapes.
+mod tape_readback;
 /// Rules of the house, checked on the sources.
 mod tidy;
 /// What a validation looks at, finds and remembers.

@@ -49,26 +49,11 @@ impl Station {
     pub fn tape(&self, spool: &Spool) -> Result<Option<Tape>> {
         self.loaded.label().map_or(Ok(None), |it| spool.tape(it.text()))
     }
-
-    /// Brings a tape into the drive, if it is not there: the one with this label, or what a changer
-    /// knows by this name. A person is asked if there is no changer.
-    pub fn load(
-        self,
-        spool: &Spool,
-        name: &[u8],
-        ask: &mut dyn FnMut(Wanted<'_>) -> bool,
-        access: Access,
-    ) -> Result<Station> {
-        if self.loaded.label().is_some_and(|it| it.text() == name) {
-            return Ok(self);
-        }
-        self.loaded.close()?;
-        let loaded = load(spool, &self.taken, name, ask, access)?;
-        Ok(Station { loaded, taken: self.taken })
-    }
 }
 
-/// Opens a taken drive, and notes in the spool what is in it.
+/// Opens a taken drive, and notes in the spool what is in it, if the spool knows it.
+///
+/// [`ErrorKind::WrongTape`] if there is no tape in it.
 pub fn open_noted(spool: &Spool, taken: &TakenDrive, access: Access) -> Result<Loaded> {
     let loaded = match Loaded::open(&taken.device()?, access) {
         Err(e) if e.kind() == ErrorKind::WrongTape => {

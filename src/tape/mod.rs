@@ -5,20 +5,28 @@
 //! or from the spool is read within limits, and is an error when it is not as it should be.
 
 pub mod changer;
+pub mod check;
 pub mod cpio;
 pub mod drive;
+pub mod extract;
 pub mod image;
 pub mod label;
 pub mod load;
 pub mod loaded;
 pub mod medium;
+mod outcomes;
 pub mod read;
+pub mod readback;
+pub mod recorded;
 pub mod runs;
+pub mod seek;
+pub mod spill;
 pub mod spool;
 pub mod st;
 pub mod stream;
 pub mod sums;
 pub mod tap;
+pub mod verify;
 pub mod write;
 
 use std::path::Path;

@@ -196,6 +196,18 @@ impl<'d> Visit<'d> {
 
     fn seek_to(&mut self, offset: u64) -> Result<()> {
         let cut_off = || Error::corrupt(format!("the tape file has no byte {offset}"));
+        if self.block_bytes == 0 && self.failure.is_some() {
+            // The first block cannot be read. The second one is as long.
+            self.is_moved = true;
+            self.go(self.position + 1)?;
+            (self.next, self.end, self.failure) = (self.position + 1, None, None);
+            let filled = self.fill();
+            if filled.is_err() {
+                self.failure = Some(Failure::Told);
+            }
+            filled?;
+            self.block_bytes = self.len;
+        }
         let block_bytes = self.block_bytes as u64;
         let number = offset.checked_div(block_bytes).ok_or_else(cut_off)?;
         let within = usize::try_from(offset - number * block_bytes).map_err(|_| cut_off())?;

@@ -3,8 +3,10 @@
 //! They work on the spool at `$T0P_ROOT` and know nothing of a catalog. What a script may have
 //! relied on stays: `t0job -c` prints the new job's name and nothing else.
 
+mod drive;
 mod jobs;
 mod label;
+mod read;
 mod tapes;
 pub(super) mod write;
 
@@ -18,6 +20,7 @@ use super::exit;
 use crate::error::Result;
 use crate::tape::drive::Access;
 use crate::tape::load::Station;
+use crate::tape::loaded::Loaded;
 use crate::tape::spool::drive::Drive;
 use crate::tape::spool::{Spool, root};
 
@@ -46,6 +49,26 @@ enum Verb {
     Move(tapes::MoveArgs),
     /// Write jobs to tape
     Write(write::WriteArgs),
+    /// Read batches back: whole jobs, single files, or what a job for reading lists
+    Read(read::ReadArgs),
+    /// Check a whole tape
+    Ck(read::CkArgs),
+    /// List the files of a tape: number, position, job, batch and count
+    Scan(drive::ScanArgs),
+    /// Go to a tape file
+    Seek(drive::SeekArgs),
+    /// Tell where a drive stands
+    Tell(drive::DeviceArgs),
+    /// Tell how a drive is
+    Stat(drive::DeviceArgs),
+    /// Clear what a dead worker has left, and rewind
+    Reset(drive::DeviceArgs),
+    /// Bring a tape into a drive
+    Load(drive::LoadArgs),
+    /// Give the tape out of a drive
+    Eject(drive::DeviceArgs),
+    /// Follow what a drive does
+    Watch(drive::WatchArgs),
 }
 
 #[derive(Args)]
@@ -109,10 +132,16 @@ impl Device {
     /// Takes the drive and looks at the tape in it.
     fn open(&self, spool: &Spool, access: Access) -> Result<Station> {
         let station = Station::open(spool, &self.drive(spool)?, access)?;
-        if let Some(tape) = &self.tape {
-            station.loaded.expect_label(tape.as_bytes())?;
-        }
+        self.expect(&station.loaded)?;
         Ok(station)
+    }
+
+    /// Refuses any tape but the one that has to be in the drive.
+    fn expect(&self, loaded: &Loaded) -> Result<()> {
+        match &self.tape {
+            Some(tape) => loaded.expect_label(tape.as_bytes()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -172,5 +201,15 @@ fn run(verb: &Verb) -> Result<u8> {
         Verb::Tapes(args) => tapes::tapes(&spool, args),
         Verb::Move(args) => tapes::move_tapes(&spool, args),
         Verb::Write(args) => write::write(&spool, args),
+        Verb::Read(args) => read::read(&spool, args),
+        Verb::Ck(args) => read::ck(&spool, args),
+        Verb::Scan(args) => drive::scan(&spool, args),
+        Verb::Seek(args) => drive::seek(&spool, args),
+        Verb::Tell(args) => drive::tell(&spool, args),
+        Verb::Stat(args) => drive::stat(&spool, args),
+        Verb::Reset(args) => drive::reset(&spool, args),
+        Verb::Load(args) => drive::load(&spool, args),
+        Verb::Eject(args) => drive::eject(&spool, args),
+        Verb::Watch(args) => drive::watch(&spool, args),
     }
 }

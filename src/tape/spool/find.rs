@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::Spool;
 use super::batch::{BatchStatus, Outcome};
-use super::job::Job;
+use super::job::{Job, JobKind};
 use super::log::{self, LogLine};
 use crate::error::{Error, Result};
 
@@ -37,6 +37,10 @@ pub(super) fn find(
 ) -> Result<()> {
     for uuid in spool.jobs(true)? {
         let job = spool.job(&uuid)?;
+        // One that reads says what it has found, and has put nothing anywhere.
+        if job.kind() == JobKind::Read {
+            continue;
+        }
         in_job(&job, is_wanted, each).map_err(|e| e.context(format_args!("job {uuid}")))?;
     }
     Ok(())
@@ -104,7 +108,8 @@ fn is_own(job: &Job, path: &[u8]) -> bool {
     is_name && dir == Some(job.uuid().as_bytes())
 }
 
-fn absolute(job: &Job, path: &[u8]) -> Vec<u8> {
+/// The path of a file of a job: absolute, if the job has a root.
+pub fn absolute(job: &Job, path: &[u8]) -> Vec<u8> {
     match job.root() {
         Some(root) if !path.starts_with(b"/") => {
             let root = root.strip_suffix(b"/").unwrap_or(root);

@@ -1,0 +1,362 @@
+//! `t0read` and `t0ck`.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{ArgGroup, Args};
+
+use super::Device;
+use super::jobs::name_of;
+use crate::cli::{bar, exit, show};
+use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::progress::{Progress, Said as ProgressSaid};
+use crate::tape::changer::Wanted as Asked;
+use crate::tape::check::{self, Said};
+use crate::tape::cpio::Reader;
+use crate::tape::drive::Access;
+use crate::tape::extract::Target;
+use crate::tape::load;
+use crate::tape::read::{Head, Visit};
+use crate::tape::readback::{IsWanted, Reading, Tally};
+use crate::tape::recorded::place_of;
+use crate::tape::seek;
+use crate::tape::spool::Spool;
+use crate::tape::spool::batch::BatchStatus;
+use crate::tape::spool::job::JobKind;
+
+#[derive(Args)]
+#[command(group = ArgGroup::new("which"))]
+pub struct ReadArgs {
+    /// All jobs of the queue that read
+    #[arg(short = 'a', long, group = "which")]
+    all: bool,
+    /// A tape file by its number, of the tape that is in the drive
+    #[arg(long, value_name = "N", group = "which")]
+    file: Option<u64>,
+    /// Write the files below this directory; otherwise they are only proved
+    #[arg(short = 'C', long, value_name = "DIR")]
+    directory: Option<PathBuf>,
+    /// Also over files that are there
+    #[arg(short = 'f', long, requires = "directory")]
+    force: bool,
+    /// List the members of the tape file: position, size and name
+    #[arg(short = 'l', long, requires = "file")]
+    list: bool,
+    /// A queue of the drive that has a name
+    #[arg(short = 'q', value_name = "QUEUE", requires = "all")]
+    queue: Option<OsString>,
+    #[command(flatten)]
+    device: Device,
+    /// A job or JOB/BATCH, unless -a or --file says what is read; then the files that are wanted of
+    /// it, directories with all that is in them, or patterns
+    words: Vec<OsString>,
+}
+
+#[derive(Args)]
+pub struct CkArgs {
+    #[command(flatten)]
+    device: Device,
+}
+
+/// Asks who sits at the terminal for a tape.
+pub fn ask(wanted: Asked<'_>) -> bool {
+    let mut terminal = std::io::stderr();
+    if !(std::io::stdin().is_terminal() && terminal.is_terminal()) {
+        return false;
+    }
+    let asked = match wanted {
+        Asked::Load { tape, .. } => format!("put tape {} into the drive", Quoted(tape)),
+        Asked::Unload { .. } => "take the tape out of the drive".to_owned(),
+    };
+    if write!(terminal, "{asked} and press Enter, or type q to stop: ").is_err() {
+        return false;
+    }
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    read.is_ok_and(|it| it > 0) && answer.trim() != "q"
+}
+
+/// The files that are wanted of a batch.
+struct Files(Vec<File>);
+
+enum File {
+    Path(Vec<u8>),
+    Pattern(globset::GlobMatcher),
+}
+
+fn plain(name: &[u8]) -> &[u8] {
+    let mut name = name;
+    while let Some(rest) = name.strip_prefix(b"/").or_else(|| name.strip_prefix(b"./")) {
+        name = rest;
+    }
+    name.strip_suffix(b"/").unwrap_or(name)
+}
+
+impl Files {
+    fn parse(words: &[OsString]) -> Result<Files> {
+        let parse = |word: &OsString| {
+            let Some(text) = word.to_str().filter(|it| it.contains(['*', '?', '['])) else {
+                return Ok(File::Path(plain(word.as_bytes()).to_vec()));
+            };
+            let glob = globset::Glob::new(text.trim_start_matches('/')).map_err(|e| {
+                let what = format!("pattern {}", Quoted(text.as_bytes()));
+                Error::with_source(ErrorKind::Usage, what, e)
+            })?;
+            Ok(File::Pattern(glob.compile_matcher()))
+        };
+        words.iter().map(parse).collect::<Result<Vec<_>>>().map(Files)
+    }
+
+    fn has(&self, name: &[u8]) -> bool {
+        let name = plain(name);
+        self.0.iter().any(|it| match it {
+            File::Path(path) => {
+                let below = name.strip_prefix(&**path);
+                below.is_some_and(|it| it.is_empty() || it.starts_with(b"/"))
+            }
+            File::Pattern(glob) => glob.is_match(Path::new(OsStr::from_bytes(name))),
+        })
+    }
+}
+
+fn say_problem(said: ProgressSaid<'_>) {
+    if let ProgressSaid::Problem(problem) = said {
+        eprintln!("t0p: {problem}");
+    }
+}
+
+/// A job, and one of its batches if only that is meant.
+fn job_and_batch(word: &OsStr) -> Result<(String, Option<u64>)> {
+    let bytes = word.as_bytes();
+    if let Some(at) = bytes.iter().rposition(|it| *it == b'/') {
+        let (job, number) = bytes.split_at(at);
+        let number = number.get(1..).and_then(|it| std::str::from_utf8(it).ok());
+        let number = number.map(|it| it.trim_start_matches(['w', 'r', 'b']));
+        if let Some(number) = number.and_then(|it| it.parse().ok()) {
+            return Ok((name_of(OsStr::from_bytes(job))?.to_owned(), Some(number)));
+        }
+    }
+    Ok((name_of(word)?.to_owned(), None))
+}
+
+pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
+    let drive = args.device.drive(spool)?;
+    let by_job = !args.all && args.file.is_none();
+    let (job, words) = match args.words.split_first() {
+        Some((first, rest)) if by_job => (Some(job_and_batch(first)?), rest),
+        None if by_job => return Err(Error::usage("name a job, or use -a or --file")),
+        _ => (None, &*args.words),
+    };
+    if args.all && !words.is_empty() {
+        return Err(Error::usage("-a reads whole jobs: name no files"));
+    }
+    let files = Files::parse(words)?;
+    if args.device.is_dry {
+        return dry_run(spool, args, job.as_ref());
+    }
+    let taken = drive.take()?;
+    if args.list {
+        return list(spool, args, &taken, &files);
+    }
+    let target = match &args.directory {
+        Some(dir) => Some(Target::open(dir, args.force)?),
+        None => None,
+    };
+    let is_damaged = Arc::new(AtomicBool::new(false));
+    let progress = Progress::with_listener(Box::new({
+        let is_damaged = is_damaged.clone();
+        move |said: ProgressSaid<'_>| {
+            if matches!(&said, ProgressSaid::Problem(it) if it.kind == ErrorKind::Corrupt) {
+                is_damaged.store(true, Ordering::Relaxed);
+            }
+            say_problem(said);
+        }
+    }));
+    let mut ask = ask;
+    let mut reading = Reading {
+        spool,
+        taken: &taken,
+        loaded: None,
+        ask: &mut ask,
+        target,
+        progress: &progress,
+        tally: Tally::default(),
+    };
+    if args.device.tape.is_some() {
+        let loaded = load::open_noted(spool, &taken, Access::Read)?;
+        args.device.expect(&loaded)?;
+        reading.loaded = Some(loaded);
+    }
+    progress.set_phase("reading");
+    let is_wanted = |name: &[u8]| files.has(name);
+    let is_wanted = (!words.is_empty()).then_some(&is_wanted as &IsWanted<'_>);
+    let done = bar::with_bar(&progress, || match (&job, args.file) {
+        (Some((job, number)), _) => read_job(spool, &mut reading, job, *number, is_wanted),
+        (None, Some(filenum)) => reading.tape_file(filenum, is_wanted),
+        (None, None) => {
+            let queue = spool.queue(&drive, args.queue.as_deref())?;
+            while let Some(job) = queue.next(JobKind::Read)? {
+                reading.job(job)?;
+            }
+            Ok(())
+        }
+    });
+    let finished = reading.finish();
+    let tally = reading.tally;
+    if let Some(loaded) = reading.loaded.take() {
+        loaded.close()?;
+    }
+    if args.device.verbose {
+        let Tally { files, errors, unsummed, batches, .. } = tally;
+        show::say(format_args!(
+            "{files} files, {}; {unsummed} without sums; {errors} errors; {batches} whole batches",
+            show::bytes(tally.bytes)
+        ));
+    }
+    done.and(finished)?;
+    if tally.errors > 0 {
+        let is_damaged = is_damaged.load(Ordering::Relaxed);
+        return Ok(if is_damaged { exit::DAMAGED } else { exit::PROBLEMS });
+    }
+    if is_wanted.is_some() && tally.files == 0 {
+        return Err(Error::new(ErrorKind::NotFound, "there is no such file in what was read"));
+    }
+    Ok(exit::DONE)
+}
+
+fn read_job(
+    spool: &Spool,
+    reading: &mut Reading<'_>,
+    name: &str,
+    number: Option<u64>,
+    is_wanted: Option<&IsWanted<'_>>,
+) -> Result<()> {
+    let mut job = spool.take_job(name)?;
+    if job.kind() == JobKind::Read {
+        if is_wanted.is_some() || number.is_some() {
+            return Err(Error::usage(format!("job {name} says itself which files it reads")));
+        }
+        return reading.job(job);
+    }
+    let mut batches = job.batches()?;
+    batches.retain(|it| number.is_none_or(|number| it.number == number));
+    if batches.is_empty() {
+        return Err(Error::new(ErrorKind::NotFound, format!("job {name} has no such batch")));
+    }
+    for id in batches {
+        if id.status == BatchStatus::Pending {
+            let what = format!("batch {} of job {name} has not been written", id.number);
+            return Err(Error::usage(what));
+        }
+        reading.batch(&mut job, id, is_wanted)?;
+    }
+    Ok(())
+}
+
+/// Says what would be read from where.
+fn dry_run(spool: &Spool, args: &ReadArgs, job: Option<&(String, Option<u64>)>) -> Result<u8> {
+    let mut out = show::Out::new();
+    match job {
+        Some((name, number)) => {
+            let job = spool.job(name)?;
+            for id in job.batches()? {
+                if job.kind() == JobKind::Write
+                    && number.is_none_or(|it| it == id.number)
+                    && id.status != BatchStatus::Pending
+                {
+                    let place = place_of(spool, &job, id)?;
+                    let (tape, file) = (Quoted(&place.tape), place.filenum);
+                    out.line(&format!("{name}/{} {tape} {file}", id.number))?;
+                } else if job.kind() == JobKind::Read && id.status == BatchStatus::Pending {
+                    out.line(&format!("{name}/{}", id.number))?;
+                }
+            }
+        }
+        None => {
+            let drive = args.device.drive(spool)?;
+            for name in spool.queue(&drive, args.queue.as_deref())?.list()? {
+                if args.all && spool.job(&name)?.kind() == JobKind::Read {
+                    out.line(&name)?;
+                }
+            }
+        }
+    }
+    out.finish()?;
+    Ok(exit::DONE)
+}
+
+fn list(
+    spool: &Spool,
+    args: &ReadArgs,
+    taken: &crate::tape::spool::drive::TakenDrive,
+    files: &Files,
+) -> Result<u8> {
+    let mut loaded = load::open_noted(spool, taken, Access::Read)?;
+    args.device.expect(&loaded)?;
+    let filenum = args.file.unwrap_or_default();
+    seek::to_file(loaded.drive(), filenum, None)?;
+    let mut visit = Visit::new(loaded.drive(), filenum);
+    let missing = || Error::new(ErrorKind::NotFound, "the tape ends before it");
+    let mut file = visit.next_file()?.ok_or_else(missing)?;
+    let mut members = Reader::new(&mut file);
+    let mut next = Head::read(&mut members)?.member;
+    let mut out = show::Out::new();
+    loop {
+        let member = match next.take() {
+            Some(member) => Some(member),
+            None => members.next_member()?,
+        };
+        let Some(member) = member else { break };
+        if files.0.is_empty() || files.has(&member.name) {
+            let (at, size) = (member.position, member.header.size);
+            out.line(&format!("{at} {size} {}", Quoted(&member.name)))?;
+        }
+    }
+    out.finish()?;
+    Ok(exit::DONE)
+}
+
+pub fn ck(spool: &Spool, args: &CkArgs) -> Result<u8> {
+    let drive = args.device.drive(spool)?;
+    let taken = drive.take()?;
+    let mut loaded = load::open_noted(spool, &taken, Access::Read)?;
+    args.device.expect(&loaded)?;
+    let progress = Progress::with_listener(Box::new(say_problem));
+    let is_verbose = args.device.verbose;
+    progress.set_phase("checking");
+    let mut out = show::Out::new();
+    let mut say = |said: Said<'_>| match said {
+        Said::Tape(what) => out.line(&what),
+        Said::File(..) if !is_verbose => Ok(()),
+        Said::File(filenum, position, None) => {
+            out.line(&format!("file {filenum} position {position}: empty"))
+        }
+        Said::File(filenum, position, Some(it)) => {
+            let whose = match &it.job {
+                Some((job, batch)) => format!("{job}/{batch}"),
+                None => "of no job".to_owned(),
+            };
+            let sums = if it.has_sums { "with sums" } else { "without sums" };
+            let (files, bytes) = (it.files, it.bytes);
+            out.line(&format!(
+                "file {filenum} position {position}: {whose}, {files} files, {bytes} bytes, {sums}"
+            ))
+        }
+        Said::Wrong(Some(filenum), what) => out.line(&format!("file {filenum}: {what}")),
+        Said::Wrong(None, what) => out.line(&what),
+    };
+    let checked =
+        bar::with_bar(&progress, || check::check(&mut loaded, Some(spool), &progress, &mut say));
+    let checked = checked?;
+    let check::Checked { tape_files, files, summed, findings, .. } = checked;
+    out.line(&format!(
+        "{tape_files} tape files, {files} files, {summed} of them by their sums: {findings} errors"
+    ))?;
+    out.finish()?;
+    loaded.close()?;
+    Ok(if findings > 0 { exit::DAMAGED } else { exit::DONE })
+}

@@ -1,0 +1,318 @@
+//! Checking a whole tape: label, marks, every archive, every position that the spool has recorded.
+//!
+//! Invariant: whatever is wrong is told, and the check goes on with the next tape file. What is
+//! remembered is one line for each tape file.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+
+use super::cpio::Member;
+use super::drive::Moved;
+use super::loaded::{First, Loaded};
+use super::read::{End, TapeFile, Visit};
+use super::recorded::{Place, Recorded, place_of};
+use super::spool::Spool;
+use super::spool::batch::{BatchId, BatchStatus};
+use super::spool::job::JobKind;
+use super::spool::log::TapeFile as Logged;
+use super::spool::tape::Tape;
+use super::verify::{self, Finding, Walked, Work, walk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Progress;
+
+/// Most tape files of a tape.
+const FILES_MAX: usize = 1 << 20;
+
+/// What a check says.
+pub enum Said<'a> {
+    /// What the tape begins with.
+    Tape(String),
+    /// A tape file: its number, where it begins, and what it came to; `None` if it is empty.
+    File(u64, u64, Option<&'a Walked>),
+    /// Something is wrong; with a tape file, if it is with one.
+    Wrong(Option<u64>, String),
+}
+
+/// What a check came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Tape files behind the label.
+    pub tape_files: u64,
+    /// Files in archives.
+    pub files: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Files whose content is what their sums say.
+    pub summed: u64,
+    /// What was wrong.
+    pub findings: u64,
+}
+
+struct Check<'a> {
+    spool: Option<&'a Spool>,
+    progress: &'a Progress,
+    say: &'a mut dyn FnMut(Said<'_>) -> Result<()>,
+    checked: Checked,
+    /// The label's text.
+    label: Option<Vec<u8>>,
+    /// The log of the tape: of two lines with a number the later one.
+    logged: BTreeMap<u64, Logged>,
+}
+
+/// Checks the tape in a drive, from its beginning to its end.
+pub fn check(
+    loaded: &mut Loaded,
+    spool: Option<&Spool>,
+    progress: &Progress,
+    say: &mut dyn FnMut(Said<'_>) -> Result<()>,
+) -> Result<Checked> {
+    let mut check = Check {
+        spool,
+        progress,
+        say,
+        checked: Checked::default(),
+        label: loaded.label().map(|it| it.text().to_vec()),
+        logged: BTreeMap::new(),
+    };
+    let hash = loaded.hash().map(|it| format!(", hash {it}")).unwrap_or_default();
+    let has_label = loaded.label().is_some();
+    let hash = if has_label { hash } else { String::new() };
+    (check.say)(Said::Tape(format!("{}{hash}", loaded.describe())))?;
+    let tape = check.known_tape()?;
+    if let Some(tape) = &tape {
+        check.compare_label(loaded, tape)?;
+        check.read_log(tape)?;
+    }
+    if *loaded.first() == First::Blank {
+        return check.finish();
+    }
+    // A tape without a label may begin with an archive.
+    let first = if has_label { 1 } else { 0 };
+    let drive = loaded.drive();
+    drive.rewind()?;
+    if has_label {
+        check.look_behind_label(loaded)?;
+        let drive = loaded.drive();
+        drive.rewind()?;
+        if drive.space_files(1)? != Moved::There {
+            return check.finish();
+        }
+    }
+    let mut visit = Visit::new(loaded.drive(), first);
+    loop {
+        let next = match visit.next_file() {
+            Ok(next) => next,
+            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+            Err(e) => {
+                check.wrong(None, format!("the tape cannot be read on: {e}"))?;
+                break;
+            }
+        };
+        let Some(mut file) = next else { break };
+        check.file(&mut file)?;
+    }
+    check.finish()
+}
+
+impl Check<'_> {
+    fn wrong(&mut self, filenum: Option<u64>, what: String) -> Result<()> {
+        self.checked.findings += 1;
+        (self.say)(Said::Wrong(filenum, what))
+    }
+
+    fn known_tape(&self) -> Result<Option<Tape>> {
+        match (self.spool, &self.label) {
+            (Some(spool), Some(label)) => spool.tape(label),
+            _ => Ok(None),
+        }
+    }
+
+    fn compare_label(&mut self, loaded: &Loaded, tape: &Tape) -> Result<()> {
+        let known = match tape.label() {
+            Ok(known) => known,
+            Err(e) => return self.wrong(None, format!("the spool's copy of the label: {e}")),
+        };
+        match known {
+            Some(known) if Some(&known) != loaded.label() => {
+                self.wrong(None, "the label is not the one that the spool has a copy of".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn read_log(&mut self, tape: &Tape) -> Result<()> {
+        let logged = &mut self.logged;
+        tape.files(&mut |it| {
+            logged.insert(it.filenum, it);
+            match logged.len() > FILES_MAX {
+                true => Err(Error::corrupt(format!("more than {FILES_MAX} files of one tape"))),
+                false => Ok(()),
+            }
+        })
+    }
+
+    /// The label is one block, and a filemark.
+    fn look_behind_label(&mut self, loaded: &mut Loaded) -> Result<()> {
+        let mut visit = Visit::new(loaded.drive(), 0);
+        let Some(mut file) = visit.next_file()? else { return Ok(()) };
+        let block = file.block_bytes() as u64;
+        let what = match file.drain() {
+            Ok((len, _)) if len != block => format!("{} bytes follow the label", len - block),
+            Ok(_) if file.end() != Some(End::Filemark) => {
+                "there is no filemark behind the label".to_owned()
+            }
+            Ok(_) => return Ok(()),
+            Err(e) => e.to_string(),
+        };
+        self.wrong(Some(0), what)
+    }
+
+    fn file(&mut self, file: &mut TapeFile<'_, '_>) -> Result<()> {
+        self.progress.check()?;
+        let (filenum, position) = (file.filenum(), file.position());
+        self.checked.tape_files += 1;
+        let logged = self.logged.remove(&filenum);
+        if let Some(logged) = logged.as_ref().filter(|it| it.position != position) {
+            let what = format!("it begins at position {position}, and the log has {}", {
+                logged.position
+            });
+            self.wrong(Some(filenum), what)?;
+        }
+        if file.end().is_some() {
+            if logged.is_some() {
+                self.wrong(Some(filenum), "it is empty, and the log has a batch".to_owned())?;
+            }
+            return (self.say)(Said::File(filenum, position, None));
+        }
+        let known = match &logged {
+            Some(logged) => self.recorded(logged)?,
+            None => None,
+        };
+        let wrong = std::cell::RefCell::new((&mut self.say, 0));
+        let progress = self.progress;
+        let mut take = |member: &Member, _: &mut dyn Read| {
+            Progress::add(&progress.bytes, member.header.size);
+            Progress::add(&progress.entries, 1);
+            progress.check()
+        };
+        let mut tell = |finding: Finding| {
+            let mut wrong = wrong.borrow_mut();
+            wrong.1 += 1;
+            (wrong.0)(Said::Wrong(Some(filenum), finding.to_string()))
+        };
+        let job = logged.as_ref().map(|it| (it.job.clone(), it.batch));
+        let mut next = known.map(|mut it| move || it.next_file());
+        let recorded = next.as_mut().map(|it| it as &mut verify::Recorded<'_>);
+        let walked = walk(file, Work { job, recorded, take: &mut take, tell: &mut tell });
+        self.checked.findings += wrong.into_inner().1;
+        let walked = match walked {
+            // Another batch than it should be, or damage in the spool.
+            Err(e) if e.kind() == ErrorKind::Corrupt => {
+                return self.wrong(Some(filenum), e.to_string());
+            }
+            walked => walked?,
+        };
+        if logged.is_none() {
+            self.look_for_job(filenum, &walked)?;
+        }
+        self.checked.files += walked.files;
+        self.checked.bytes += walked.bytes;
+        self.checked.summed += walked.summed;
+        (self.say)(Said::File(filenum, position, Some(&walked)))
+    }
+
+    /// What the spool has recorded of a batch that the tape's log has.
+    fn recorded(&mut self, logged: &Logged) -> Result<Option<Recorded>> {
+        let Some(spool) = self.spool else { return Ok(None) };
+        let filenum = Some(logged.filenum);
+        let opened = || -> Result<Option<Recorded>> {
+            let job = match spool.job(&logged.job) {
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+                job => job?,
+            };
+            let id = job.batches()?.into_iter().find(|it| it.number == logged.batch);
+            let Some(id) = id.filter(|it| it.status != BatchStatus::Pending) else {
+                return Ok(None);
+            };
+            let here = Place {
+                tape: self.label.clone().unwrap_or_default(),
+                filenum: logged.filenum,
+                position: None,
+            };
+            // It may have been written once more since, and be somewhere else.
+            let place = place_of(spool, &job, id)?;
+            match (&place.tape, place.filenum) == (&here.tape, here.filenum) {
+                true => Recorded::open(&job, id, &here),
+                false => Ok(None),
+            }
+        };
+        match opened() {
+            Ok(found) => Ok(found),
+            Err(e) => {
+                self.wrong(filenum, format!("what the spool has of it: {e}"))?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// A batch that the tape's log has not, though the spool has it as one that is here.
+    fn look_for_job(&mut self, filenum: u64, walked: &Walked) -> Result<()> {
+        if self.label.is_some()
+            && let (Some(spool), Some((job, number))) = (self.spool, &walked.job)
+            && self.known_tape()?.is_some()
+            && let Ok(job) = spool.job(job)
+        {
+            let status = BatchStatus::Pending;
+            let id = job.batches()?.into_iter().find(|it| it.number == *number);
+            let id = id.unwrap_or(BatchId { number: *number, status });
+            if id.status != status
+                && let Ok(place) = place_of(spool, &job, id)
+                && Some(&place.tape) == self.label.as_ref()
+                && place.filenum == filenum
+            {
+                let name = format!("batch {number} of job {}", job.uuid());
+                return self.wrong(Some(filenum), format!("the log of the tape has not {name}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What should have been met, and was not.
+    fn finish(mut self) -> Result<Checked> {
+        for (filenum, logged) in std::mem::take(&mut self.logged) {
+            let name = format!("batch {} of job {}", logged.batch, logged.job);
+            self.wrong(Some(filenum), format!("{name} is not on the tape, though its log has it"))?;
+        }
+        let met = self.checked.tape_files;
+        let (Some(spool), Some(label)) = (self.spool, self.label.clone()) else {
+            return Ok(self.checked);
+        };
+        for uuid in spool.jobs(true)? {
+            let job = match spool.job(&uuid) {
+                Ok(job) if job.kind() == JobKind::Write => job,
+                Ok(_) => continue,
+                Err(e) => {
+                    self.wrong(None, format!("job {uuid}: {e}"))?;
+                    continue;
+                }
+            };
+            for id in job.batches()? {
+                self.progress.check()?;
+                let summary = match job.batch(id).and_then(|mut it| it.summary()) {
+                    Ok(summary) => summary,
+                    Err(e) => {
+                        self.wrong(None, format!("job {uuid}: {e}"))?;
+                        continue;
+                    }
+                };
+                let Some(summary) = summary else { continue };
+                let filenum = summary.number("filenum").unwrap_or(0u64);
+                if summary.get("tape") == Some(&*label) && filenum > met {
+                    let what = format!("batch {} of job {uuid} should be here", id.number);
+                    self.wrong(Some(filenum), format!("{what}, and the tape ends before"))?;
+                }
+            }
+        }
+        Ok(self.checked)
+    }
+}

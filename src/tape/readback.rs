@@ -1,0 +1,532 @@
+//! Reading batches back: whole or some files of them, into a directory or only to prove them.
+//!
+//! Invariant: a batch is noted as read when all of it was read and nothing was wrong with it, and
+//! what was written below the directory is on the disk by then. A file that turns out not to be
+//! what was written is told, and loses its name.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{self, Read};
+
+use super::changer::Wanted as Asked;
+use super::cpio::{Member, Reader};
+use super::drive::Access;
+use super::extract::Target;
+use super::load;
+use super::loaded::Loaded;
+use super::outcomes::{Each, Outcomes, Sums};
+use super::read::{Own, TapeFile, Visit};
+use super::recorded::{Place, Recorded, place_of};
+use super::seek;
+use super::spool::Spool;
+use super::spool::batch::{BatchId, BatchStatus, Results, Summary};
+use super::spool::drive::TakenDrive;
+use super::spool::find::{Found, absolute};
+use super::spool::job::{Job, JobKind, JobStatus, OpenJob};
+use super::verify::{self, About, Finding, is_same_name, take_content, walk};
+use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
+use crate::progress::Progress;
+use crate::sys::{Time, c};
+
+/// What is read over to get to a file. Beyond it the drive goes there.
+const SKIP_BYTES: u64 = 64 << 20;
+/// Most bytes of names that are looked for at once.
+const NAMES_BYTES_MAX: usize = 64 << 20;
+
+/// What was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Batches that were read whole and are as they were written.
+    pub batches: u64,
+    /// Files that are as they were written.
+    pub files: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Files that have failed, and whatever else was wrong.
+    pub errors: u64,
+    /// Of the files, those for which there are no sums: only their lengths are known to be right.
+    pub unsummed: u64,
+}
+
+/// Whether a file is wanted, by its name.
+pub type IsWanted<'a> = dyn Fn(&[u8]) -> bool + 'a;
+
+/// Reads batches.
+pub struct Reading<'a> {
+    /// The spool.
+    pub spool: &'a Spool,
+    /// The drive.
+    pub taken: &'a TakenDrive,
+    /// The tape in it, when it has been looked at.
+    pub loaded: Option<Loaded>,
+    /// Asks a person for a tape, where there is no changer.
+    pub ask: &'a mut dyn FnMut(Asked<'_>) -> bool,
+    /// Where files go.
+    pub target: Option<Target>,
+    /// The wish to stop; problems.
+    pub progress: &'a Progress,
+    /// What was read.
+    pub tally: Tally,
+}
+
+fn errno_of(error: &Error) -> i32 {
+    error.errno().unwrap_or(match error.kind() {
+        ErrorKind::Denied => c::EACCES,
+        ErrorKind::NotFound => c::ENOENT,
+        _ => c::EIO,
+    })
+}
+
+/// Writes a file below the directory, if there is one. Inside, what has gone wrong with it.
+fn put(
+    target: &mut Option<Target>,
+    member: &Member,
+    content: &mut dyn Read,
+) -> Result<std::result::Result<(), Error>> {
+    match target.as_mut().map_or(Ok(()), |it| it.put(member, content)) {
+        // All others would fail as well.
+        Err(e) if e.kind() == ErrorKind::NoSpace => Err(e),
+        done => Ok(done),
+    }
+}
+
+impl Reading<'_> {
+    fn problem(&self, path: &[u8], error: &Error) {
+        self.progress.note(&Problem::new(path, error));
+    }
+
+    /// Brings a tape into the drive, if it is not there.
+    fn need(&mut self, tape: &[u8]) -> Result<()> {
+        if let Some(loaded) = self.loaded.take() {
+            if loaded.label().is_some_and(|it| it.text() == tape) {
+                self.loaded = Some(loaded);
+                return Ok(());
+            }
+            loaded.close()?;
+        }
+        let loaded = load::load(self.spool, self.taken, tape, self.ask, Access::Read)?;
+        self.loaded = Some(loaded);
+        Ok(())
+    }
+
+    /// Does something with a tape file.
+    fn with_file<T>(
+        &mut self,
+        filenum: u64,
+        position: Option<u64>,
+        act: impl FnOnce(&mut Self, &mut TapeFile<'_, '_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut loaded = match self.loaded.take() {
+            Some(loaded) => loaded,
+            None => load::open_noted(self.spool, self.taken, Access::Read)?,
+        };
+        let drive = loaded.drive();
+        let done = seek::to_file(drive, filenum, position).and_then(|()| {
+            let mut visit = Visit::new(drive, filenum);
+            let file = visit.next_file()?;
+            let missing = || Error::new(ErrorKind::NotFound, "the tape ends before it");
+            let mut file = file.ok_or_else(missing)?;
+            act(self, &mut file)
+        });
+        self.loaded = Some(loaded);
+        done.map_err(|e| e.context(format_args!("tape file {filenum}")))
+    }
+
+    /// Reads a tape file of which nothing is known; all of it, or the files that are wanted.
+    pub fn tape_file(&mut self, filenum: u64, is_wanted: Option<&IsWanted<'_>>) -> Result<()> {
+        let outcomes = self
+            .with_file(filenum, None, |this, file| this.walk_file(file, None, None, is_wanted))?;
+        self.count(outcomes, is_wanted, &mut |_, _, _| Ok(()))
+    }
+
+    /// Reads a batch of a job that was written; all of it, or the files that are wanted.
+    pub fn batch(
+        &mut self,
+        job: &mut OpenJob,
+        id: BatchId,
+        is_wanted: Option<&IsWanted<'_>>,
+    ) -> Result<()> {
+        let begin = Time::now().secs;
+        let place = place_of(self.spool, job, id)?;
+        self.need(&place.tape)?;
+        let before = self.tally;
+        let mut recorded = Recorded::open(job, id, &place)?;
+        let key = (job.uuid().to_owned(), id.number);
+        let outcomes = match (&mut recorded, is_wanted) {
+            (Some(recorded), Some(is_wanted)) => {
+                let mut sums = Sums::open(&job.sums_path(id.number));
+                let mut next = || loop {
+                    match recorded.next_file()? {
+                        Some(file) if !is_wanted(&file.1) => {}
+                        found => return Ok(found),
+                    }
+                };
+                self.with_file(place.filenum, place.position, |this, file| {
+                    this.pick(file, &mut next, &mut sums)
+                })?
+            }
+            (recorded, _) => {
+                let mut next = recorded.as_mut().map(|it| move || it.next_file());
+                let next = next.as_mut().map(|it| it as &mut verify::Recorded<'_>);
+                self.with_file(place.filenum, place.position, |this, file| {
+                    this.walk_file(file, Some(key), next, is_wanted)
+                })?
+            }
+        };
+        if is_wanted.is_some() {
+            return self.count(outcomes, is_wanted, &mut |_, _, _| Ok(()));
+        }
+        let mut results = job.begin_results()?;
+        self.count(outcomes, None, &mut |at, errno, name| note(&mut results, at, errno, name))?;
+        let errors = self.tally.errors - before.errors;
+        let mut log = job.log()?;
+        let files = self.tally.files - before.files;
+        let tape = Quoted(&place.tape);
+        let line = format!(
+            "* batch {} was read from tape {tape} filenum {}: files {files} errors {errors}",
+            id.number, place.filenum
+        );
+        log.put(line.as_bytes())?;
+        log.sync()?;
+        if errors > 0 {
+            return Ok(());
+        }
+        self.tally.batches += 1;
+        if id.status == BatchStatus::Read {
+            return Ok(());
+        }
+        self.sync()?;
+        let Place { tape, filenum, .. } = place;
+        let summary = Summary { begin, end: Time::now().secs, tape, filenum };
+        job.complete(id, results, &summary, BatchStatus::Read)?;
+        Ok(())
+    }
+
+    /// Has what was written below the directory last.
+    fn sync(&mut self) -> Result<()> {
+        self.target.as_ref().map_or(Ok(()), Target::sync)
+    }
+
+    /// Counts what files have come to, and tells it.
+    fn count(
+        &mut self,
+        outcomes: Outcomes,
+        is_wanted: Option<&IsWanted<'_>>,
+        each: &mut Each<'_>,
+    ) -> Result<()> {
+        let tally = &mut self.tally;
+        outcomes.merge(&mut |at, errno, name| {
+            if is_wanted.is_some_and(|it| !it(name)) {
+                return Ok(());
+            }
+            match errno {
+                0 => tally.files += 1,
+                _ => tally.errors += 1,
+            }
+            each(at, errno, name)
+        })
+    }
+
+    /// Reads an archive as a whole.
+    fn walk_file(
+        &mut self,
+        file: &mut TapeFile<'_, '_>,
+        job: Option<(String, u64)>,
+        recorded: Option<&mut verify::Recorded<'_>>,
+        is_wanted: Option<&IsWanted<'_>>,
+    ) -> Result<Outcomes> {
+        let outcomes = std::cell::RefCell::new(Outcomes::default());
+        let progress = self.progress;
+        let mut target = self.target.take();
+        let mut errors = 0;
+        let mut bytes = 0;
+        let mut take = |member: &Member, content: &mut dyn Read| {
+            progress.check()?;
+            if Own::of(&member.name).is_some() || is_wanted.is_some_and(|it| !it(&member.name)) {
+                return Ok(());
+            }
+            let errno = match put(&mut target, member, content)? {
+                Ok(()) => 0,
+                Err(e) => {
+                    progress.note(&Problem::new(&*member.name, &e));
+                    errno_of(&e)
+                }
+            };
+            Progress::add(&progress.bytes, member.header.size);
+            Progress::add(&progress.entries, 1);
+            bytes += member.header.size;
+            outcomes.borrow_mut().meet(member.position, errno, &member.name)
+        };
+        let mut tell = |finding: Finding| {
+            let Finding { about, at, path, error } = finding;
+            let path = path.unwrap_or_default();
+            if is_wanted.is_some_and(|it| about != About::Archive && !it(&path)) {
+                return Ok(());
+            }
+            progress.note(&Problem::new(&*path, &error));
+            match about {
+                About::Archive => errors += 1,
+                About::Lost => outcomes.borrow_mut().lost.put(at, &path)?,
+                About::Sum => outcomes.borrow_mut().bad.put(at, &path)?,
+            }
+            Ok(())
+        };
+        let mut next = recorded.map(|it| move || it());
+        let recorded = next.as_mut().map(|it| it as &mut verify::Recorded<'_>);
+        let work = verify::Work { job, recorded, take: &mut take, tell: &mut tell };
+        let walked = walk(file, work);
+        self.target = target;
+        let walked = walked?;
+        self.tally.errors += errors;
+        self.tally.bytes += bytes;
+        if !walked.has_sums {
+            self.tally.unsummed += outcomes.borrow().met.count();
+        }
+        let outcomes = outcomes.into_inner();
+        self.set_aside(outcomes)
+    }
+
+    /// Takes their names from files that are not what was written.
+    fn set_aside(&mut self, mut outcomes: Outcomes) -> Result<Outcomes> {
+        let Some(target) = &mut self.target else { return Ok(outcomes) };
+        let mut bad = std::mem::take(&mut outcomes.bad).read()?;
+        while let Some((at, path)) = bad.next_item()? {
+            outcomes.bad.put(at, &path)?;
+            if let Err(e) = target.set_damaged(&path) {
+                self.progress.note(&Problem::new(path, &e));
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Reads files at positions that are known.
+    fn pick(
+        &mut self,
+        file: &mut TapeFile<'_, '_>,
+        next: &mut verify::Recorded<'_>,
+        sums: &mut Sums,
+    ) -> Result<Outcomes> {
+        let mut outcomes = Outcomes::default();
+        let mut target = self.target.take();
+        let mut is_behind_error = false;
+        let mut done = || -> Result<()> {
+            while let Some((at, path)) = next()? {
+                self.progress.check()?;
+                let picked = self.pick_one(file, at, &path, sums, is_behind_error, &mut target)?;
+                is_behind_error = picked.is_err();
+                let errno = match picked {
+                    Ok(()) => 0,
+                    Err(e) => {
+                        self.problem(&path, &e);
+                        errno_of(&e)
+                    }
+                };
+                outcomes.meet(at, errno, &path)?;
+            }
+            Ok(())
+        };
+        let done = done();
+        self.target = target;
+        done.map(|()| outcomes)
+    }
+
+    fn pick_one(
+        &mut self,
+        file: &mut TapeFile<'_, '_>,
+        at: u64,
+        path: &[u8],
+        sums: &mut Sums,
+        is_behind_error: bool,
+        target: &mut Option<Target>,
+    ) -> Result<std::result::Result<(), Error>> {
+        let offset = file.offset();
+        let gone = match at.checked_sub(offset) {
+            Some(ahead) if ahead <= SKIP_BYTES && !is_behind_error => {
+                let skipped = io::copy(&mut Read::take(&mut *file, ahead), &mut io::sink());
+                skipped.map_err(verify::unwrapped).map(|_| ())
+            }
+            _ => file.seek_to(at),
+        };
+        if let Err(e) = gone {
+            return Ok(Err(e));
+        }
+        let mut reader = Reader::at(file, at);
+        let member = match reader.next_member() {
+            Ok(Some(member)) => member,
+            Ok(None) => return Ok(Err(Error::corrupt("the archive ends where it should be"))),
+            Err(e) => return Ok(Err(e)),
+        };
+        if !is_named(path, &member.name) {
+            let found = Quoted(&member.name);
+            return Ok(Err(Error::corrupt(format!("another one is in its place: {found}"))));
+        }
+        let mut made = Ok(());
+        let taken = take_content(&mut reader, &member, &mut |member, content| {
+            made = put(target, member, content)?;
+            Ok(())
+        })?;
+        let (sum, bytes) = match taken {
+            Ok(it) => it,
+            Err(e) => return Ok(Err(e)),
+        };
+        if let Err(e) = made {
+            return Ok(Err(e));
+        }
+        self.tally.bytes += bytes;
+        Progress::add(&self.progress.bytes, bytes);
+        Progress::add(&self.progress.entries, 1);
+        let is_regular = member.header.mode & c::S_IFMT == c::S_IFREG;
+        match sums.of(&member.name).filter(|_| is_regular) {
+            Some(wanted) if wanted != sum => {
+                if let Some(target) = target {
+                    target.set_damaged(&member.name)?;
+                }
+                Ok(Err(Error::corrupt("its content is not what was written")))
+            }
+            Some(_) => Ok(Ok(())),
+            None => {
+                self.tally.unsummed += 1;
+                Ok(Ok(()))
+            }
+        }
+    }
+
+    /// Does a job that reads.
+    pub fn job(&mut self, mut job: OpenJob) -> Result<()> {
+        if job.kind() != JobKind::Read {
+            return Err(Error::usage(format!("job {} is one that writes", job.uuid())));
+        }
+        job.set_status(Some(JobStatus::Busy))?;
+        for id in job.pending()? {
+            if let Err(e) = self.read_listed(&mut job, id) {
+                let is_queued = self.spool.is_queued(job.uuid())?;
+                job.set_status(is_queued.then_some(JobStatus::Ready))?;
+                return Err(e);
+            }
+        }
+        self.spool.finish(job)
+    }
+
+    /// Reads the files that a batch of such a job lists, from wherever they are.
+    fn read_listed(&mut self, job: &mut OpenJob, id: BatchId) -> Result<()> {
+        let begin = Time::now().secs;
+        let before = self.tally.errors;
+        let mut results = job.begin_results()?;
+        let (mut tape, mut filenum) = (Vec::new(), 0);
+        let mut batch = job.batch(id)?;
+        loop {
+            let (mut names, mut bytes) = (Vec::new(), 0);
+            while bytes < NAMES_BYTES_MAX
+                && let Some(name) = batch.next_file()?
+            {
+                bytes += name.len() + 64;
+                names.push(name.to_vec());
+            }
+            if names.is_empty() {
+                break;
+            }
+            let mut files = self.look_up(job, &names)?;
+            let here = self.taken.tape()?.map(|it| it.name());
+            // What is in the drive comes first; each tape once, forwards.
+            files.sort_by_cached_key(|it| {
+                (Some(&it.tape) != here.as_ref(), it.tape.clone(), it.filenum, it.position)
+            });
+            let mut outcomes: HashMap<Vec<u8>, (u64, i32)> = HashMap::new();
+            let is_same = |a: &Found, b: &Found| {
+                (&a.tape, a.filenum, &a.job, a.batch) == (&b.tape, b.filenum, &b.job, b.batch)
+            };
+            for files in files.chunk_by(is_same) {
+                let Some(first) = files.first() else { continue };
+                self.need(&first.tape)?;
+                (tape, filenum) = (first.tape.clone(), first.filenum);
+                let source = self.spool.job(&first.job)?;
+                let known = self.spool.tape(&tape)?;
+                let known = known.map(|it| seek::known_file(&it, filenum)).transpose()?.flatten();
+                let mut sums = Sums::open(&source.dir().join(format!("sums{}", first.batch)));
+                let mut left = files.iter();
+                let mut give = || Ok(left.next().map(|it| (it.position, it.path.clone())));
+                let position = known.map(|it| it.position);
+                let done = self.with_file(filenum, position, |this, file| {
+                    this.pick(file, &mut give, &mut sums)
+                })?;
+                done.merge(&mut |at, errno, name| {
+                    outcomes.insert(name.to_vec(), (at, errno));
+                    Ok(())
+                })?;
+            }
+            for name in names {
+                let missing = Error::new(ErrorKind::NotFound, "no tape that is known has it");
+                let path = absolute(job, &name);
+                let (at, errno) = match outcomes.get(&path) {
+                    Some(outcome) => *outcome,
+                    None => {
+                        self.problem(&name, &missing);
+                        (0, c::ENOENT)
+                    }
+                };
+                note(&mut results, at, errno, &name)?;
+                match errno {
+                    0 => self.tally.files += 1,
+                    _ => self.tally.errors += 1,
+                }
+            }
+        }
+        self.sync()?;
+        self.tally.batches += u64::from(self.tally.errors == before);
+        let summary = Summary { begin, end: Time::now().secs, tape, filenum };
+        job.complete(id, results, &summary, BatchStatus::Read)?;
+        Ok(())
+    }
+
+    /// Where files are: of several places the one that was written last.
+    fn look_up(&self, job: &Job, names: &[Vec<u8>]) -> Result<Vec<Found>> {
+        let wanted: HashSet<Vec<u8>> = names.iter().map(|it| absolute(job, it)).collect();
+        let mut found: HashMap<Vec<u8>, Found> = HashMap::new();
+        self.spool.find(&|path| wanted.contains(path), &mut |it| {
+            let is_later = match found.get(&it.path) {
+                Some(known) => self.time_of(it)? >= self.time_of(known)?,
+                None => true,
+            };
+            if is_later {
+                found.insert(it.path.clone(), it.clone());
+            }
+            Ok(())
+        })?;
+        Ok(found.into_values().collect())
+    }
+
+    /// When the batch that has a file was written.
+    fn time_of(&self, found: &Found) -> Result<i64> {
+        let job = self.spool.job(&found.job)?;
+        let id = job.batches()?.into_iter().find(|it| it.number == found.batch);
+        let summary = id.map(|it| job.batch(it)?.summary()).transpose()?.flatten();
+        Ok(summary.and_then(|it| it.number("end")).unwrap_or(0))
+    }
+
+    /// Gives directories their metadata; what was written lasts then.
+    pub fn finish(&mut self) -> Result<()> {
+        let Some(target) = self.target.take() else { return Ok(()) };
+        let (progress, errors) = (self.progress, &mut self.tally.errors);
+        target.finish(&mut |path, e| {
+            *errors += 1;
+            progress.note(&Problem::new(path, &e));
+        })
+    }
+}
+
+/// Whether a member's name is what a path of the spool stands for, which has the job's root before
+/// it.
+fn is_named(path: &[u8], name: &[u8]) -> bool {
+    let ends_so = || path.strip_suffix(name).is_some_and(|it| it.ends_with(b"/"));
+    is_same_name(path, name) || ends_so()
+}
+
+fn note(results: &mut Results, at: u64, errno: i32, name: &[u8]) -> Result<()> {
+    // No list has such a name.
+    if name.is_empty() || name.contains(&b'\n') {
+        return Ok(());
+    }
+    match errno {
+        0 => results.ok(at, name),
+        errno => results.fail(errno, name),
+    }
+}

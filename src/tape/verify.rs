@@ -1,0 +1,427 @@
+//! Reading an archive on tape and proving it: every member, every recorded position, every sum.
+//!
+//! Invariant: what is wrong is told and reading goes on wherever a recorded position says where.
+//! Memory grows neither with the archive nor with its damage: what has to be remembered until the
+//! sums come, at the end, is on disk.
+
+use std::collections::VecDeque;
+use std::io::{self, BufReader, Read};
+
+use sha2::{Digest, Sha256};
+
+use super::cpio::{Member, Reader};
+use super::read::{Content, End, Head, Own, TapeFile};
+use super::spill::{Spill, Spilled};
+use super::spool::text::Lines;
+use super::sums::{self, Sum, Summer};
+use crate::error::{Error, Quoted, Result};
+use crate::sys::c;
+
+/// Records among which the file of a sum is looked for.
+const WINDOW: usize = 4096;
+/// Recorded positions that are tried one after another behind damage.
+const TRIES_MAX: u32 = 100;
+/// Sums without a file that are told one by one.
+const TOLD_MAX: u64 = 1000;
+
+/// What a finding is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// The archive.
+    Archive,
+    /// A file that is not there, or that cannot be read.
+    Lost,
+    /// A file whose content is not what its sum says.
+    Sum,
+}
+
+/// Something that is wrong.
+#[derive(Debug)]
+pub struct Finding {
+    /// What it is about.
+    pub about: About,
+    /// The byte of the tape file: of a file of the archive, where its header should be.
+    pub at: u64,
+    /// The file of the archive that is concerned, if it is one.
+    pub path: Option<Vec<u8>>,
+    /// What it is.
+    pub error: Error,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "byte {}: ", self.at)?;
+        if let Some(path) = &self.path {
+            write!(f, "{}: ", Quoted(path))?;
+        }
+        write!(f, "{}", self.error)
+    }
+}
+
+/// Gives what the spool has recorded of an archive: positions and names, in their order.
+pub type Recorded<'a> = dyn FnMut() -> Result<Option<(u64, Vec<u8>)>> + 'a;
+
+/// What is done with an archive.
+pub struct Work<'a> {
+    /// The job and batch that it has to be of.
+    pub job: Option<(String, u64)>,
+    /// What the spool knows of it.
+    pub recorded: Option<&'a mut Recorded<'a>>,
+    /// Gets every file. What it leaves of the content is read all the same.
+    pub take: &'a mut dyn FnMut(&Member, &mut dyn Read) -> Result<()>,
+    /// Is told what is wrong.
+    pub tell: &'a mut dyn FnMut(Finding) -> Result<()>,
+}
+
+/// What an archive came to.
+#[derive(Debug, Default)]
+pub struct Walked {
+    /// Whose it is.
+    pub job: Option<(String, u64)>,
+    /// Files in it.
+    pub files: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// Files that are as their sums say.
+    pub summed: u64,
+    /// Whether it has sums.
+    pub has_sums: bool,
+    /// Whether files were compared with what the spool knows.
+    pub is_recorded: bool,
+    /// What was wrong.
+    pub findings: u64,
+}
+
+/// Whether two names are one, as programs write it.
+pub fn is_same_name(a: &[u8], b: &[u8]) -> bool {
+    fn plain(name: &[u8]) -> &[u8] {
+        let mut name = name;
+        while let Some(rest) = name.strip_prefix(b"/").or_else(|| name.strip_prefix(b"./")) {
+            name = rest;
+        }
+        name
+    }
+    plain(a) == plain(b)
+}
+
+/// Content that is summed up on its way.
+struct Summing<R> {
+    input: R,
+    summer: Summer,
+    bytes: u64,
+}
+
+impl<R: Read> Read for Summing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.input.read(buffer)?;
+        self.summer.add(buffer.get(..len).unwrap_or_default());
+        self.bytes += len as u64;
+        Ok(len)
+    }
+}
+
+/// Gives a file's content to `take` and reads what that leaves: sum and length.
+pub fn take_content<R: Read>(
+    reader: &mut Reader<R>,
+    member: &Member,
+    take: &mut dyn FnMut(&Member, &mut dyn Read) -> Result<()>,
+) -> Result<std::result::Result<(Sum, u64), Error>> {
+    let mut content = Summing { input: Content(reader), summer: Summer::default(), bytes: 0 };
+    take(member, &mut content)?;
+    let mut buffer = [0; 64 << 10];
+    loop {
+        match content.read(&mut buffer) {
+            Ok(0) => return Ok(Ok((content.summer.sum(), content.bytes))),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Ok(Err(unwrapped(e))),
+        }
+    }
+}
+
+/// The error that a stream of ours has given.
+pub fn unwrapped(error: io::Error) -> Error {
+    match error.downcast::<Error>() {
+        Ok(own) => own,
+        Err(other) => Error::io("reading an archive", other),
+    }
+}
+
+/// Reads an archive from its beginning to its filemark.
+pub fn walk(file: &mut TapeFile<'_, '_>, work: Work<'_>) -> Result<Walked> {
+    let walked = Walked { is_recorded: work.recorded.is_some(), ..Walked::default() };
+    let mut walk = Walk { work, walked, next: None, files: Some(Spill::new()), tries: 0 };
+    walk.advance()?;
+    let mut from = 0;
+    while let Some(next) = walk.read_from(file, from)? {
+        from = next;
+    }
+    while let Some((at, path)) = walk.next.take() {
+        walk.missing(at, path)?;
+        walk.advance()?;
+    }
+    Ok(walk.walked)
+}
+
+struct Walk<'a> {
+    work: Work<'a>,
+    walked: Walked,
+    /// The next one that is recorded.
+    next: Option<(u64, Vec<u8>)>,
+    /// Every regular file that was read: position, sum of its name, sum of its content.
+    files: Option<Spill>,
+    tries: u32,
+}
+
+impl Walk<'_> {
+    fn advance(&mut self) -> Result<()> {
+        self.next = match &mut self.work.recorded {
+            Some(recorded) => recorded()?,
+            None => None,
+        };
+        Ok(())
+    }
+
+    fn tell(&mut self, at: u64, path: Option<Vec<u8>>, error: Error) -> Result<()> {
+        let about = if path.is_some() { About::Lost } else { About::Archive };
+        self.tell_of(about, at, path, error)
+    }
+
+    fn tell_of(
+        &mut self,
+        about: About,
+        at: u64,
+        path: Option<Vec<u8>>,
+        error: Error,
+    ) -> Result<()> {
+        self.walked.findings += 1;
+        (self.work.tell)(Finding { about, at, path, error })
+    }
+
+    fn missing(&mut self, at: u64, path: Vec<u8>) -> Result<()> {
+        self.tell(at, Some(path), Error::corrupt("it is not there, where it was written"))
+    }
+
+    /// Reads from a member on; gives the position of one from which it may go on behind damage.
+    fn read_from(&mut self, file: &mut TapeFile<'_, '_>, from: u64) -> Result<Option<u64>> {
+        let mut reader = Reader::at(&mut *file, from);
+        let found = self.members(&mut reader, from == 0);
+        let at = reader.position();
+        match found? {
+            Ok(()) => {
+                self.end(file)?;
+                Ok(None)
+            }
+            Err(e) => {
+                self.tell(at, None, e)?;
+                self.resume(file, at)
+            }
+        }
+    }
+
+    /// Where to go on behind damage, and goes there.
+    fn resume(&mut self, file: &mut TapeFile<'_, '_>, damage: u64) -> Result<Option<u64>> {
+        while let Some((at, path)) = self.next.take() {
+            self.tries += 1;
+            if at > damage && self.tries <= TRIES_MAX && file.seek_to(at).is_ok() {
+                self.next = Some((at, path));
+                return Ok(Some(at));
+            }
+            self.missing(at, path)?;
+            self.advance()?;
+        }
+        Ok(None)
+    }
+
+    /// Reads members up to the trailer. Inside, what is wrong with the archive.
+    fn members<R: Read>(
+        &mut self,
+        reader: &mut Reader<R>,
+        is_start: bool,
+    ) -> Result<std::result::Result<(), Error>> {
+        let mut pending = None;
+        if is_start {
+            let head = match Head::read(reader) {
+                Ok(head) => head,
+                Err(e) => return Ok(Err(e)),
+            };
+            if let (Some(wanted), Some(found)) = (&self.work.job, &head.job)
+                && wanted != found
+            {
+                let message = format!(
+                    "the tape file is batch {} of job {}, not batch {} of job {}",
+                    found.1, found.0, wanted.1, wanted.0
+                );
+                return Err(Error::corrupt(message));
+            }
+            self.walked.job = head.job.or_else(|| self.work.job.clone());
+            if let Some(damage) = head.damage {
+                self.tell(0, None, damage)?;
+            }
+            pending = head.member;
+        }
+        // The first member behind damage has to be the one that is recorded.
+        let mut must_match = !is_start;
+        loop {
+            let member = match pending.take() {
+                Some(member) => member,
+                None => match reader.next_member() {
+                    Ok(Some(member)) => member,
+                    Ok(None) => return Ok(Ok(())),
+                    Err(e) => return Ok(Err(e)),
+                },
+            };
+            if self.is_own(&member, reader)? {
+                continue;
+            }
+            self.compare(&member)?;
+            let is_match = self.next.as_ref().is_some_and(|it| it.0 == member.position);
+            if must_match && !is_match {
+                return Ok(Err(Error::corrupt("what is recorded here is not here")));
+            }
+            must_match = false;
+            if is_match {
+                self.tries = 0;
+                self.advance()?;
+            }
+            match take_content(reader, &member, self.work.take)? {
+                Ok((sum, bytes)) => {
+                    self.walked.files += 1;
+                    self.walked.bytes += bytes;
+                    let is_regular = member.header.mode & c::S_IFMT == c::S_IFREG;
+                    if let Some(files) = self.files.as_mut().filter(|_| is_regular) {
+                        let name: Sum = Sha256::digest(&member.name).into();
+                        files.put(member.position, &[name, sum].concat())?;
+                    }
+                }
+                Err(e) => {
+                    let path = Some(member.name.clone());
+                    let damage = Error::new(e.kind(), "its content cannot be read");
+                    self.tell(member.position, path, damage)?;
+                    return Ok(Err(e));
+                }
+            }
+        }
+    }
+
+    /// Compares a member with what is recorded up to its place.
+    fn compare(&mut self, member: &Member) -> Result<()> {
+        while let Some((at, path)) = self.next.take_if(|it| it.0 < member.position) {
+            self.missing(at, path)?;
+            self.advance()?;
+        }
+        if let Some((at, path)) = &self.next
+            && *at == member.position
+            && !is_same_name(path, &member.name)
+        {
+            let found = Quoted(&member.name);
+            let error = Error::corrupt(format!("another one is there: {found}"));
+            let (at, path) = (*at, path.clone());
+            self.tell(at, Some(path), error)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a member is of the job's own; its sums are compared.
+    fn is_own<R: Read>(&mut self, member: &Member, reader: &mut Reader<R>) -> Result<bool> {
+        let job = self.walked.job.as_ref().or(self.work.job.as_ref());
+        let Some((uuid, number)) = job else { return Ok(false) };
+        match Own::of(&member.name) {
+            Some(Own::Sums(job, batch)) if job == uuid && batch == *number => {
+                if let Some(files) = self.files.take() {
+                    self.walked.has_sums = true;
+                    self.sums(member, reader, files)?;
+                }
+                Ok(true)
+            }
+            Some(Own::Batch(job, batch)) => Ok(job == uuid && batch == *number),
+            Some(Own::Job(job)) => Ok(job == uuid),
+            _ => Ok(false),
+        }
+    }
+
+    /// Compares every sum with the file that was read. Files that have none have failed when they
+    /// were written; the others are in the same order.
+    fn sums<R: Read>(
+        &mut self,
+        member: &Member,
+        reader: &mut Reader<R>,
+        files: Spill,
+    ) -> Result<()> {
+        let mut files = Window { files: files.read()?, near: VecDeque::new() };
+        let mut lines = Lines::new(BufReader::new(Content(reader)));
+        let mut told = 0;
+        loop {
+            let line = match lines.advance() {
+                Ok(true) => sums::parse(lines.line()),
+                Ok(false) => return Ok(()),
+                Err(e) => Err(e),
+            };
+            let (sum, name) = match line {
+                Ok(it) => it,
+                Err(e) => {
+                    self.tell(member.position, None, e.context("the sums of the batch"))?;
+                    return Ok(());
+                }
+            };
+            match files.find(&name)? {
+                Some((_, found)) if found == sum => self.walked.summed += 1,
+                Some((at, _)) => {
+                    let error = Error::corrupt("its content is not what was written");
+                    self.tell_of(About::Sum, at, Some(name), error)?;
+                }
+                // Otherwise it was told.
+                None if !self.walked.is_recorded => {
+                    told += 1;
+                    if told <= TOLD_MAX {
+                        let error = Error::corrupt("the sums have it and the archive has not");
+                        self.tell(member.position, Some(name), error)?;
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Behind the trailer: zeros, then a filemark.
+    fn end(&mut self, file: &mut TapeFile<'_, '_>) -> Result<()> {
+        let at = file.offset();
+        match file.drain() {
+            Ok((_, true)) => {}
+            Ok((count, false)) => {
+                let what = format!("{count} bytes behind the trailer are not zeros");
+                self.tell(at, None, Error::corrupt(what))?;
+            }
+            Err(e) => self.tell(at, None, e)?,
+        }
+        if file.end() == Some(End::EndOfData) {
+            let what = "the tape ends without the filemark that closes a tape file";
+            self.tell(file.offset(), None, Error::corrupt(what))?;
+        }
+        Ok(())
+    }
+}
+
+/// Files that were read, of which those next in turn are at hand.
+struct Window {
+    files: Spilled,
+    near: VecDeque<(u64, Vec<u8>)>,
+}
+
+impl Window {
+    /// The position and the sum of the next file of this name; those before it are dropped.
+    fn find(&mut self, name: &[u8]) -> Result<Option<(u64, Sum)>> {
+        let wanted: Sum = Sha256::digest(name).into();
+        let is_wanted = |it: &(u64, Vec<u8>)| it.1.starts_with(&wanted);
+        let mut at = self.near.iter().position(is_wanted);
+        while at.is_none() && self.near.len() < WINDOW {
+            let Some(file) = self.files.next_item()? else { break };
+            self.near.push_back(file);
+            at = self.near.back().is_some_and(is_wanted).then(|| self.near.len() - 1);
+        }
+        let Some(at) = at else { return Ok(None) };
+        self.near.drain(..at);
+        let file = self.near.pop_front();
+        Ok(file.and_then(|(at, it)| Some((at, *it.get(32..)?.first_chunk()?))))
+    }
+}
