@@ -25,7 +25,7 @@ use super::spool::job::{Job, JobKind, JobStatus, OpenJob};
 use super::verify::{self, About, Finding, is_same_name, take_content, walk};
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
-use crate::sys::{Time, c};
+use crate::sys::{self, Time, c, quoted};
 
 /// What is read over to get to a file. Beyond it the drive goes there.
 const SKIP_BYTES: u64 = 64 << 20;
@@ -494,12 +494,16 @@ impl Reading<'_> {
         Ok(found.into_values().collect())
     }
 
-    /// When the batch that has a file was written.
-    fn time_of(&self, found: &Found) -> Result<i64> {
+    /// When the batch that has a file was written; within a second its file tells.
+    fn time_of(&self, found: &Found) -> Result<(i64, Time)> {
         let job = self.spool.job(&found.job)?;
         let id = job.batches()?.into_iter().find(|it| it.number == found.batch);
-        let summary = id.map(|it| job.batch(it)?.summary()).transpose()?.flatten();
-        Ok(summary.and_then(|it| it.number("end")).unwrap_or(0))
+        let Some(id) = id else { return Ok((0, Time::default())) };
+        let path = job.batch_path(id)?;
+        let stat = sys::stat(&path);
+        let stat = stat.map_err(|e| Error::io(format!("looking at {}", quoted(&path)), e))?;
+        let end = job.batch(id)?.summary()?.and_then(|it| it.number("end"));
+        Ok((end.unwrap_or(0), stat.mtime))
     }
 
     /// Gives directories their metadata; what was written lasts then.

@@ -112,7 +112,7 @@ mod tests {
             let fill = || {
                 let mut list = Spill::new();
                 for n in 0..count {
-                    list.put(n, &vec![n as u8; (n % 700) as usize]).unwrap();
+                    list.put(n, &b"x".repeat((n % 700) as usize)).unwrap();
                 }
                 list
             };
