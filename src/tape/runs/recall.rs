@@ -154,9 +154,8 @@ pub fn plan(catalog: &Path, needed: &RunBlocks, progress: &Progress) -> Result<P
             left.push((number, row.id, places));
         }
     }
-    while !left.is_empty() {
-        let of = take_tape(&mut left);
-        plan.tapes.extend(of);
+    while let Some(of) = take_tape(&mut left) {
+        plan.tapes.push(of);
     }
     Ok(plan)
 }
@@ -196,7 +195,7 @@ fn take_tape(left: &mut Vec<(u64, BlockId, Vec<Place>)>) -> Option<OfTape> {
 }
 
 /// A block that has been read and is right, and waits for its name.
-struct Read1 {
+struct Fetched {
     number: u64,
     id: BlockId,
     len: u64,
@@ -206,7 +205,7 @@ struct Read1 {
 
 /// What a drive has to say.
 enum Said {
-    Block(Read1),
+    Block(Fetched),
     /// It could not be read of this tape: then another one is looked for.
     Bad(Vec<u8>, Piece, Error),
     /// A tape that cannot be had, or read any further.
@@ -284,10 +283,6 @@ fn read_tapes(
         drop(said);
         let mut result = Ok(());
         for it in heard {
-            // What the drives still say is heard, so that none waits for ever.
-            if result.is_err() {
-                continue;
-            }
             result = progress.check().and_then(|()| match it {
                 Said::Block(block) => into.take(block),
                 Said::Bad(label, piece, error) => {
@@ -306,6 +301,10 @@ fn read_tapes(
                     Ok(())
                 }
             });
+            if result.is_err() {
+                // Nobody hears the drives any more, and so they stop.
+                break;
+            }
         }
         result
     });
@@ -398,7 +397,7 @@ fn read_block(
     targets: &Targets<'_>,
     rows: &Mutex<Reader>,
     progress: &Progress,
-) -> Result<Read1> {
+) -> Result<Fetched> {
     let copies = rows.lock().copies_of(piece.number)?;
     let volume = targets.choose(&copies, piece.len)?;
     let mut pending = volume.store.begin()?;
@@ -426,7 +425,7 @@ fn read_block(
         return Err(Error::corrupt(format!("what the tape has there has the hash {found}")));
     }
     let (number, id, len) = (piece.number, piece.id, piece.len);
-    Ok(Read1 { number, id, len, volume, pending })
+    Ok(Fetched { number, id, len, volume, pending })
 }
 
 /// The volumes that blocks come to.
@@ -470,7 +469,7 @@ impl Targets<'_> {
 struct Into<'a> {
     store: Store,
     volumes: &'a Volumes,
-    group: Vec<Read1>,
+    group: Vec<Fetched>,
     bytes: u64,
     done: &'a mut Recalled,
 }
@@ -482,7 +481,7 @@ impl Into<'_> {
         self.done.problems.push(problem);
     }
 
-    fn take(&mut self, block: Read1) -> Result<()> {
+    fn take(&mut self, block: Fetched) -> Result<()> {
         self.bytes += block.len;
         self.group.push(block);
         if self.group.len() < GROUP_BLOCKS && self.bytes < GROUP_BYTES {
@@ -494,7 +493,7 @@ impl Into<'_> {
     /// Makes a group durable and known.
     fn settle(&mut self) -> Result<()> {
         self.bytes = 0;
-        let mut by_volume: BTreeMap<i64, Vec<Read1>> = BTreeMap::new();
+        let mut by_volume: BTreeMap<i64, Vec<Fetched>> = BTreeMap::new();
         for block in self.group.drain(..) {
             by_volume.entry(block.volume.config.number).or_default().push(block);
         }
