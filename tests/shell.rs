@@ -134,7 +134,9 @@ fn what_is_installed_is_complete_and_in_its_place() {
     for name in ["genmeta", "rebuildmeta"] {
         expected.push(format!("lrwxrwxrwx usr/bin/raidtape-{name} raidtape"));
     }
-    for name in ["t0p", "t0find", "t0job", "t0label", "t0move", "t0queue", "t0tapes", "t0write"] {
+    let verbs = "p ck eject find job label load move queue read reset scan seek stat tapes tell \
+                 watch write";
+    for name in verbs.split(' ').map(|it| format!("t0{it}")) {
         expected.push(format!("lrwxrwxrwx usr/bin/{name} raidtape"));
     }
     for helper in ["mount.raidtape", "umount.raidtape"] {
