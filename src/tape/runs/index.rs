@@ -11,8 +11,8 @@ use super::{Members, Noter};
 use crate::error::{Quoted, Result};
 use crate::progress::Progress;
 use crate::tape::spool::Spool;
-use crate::tape::spool::batch::{BatchId, BatchStatus};
-use crate::tape::spool::job::{Job, JobKind};
+use crate::tape::spool::batch::BatchStatus;
+use crate::tape::spool::job::JobKind;
 use crate::tape::spool::log::TapeFile;
 use crate::tape::write::Written;
 
@@ -57,15 +57,15 @@ pub fn index(catalog: &Path, spool: &Spool, progress: &Progress) -> Result<Index
         }
         for id in job.batches()?.into_iter().filter(|it| it.status != BatchStatus::Pending) {
             progress.check()?;
-            written.extend(written_of(&job, id)?);
+            written.extend(Written::of(&job, id)?);
         }
     }
     // In the order in which they came to their tapes.
-    written.sort_by_key(|(ended, it)| (*ended, it.tape.clone(), it.filenum));
+    written.sort_by_key(|it| (it.end, it.tape.clone(), it.filenum));
     let mut noter = Noter::anew(catalog, &members)?;
     let mut logs: BTreeMap<Vec<u8>, BTreeSet<TapeKey>> = BTreeMap::new();
     let mut indexed = Indexed::default();
-    for (_, it) in &written {
+    for it in &written {
         progress.check()?;
         if !logs.contains_key(&it.tape) {
             logs.insert(it.tape.clone(), log_of(spool, &it.tape)?);
@@ -100,22 +100,4 @@ fn log_of(spool: &Spool, label: &[u8]) -> Result<BTreeSet<TapeKey>> {
         })?;
     }
     Ok(found)
-}
-
-/// What was told when a batch had been written, and when it ended. `None` of one that the original
-/// program has written, which says nothing of itself.
-fn written_of(job: &Job, id: BatchId) -> Result<Option<(i64, Written)>> {
-    let Some(summary) = job.batch(id)?.summary()? else { return Ok(None) };
-    let number = |key| summary.number(key).unwrap_or(0);
-    let written = Written {
-        job: job.uuid().to_owned(),
-        batch: id.number,
-        path: job.batch_path(id)?,
-        tape: summary.get("tape").unwrap_or_default().to_vec(),
-        filenum: number("filenum"),
-        position: number("position"),
-        block_bytes: number("blocksize"),
-        bytes: number("bytes"),
-    };
-    Ok(Some((summary.number("end").unwrap_or(0), written)))
 }

@@ -58,14 +58,13 @@ impl<'a> Noter<'a> {
         let tape = tape_of(spool, &written.tape, pool, written.block_bytes)?;
         self.tapes.put_tape(&tape)?;
         let mut batch = Batch::open(&written.path)?;
-        let ended = batch.summary()?.and_then(|it| it.number("end")).unwrap_or(0);
         let file = TapeFile {
             filenum: written.filenum,
             position: written.position,
             bytes: written.bytes,
             job: written.job.clone(),
             batch: written.batch,
-            ended: Time { secs: ended, nanos: 0 },
+            ended: Time { secs: written.end, nanos: 0 },
             verified: None,
         };
         self.add_digests(&job, written, &mut digests)?;

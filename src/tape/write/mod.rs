@@ -123,6 +123,28 @@ pub struct Written {
     pub block_bytes: u64,
     /// Length of the archive, without what fills the last block.
     pub bytes: u64,
+    /// When it ended, in seconds since 1970.
+    pub end: i64,
+}
+
+impl Written {
+    /// What the results of a batch say of its tape file. `None` of one that is pending, or that the
+    /// original program has written: it has no summary.
+    pub fn of(job: &Job, id: BatchId) -> Result<Option<Written>> {
+        let Some(summary) = job.batch(id)?.summary()? else { return Ok(None) };
+        let number = |key| summary.number(key).unwrap_or(0);
+        Ok(Some(Written {
+            job: job.uuid().to_owned(),
+            batch: id.number,
+            path: job.batch_path(id)?,
+            tape: summary.get("tape").unwrap_or_default().to_vec(),
+            filenum: number("filenum"),
+            position: number("position"),
+            block_bytes: number("blocksize"),
+            bytes: number("bytes"),
+            end: summary.number("end").unwrap_or(0),
+        }))
+    }
 }
 
 /// What was done.
@@ -410,18 +432,7 @@ impl<'a> Writer<'a> {
         for path in [of_job, self.work.settings.receipt.clone()].into_iter().flatten() {
             receipt::append(&path, &name, job.batch(id)?)?;
         }
-        let Some(summary) = job.batch(id)?.summary()? else { return Ok(()) };
-        let number = |key| summary.number(key).unwrap_or(0);
-        (self.work.tell)(&Written {
-            job: job.uuid().to_owned(),
-            batch: id.number,
-            path: job.batch_path(id)?,
-            tape: summary.get("tape").unwrap_or_default().to_vec(),
-            filenum: number("filenum"),
-            position: number("position"),
-            block_bytes: number("blocksize"),
-            bytes: number("bytes"),
-        })
+        Written::of(job, id)?.map_or(Ok(()), |it| (self.work.tell)(&it))
     }
 
     /// Tells of the batch that was written last, perhaps once more: whoever wrote it may have died
