@@ -6,12 +6,12 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, TestRunner};
 use raidtape::error::ErrorKind;
-use raidtape::tape::changer::{Changer, Wanted};
+use raidtape::tape::changer::{Changer, Library, Wanted};
 use raidtape::tape::drive::{Access, BlockSize, Drive, Moved, Read, Why, Wrote};
 use raidtape::tape::image::Image;
 use raidtape::tape::medium::Medium;
@@ -293,9 +293,8 @@ fn a_person_is_asked_by_label() {
 
 #[test]
 fn a_program_that_is_no_mtx_does_no_harm() {
-    let changer = |program: &str, device: &str| Changer::Library {
-        program: PathBuf::from(program),
-        device: PathBuf::from(device),
+    let changer = |program: &str, device: &str| {
+        Changer::Library(Library { program: program.into(), ..Library::new(device) })
     };
     let error = changer("/no/mtx", "/dev/sg0").inventory().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
@@ -317,6 +316,35 @@ fn a_program_that_is_no_mtx_does_no_harm() {
     assert_eq!(said("echo hello").kind(), ErrorKind::Corrupt);
 }
 
+#[test]
+fn a_changer_that_hangs_is_given_up() {
+    let dir = scratch();
+    let program = dir.path().join("mtx");
+    // It hangs itself, or what it has started does and keeps its output open.
+    for text in ["echo $$ >>DIR/ran; exec sleep 60", "echo $$ >>DIR/ran; sleep 5 &"] {
+        let text = text.replace("DIR", dir.path().to_str().unwrap());
+        fs::write(&program, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let limit = Duration::from_secs(2);
+        let library = Library { program: program.clone(), limit, ..Library::new("/dev/sg7") };
+        let error = Changer::Library(library).inventory().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(
+            error.to_string().contains("the changer /dev/sg7 has not done 'status'"),
+            "{error}"
+        );
+        assert!(error.to_string().contains("mtx is not waited for: look whether"), "{error}");
+    }
+    // Once each, and the one that hung is gone.
+    let ran = fs::read_to_string(dir.path().join("ran")).unwrap();
+    let ran: Vec<&str> = ran.lines().collect();
+    assert_eq!(ran.len(), 2);
+    let status = || fs::read_to_string(format!("/proc/{}/status", ran[0]));
+    crate::common::wait_for("the program to end", || {
+        status().map_or(true, |it| it.contains("State:\tZ"))
+    });
+}
+
 // --- Real drives --------------------------------------------------------------------------------
 
 /// The first drive of the machine.
@@ -329,7 +357,7 @@ fn open_tape(access: Access) -> Box<dyn Drive> {
 }
 
 fn changer() -> Changer<'static> {
-    Changer::Library { program: PathBuf::from("mtx"), device: PathBuf::from(vm("CHANGER")) }
+    Changer::Library(Library::new(vm("CHANGER")))
 }
 
 fn real_stand() -> Stand {

@@ -9,7 +9,7 @@ use raidtape::catalog::tapes::Tapes;
 use raidtape::catalog::{Reader, RunBlocks};
 use raidtape::error::{ErrorKind, Result};
 use raidtape::progress::Progress;
-use raidtape::tape::changer::Changer;
+use raidtape::tape::changer::{Changer, Library};
 use raidtape::tape::drive::{Access, Wrote};
 use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
@@ -266,7 +266,7 @@ pub fn on_real_drives() {
         }
     };
     init();
-    let mut changer = Changer::Library { program: "mtx".into(), device: library.clone().into() };
+    let mut changer = Changer::Library(Library::new(&library));
     changer.unload(0).unwrap();
     changer.unload(1).unwrap();
     for label in ["TVM004L8", "TVM003L8"] {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use raidtape::error::ErrorKind;
-use raidtape::tape::changer::Changer;
+use raidtape::tape::changer::{Changer, Library};
 use raidtape::tape::drive::{Access, Moved};
 use raidtape::tape::medium::Medium;
 use raidtape::tape::spool::job::JobStatus;
@@ -312,7 +312,7 @@ pub fn over_two_cartridges() {
     let place = Place::new();
     let (device, library) = (vm("TAPE"), vm("CHANGER"));
     place.ok(&["t0p", "init", "-d", "d0", "--changer", &library, &device]);
-    let mut changer = Changer::Library { program: "mtx".into(), device: library.into() };
+    let mut changer = Changer::Library(Library::new(library));
     for label in ["TVM004L8", "TVM003L8"] {
         changer.load(label.as_bytes(), 0).unwrap();
         place.ok(&["t0label", "-w", "-f", label]);

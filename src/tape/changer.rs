@@ -14,6 +14,8 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
 
 use super::image::LOADED;
 use crate::error::{Error, ErrorKind, Quoted, Result};
@@ -21,18 +23,17 @@ use crate::sys::{self, quoted};
 
 /// Most that is read of what `mtx` prints.
 const OUTPUT_BYTES_MAX: u64 = 4 << 20;
+/// How long a command of `mtx` may take: a large library that has just been opened looks at all of
+/// its places first.
+const LIMIT: Duration = Duration::from_secs(600);
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
 /// Most places of a changer.
 const PLACES_MAX: usize = 1 << 16;
 
 /// What moves tapes.
 pub enum Changer<'a> {
-    /// A library, by its device, as in `/dev/sg3`.
-    Library {
-        /// Usually `mtx`.
-        program: PathBuf,
-        /// The changer's device.
-        device: PathBuf,
-    },
+    /// A library.
+    Library(Library),
     /// A directory of images whose names end in `.tap`, and drives that are directories.
     Shelf {
         /// The directory.
@@ -42,6 +43,25 @@ pub enum Changer<'a> {
     },
     /// A person, who is asked and answers whether it is done.
     Person(&'a mut dyn FnMut(Wanted<'_>) -> bool),
+}
+
+/// A library, moved by `mtx`.
+#[derive(Clone, Debug)]
+pub struct Library {
+    /// Usually `mtx`.
+    pub program: PathBuf,
+    /// The changer's device, as in `/dev/sg3`.
+    pub device: PathBuf,
+    /// How long a command may take. Then the program is killed, and is not waited for if the kernel
+    /// holds it.
+    pub limit: Duration,
+}
+
+impl Library {
+    /// The library whose changer is this device.
+    pub fn new(device: impl Into<PathBuf>) -> Library {
+        Library { program: "mtx".into(), device: device.into(), limit: LIMIT }
+    }
 }
 
 /// What a person is asked for.
@@ -134,7 +154,7 @@ impl Changer<'_> {
     /// What is where. A person is not asked.
     pub fn inventory(&self) -> Result<Inventory> {
         match self {
-            Changer::Library { program, device } => inventory_of_library(program, device),
+            Changer::Library(library) => library.inventory(),
             Changer::Shelf { dir, drives } => inventory_of_shelf(dir, drives),
             Changer::Person(_) => Err(Error::usage("there is no changer to be looked into")),
         }
@@ -155,7 +175,7 @@ impl Changer<'_> {
             self.give_back(&inventory, there)?;
         }
         match self {
-            Changer::Library { program, device } => move_tape(program, device, "load", slot, drive),
+            Changer::Library(library) => library.move_tape("load", slot, drive),
             Changer::Shelf { dir, drives } => {
                 let mut name = tape.to_vec();
                 name.extend(b".tap");
@@ -181,9 +201,9 @@ impl Changer<'_> {
 
     fn give_back(&self, inventory: &Inventory, drive: &Place) -> Result<()> {
         match self {
-            Changer::Library { program, device } => {
+            Changer::Library(library) => {
                 let slot = inventory.home_of(drive)?;
-                move_tape(program, device, "unload", slot, drive.number)
+                library.move_tape("unload", slot, drive.number)
             }
             Changer::Shelf { drives, .. } => {
                 let link = link_of(drives, drive.number)?;
@@ -244,55 +264,89 @@ fn inventory_of_shelf(dir: &Path, drives: &[PathBuf]) -> Result<Inventory> {
 
 // --- Libraries ----------------------------------------------------------------------------------
 
-fn inventory_of_library(program: &Path, device: &Path) -> Result<Inventory> {
-    let args = [OsStr::new("-f"), device.as_os_str(), OsStr::new("status")];
-    // The first command after somebody has opened the door is refused.
-    let output = run(program, &args).or_else(|_| run(program, &args))?;
-    parse(&output).map_err(|e| e.context(format!("the changer {}", quoted(device))))
-}
+impl Library {
+    fn inventory(&self) -> Result<Inventory> {
+        let begin = Instant::now();
+        let output = match self.run(&["status"]) {
+            // The first command after somebody has opened the door is refused.
+            Err(_) if begin.elapsed() < self.limit => self.run(&["status"]),
+            output => output,
+        };
+        parse(&output?).map_err(|e| e.context(format!("the changer {}", quoted(&self.device))))
+    }
 
-fn move_tape(program: &Path, device: &Path, verb: &str, slot: u32, drive: u32) -> Result<()> {
-    let (slot, drive) = (slot.to_string(), drive.to_string());
-    let args =
-        [OsStr::new("-f"), device.as_os_str(), OsStr::new(verb), slot.as_ref(), drive.as_ref()];
-    run(program, &args).map(|_| ())
-}
+    fn move_tape(&self, verb: &str, slot: u32, drive: u32) -> Result<()> {
+        self.run(&[verb, &slot.to_string(), &drive.to_string()]).map(|_| ())
+    }
 
-/// Runs a program to its end; gives what it printed.
-fn run(program: &Path, args: &[&OsStr]) -> Result<Vec<u8>> {
-    let name = quoted(program);
-    let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => {
-            let what = format!("there is no program {name}: install the package mtx");
-            Error::with_source(ErrorKind::NotFound, what, e)
+    /// Runs a command to its end; gives what it printed.
+    fn run(&self, words: &[&str]) -> Result<Vec<u8>> {
+        let name = quoted(&self.program);
+        let mut command = Command::new(&self.program);
+        command.arg("-f").arg(&self.device).args(words);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => {
+                let what = format!("there is no program {name}: install the package mtx");
+                Error::with_source(ErrorKind::NotFound, what, e)
+            }
+            _ => Error::io(format!("starting {name}"), e),
+        })?;
+        let deadline = Instant::now() + self.limit;
+        // It may say much on one of the two while nothing comes on the other. Neither is waited
+        // for by a join: whatever it has started may keep them open.
+        let (out, complaints) = (listen(child.stdout.take()), listen(child.stderr.take()));
+        let status = loop {
+            let status =
+                child.try_wait().map_err(|e| Error::io(format!("waiting for {name}"), e))?;
+            if let Some(status) = status {
+                break status;
+            }
+            if Instant::now() >= deadline {
+                // It may be in the kernel, beyond reach.
+                let _ = child.kill();
+                return Err(self.late(words));
+            }
+            std::thread::sleep(BETWEEN_LOOKS);
+        };
+        let heard = |it: &Receiver<io::Result<Vec<u8>>>| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            it.recv_timeout(left.max(BETWEEN_LOOKS)).map_err(|_| self.late(words))
+        };
+        let out = heard(&out)?.map_err(|e| Error::io(format!("reading what {name} says"), e))?;
+        if out.len() as u64 > OUTPUT_BYTES_MAX {
+            return Err(Error::corrupt(format!("{name} says more than {OUTPUT_BYTES_MAX} bytes")));
         }
-        _ => Error::io(format!("starting {name}"), e),
-    })?;
-    let (out, complaints) = (child.stdout.take(), child.stderr.take());
-    // It may say much on one of the two while nothing comes on the other.
-    let reader = std::thread::spawn(move || complaints.map_or_else(|| Ok(Vec::new()), limited));
-    let out = out.map_or_else(|| Ok(Vec::new()), limited);
-    // What says more than is read would wait for its reader.
-    if !matches!(&out, Ok(it) if it.len() as u64 <= OUTPUT_BYTES_MAX) {
-        let _ = child.kill();
+        if !status.success() {
+            let complaints = heard(&complaints)?.unwrap_or_default();
+            // Some of its messages are on the one, some on the other.
+            let mut lines = complaints.split(|it| *it == b'\n').chain(out.split(|it| *it == b'\n'));
+            let said = lines.rfind(|it| !it.trim_ascii().is_empty()).unwrap_or_default();
+            let said = said.get(..said.len().min(500)).unwrap_or_default();
+            let what = format!("{name} has failed ({status}): {}", Quoted(said.trim_ascii()));
+            return Err(Error::new(ErrorKind::Io, what));
+        }
+        Ok(out)
     }
-    let status = child.wait().map_err(|e| Error::io(format!("waiting for {name}"), e))?;
-    let complaints = reader.join().ok().and_then(std::result::Result::ok).unwrap_or_default();
-    let out = out.map_err(|e| Error::io(format!("reading what {name} says"), e))?;
-    if out.len() as u64 > OUTPUT_BYTES_MAX {
-        return Err(Error::corrupt(format!("{name} says more than {OUTPUT_BYTES_MAX} bytes")));
+
+    fn late(&self, words: &[&str]) -> Error {
+        let message = format!(
+            "the changer {} has not done '{}' within {} s, and {} is not waited for: look whether \
+             the library stands still and where its tapes are, and try again",
+            quoted(&self.device),
+            words.join(" "),
+            self.limit.as_secs(),
+            quoted(&self.program)
+        );
+        Error::new(ErrorKind::Io, message)
     }
-    if !status.success() {
-        // Some of its messages are on the one, some on the other.
-        let mut lines = complaints.split(|it| *it == b'\n').chain(out.split(|it| *it == b'\n'));
-        let said = lines.rfind(|it| !it.trim_ascii().is_empty()).unwrap_or_default();
-        let said = said.get(..said.len().min(500)).unwrap_or_default();
-        let what = format!("{name} has failed ({status}): {}", Quoted(said.trim_ascii()));
-        return Err(Error::new(ErrorKind::Io, what));
-    }
-    Ok(out)
+}
+
+/// Reads what comes, in a thread of its own.
+fn listen(stream: Option<impl Read + Send + 'static>) -> Receiver<io::Result<Vec<u8>>> {
+    let (tell, heard) = mpsc::channel();
+    std::thread::spawn(move || tell.send(stream.map_or_else(|| Ok(Vec::new()), limited)));
+    heard
 }
 
 fn limited(stream: impl Read) -> io::Result<Vec<u8>> {

@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::changer::{Changer, Wanted};
+use super::changer::{Changer, Library, Wanted};
 use super::drive::{Access, Read};
 use super::label::Label;
 use super::loaded::{First, Loaded};
@@ -86,7 +86,7 @@ fn note(taken: &TakenDrive, tape: Option<&Tape>) -> Result<()> {
 fn changer_of<'a>(spool: &Spool, drive: &Drive) -> Result<Option<(Changer<'a>, u32)>> {
     let Some((path, number)) = drive.changer()? else { return Ok(None) };
     if !path.is_dir() {
-        return Ok(Some((Changer::Library { program: "mtx".into(), device: path }, number)));
+        return Ok(Some((Changer::Library(Library::new(path)), number)));
     }
     // Every drive that is served from this shelf, so that no tape is in two of them.
     let (mut drives, mut own) = (Vec::new(), 0);
