@@ -492,7 +492,7 @@ fn the_commands_say_what_is_on_which_tape() {
     // Nobody sits at a terminal, and no tape is in the drive.
     let ran = sandbox.run(["tape", "archive", "latest"]).code(7);
     assert!(
-        ran.errors().contains("put a tape of pool any that has room, as T0"),
+        ran.errors().contains("put in a tape of pool any that has room, as T0"),
         "{}",
         ran.errors()
     );

@@ -172,3 +172,112 @@ fn a_changer_brings_the_next_tape() {
     place.ok(&["t0write", "-a", "-t", "B"]);
     assert_eq!(place.ok(&["t0job", "-l"]), "");
 }
+
+/// A place with a changer, and tapes of these names in its shelf.
+fn with_changer(tapes: &[&str]) -> Place {
+    let place = Place::new();
+    for name in ["drive", "shelf"] {
+        fs::create_dir(place.base.join(name)).unwrap();
+    }
+    let (drive, shelf) = (place.base.join("drive"), place.base.join("shelf"));
+    let words = [drive.to_str().unwrap(), "--changer", shelf.to_str().unwrap()];
+    place.ok(&[&["t0p", "init", "-d", "d0"], &words[..]].concat());
+    for name in tapes {
+        Image::create(&place.image(name), &Medium::default()).unwrap();
+    }
+    place
+}
+
+/// A queued job of these files of a directory below the place.
+fn queued(place: &Place, dir: &str, pool: &str, files: &str) -> String {
+    let root = format!("root={}", place.base.join(dir).display());
+    let job = place.ok(&["t0job", "-c", "-p", &root, "-p", &format!("pool={pool}")]);
+    assert_eq!(place.feed(&["t0job", "-a", &job], files).0, 0);
+    place.ok(&["t0queue", "-a", &job]);
+    job
+}
+
+#[test]
+fn an_empty_drive_gets_a_tape_for_the_first_job() {
+    let place = with_changer(&["one", "two", "three"]);
+    for (barcode, label) in [("one", "A"), ("two", "B"), ("three", "C")] {
+        place.ok(&["t0load", barcode]);
+        place.ok(&["t0label", "-w", label]);
+    }
+    place.ok(&["t0eject"]);
+    // A tape is known to the changer by another name than its label.
+    assert_eq!(place.ok(&["t0load", "B"]), "tape B");
+    place.ok(&["t0eject"]);
+    fs::write(place.base.join("file"), "content").unwrap();
+    let job = queued(&place, ".", "mine", "file\n");
+    fs::write(place.base.join("spool/pool/mine"), "").unwrap();
+    let said = place.fails(7, &["t0write", "-a"]);
+    let wanted =
+        "there is no tape in drive d0: put in a tape of pool mine that has room, and write";
+    assert!(said.contains(wanted), "{said}");
+    fs::write(place.base.join("spool/pool/mine"), "none\nC\nB\n").unwrap();
+    place.ok(&["t0write", &job]);
+    assert_eq!(place.ok(&["t0tapes"]), "offline A\noffline B\nloaded C");
+    // Without a pool any will do that is at hand.
+    place.ok(&["t0eject"]);
+    place.ok(&["t0move", "offsite", "A", "C"]);
+    queued(&place, ".", "", "file\n");
+    place.ok(&["t0write", "-a"]);
+    assert_eq!(place.ok(&["t0tapes"]), "offsite A\nloaded B\noffsite C");
+}
+
+#[test]
+fn an_empty_drive_without_a_changer_says_what_it_wants() {
+    let place = Place::with_drive();
+    fs::write(place.base.join("file"), "content").unwrap();
+    let job = queued(&place, ".", "mine", "file\n");
+    place.spool().add_tape(&Label::new("T7").unwrap()).unwrap();
+    fs::write(place.base.join("spool/pool/mine"), "T7\n").unwrap();
+    let wanted = ": put in a tape of pool mine that has room, as T7, and write again";
+    assert!(place.fails(7, &["t0write", "-a"]).ends_with(wanted));
+    let said = place.fails(7, &["t0write", "-t", "T8", &job]);
+    assert!(said.ends_with(": put in a tape that has room, as T8, and write again"), "{said}");
+    assert_eq!(place.ok(&["t0job", "-l"]), format!("r w {job}"));
+}
+
+#[test]
+fn a_job_that_cannot_be_written_does_not_stop_the_others() {
+    let place = with_changer(&["A"]);
+    place.ok(&["t0load", "A"]);
+    place.ok(&["t0label", "-w", "A"]);
+    for dir in ["one", "two", "three"] {
+        fs::create_dir(place.base.join(dir)).unwrap();
+        fs::write(place.base.join(dir).join(dir), dir).unwrap();
+    }
+    let jobs: Vec<String> = ["one", "two", "three"]
+        .iter()
+        .map(|it| queued(&place, it, "", &format!("{it}\n")))
+        .collect();
+    fs::rename(place.base.join("two"), place.base.join("gone")).unwrap();
+    let receipts = place.base.join("no/such/place");
+    let bad = ["t0job", "-p", &format!("receipt={}", receipts.display()), &jobs[2]];
+    place.ok(&bad);
+    let last = queued(&place, "one", "", "one\n");
+    let said = place.fails(1, &["t0write", "-a"]);
+    for job in &jobs[1..] {
+        assert_eq!(said.matches(&**job).count(), 1, "{said}");
+        assert!(place.ok(&["t0job", "-l"]).contains(&format!("r w {job}")), "{said}");
+    }
+    assert!(said.contains("opening the root") && said.contains("it stays in the queue"), "{said}");
+    for job in [&jobs[0], &last] {
+        assert!(!place.ok(&["t0job", "-l"]).contains(&**job), "{said}");
+    }
+    // Once more, when they can be.
+    fs::rename(place.base.join("gone"), place.base.join("two")).unwrap();
+    fs::create_dir_all(receipts.parent().unwrap()).unwrap();
+    place.ok(&["t0write", "-a"]);
+    assert_eq!(place.ok(&["t0job", "-l"]), "");
+    assert!(place.ok(&["t0ck"]).ends_with("0 errors"), "the tape has nothing else");
+    // For want of a tape all ends, and the first error is not told twice.
+    place.ok(&["t0eject"]);
+    fs::write(place.base.join("spool/pool/mine"), "").unwrap();
+    let jobs = [queued(&place, "one", "mine", "one\n"), queued(&place, "one", "", "one\n")];
+    let said = place.fails(7, &["t0write", "-a"]);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(place.ok(&["t0job", "-l"]).lines().count(), 2, "{jobs:?}");
+}

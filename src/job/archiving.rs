@@ -8,9 +8,11 @@ use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::progress::Progress;
 use crate::snapshot::{Wish, choose_run};
 use crate::sys::quoted;
+use crate::tape::drive::Access;
+use crate::tape::load::open_noted;
 use crate::tape::runs::{self, Archived, Means, Members, Options, Planned};
 use crate::tape::spool::Spool;
-use crate::tape::write::{NextTape, Settings, Written, next_tape};
+use crate::tape::write::{For, NextTape, Settings, Written, first_tape, next_tape};
 
 /// An archive that is asked for.
 #[derive(Clone, Debug)]
@@ -77,7 +79,13 @@ impl Archiving {
             return Ok((options.run, Archived::default()));
         }
         let taken = drive.take()?;
-        let loaded = runs::first_tape(spool, &taken, &options)?;
+        let loaded = match open_noted(spool, &taken, Access::Write) {
+            Err(e) if e.kind() == ErrorKind::WrongTape => {
+                let whose = For::Pool(options.pool.as_bytes());
+                first_tape(spool, &taken, &whose, &mut |_| Ok(None))?
+            }
+            opened => opened?,
+        };
         let mut next = |loaded, wanted: &_| next_tape(spool, &taken, loaded, wanted, ask);
         let means = Means {
             spool,

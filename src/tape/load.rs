@@ -109,6 +109,13 @@ pub fn tapes_of_changer(spool: &Spool, drive: &Drive) -> Result<Option<Vec<Vec<u
     Ok(Some(places.filter(|it| it.is_full).filter_map(|it| it.tape).collect()))
 }
 
+/// The name by which the changer of a drive knows the tape in it.
+fn barcode_in(spool: &Spool, drive: &Drive) -> Result<Option<Vec<u8>>> {
+    let Some((changer, number)) = changer_of(spool, drive)? else { return Ok(None) };
+    let drives = changer.inventory()?.drives;
+    Ok(drives.into_iter().find(|it| it.number == number).and_then(|it| it.tape))
+}
+
 /// Brings a tape into a taken drive whose device is closed: the one with this label, or what its
 /// changer knows by this name. A person is asked if there is no changer. A tape with a label is
 /// noted, also if the spool has not known it.
@@ -306,6 +313,15 @@ pub fn write_label(
         known.set(&String::from_utf8_lossy(key), value)?;
     }
     known.remove("full");
+    match barcode_in(spool, &station.taken) {
+        Ok(Some(barcode)) if barcode != label.text() => known.set("barcode", barcode)?,
+        Ok(Some(_)) => {
+            known.remove("barcode");
+        }
+        Ok(None) => {}
+        // The label is on the tape all the same.
+        Err(e) => log::warn!("the changer does not say which tape is in the drive: {e}"),
+    }
     if known != tape.metrics()? {
         tape.set_metrics(&known)?;
     }

@@ -202,7 +202,11 @@ impl TapeWorld {
             },
         };
         let mut writer = Writer::new(work, loaded);
-        let result = writer.queue(&spool.queue(&drive, None)?);
+        let mut failed = None;
+        let result = writer.queue(&spool.queue(&drive, None)?, &mut |e| {
+            failed.get_or_insert(e);
+        });
+        let result = result.and(failed.map_or(Ok(()), Err));
         *tally = writer.tally();
         result.and(writer.close())
     }

@@ -3,22 +3,25 @@
 use std::ffi::OsString;
 use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 
 use super::Place;
 use super::jobs::name_of;
 use crate::cli::{bar, exit, show};
-use crate::error::{Error, Quoted, Result};
+use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::progress::{Progress, Said};
 use crate::sys::{Time, quoted};
 use crate::tape::drive::Access;
 use crate::tape::load;
 use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
+use crate::tape::spool::drive::TakenDrive;
 use crate::tape::spool::job::{Job, JobKind};
-use crate::tape::write::{Files, Settings, Tally, Wanted, Work, Writer, next_tape};
+use crate::tape::write::{
+    Files, For, Settings, Tally, Wanted, Work, Writer, first_tape, next_tape,
+};
 
 #[derive(Args)]
 #[command(group = ArgGroup::new("which").required(true))]
@@ -78,23 +81,20 @@ pub fn write(spool: &Spool, args: &WriteArgs) -> Result<u8> {
         return dry_run(spool, args, &queue.list()?);
     }
     let taken = drive.take()?;
-    let has_work = !args.all || queue.next(JobKind::Write)?.is_some();
-    if !has_work {
-        return Ok(exit::DONE);
-    }
+    let names = args.jobs.iter().map(|it| name_of(it).map(str::to_owned));
+    let names = names.collect::<Result<Vec<_>>>()?;
+    let first = match args.all {
+        true => queue.next(JobKind::Write)?.map(|it| it.uuid().to_owned()),
+        false => names.first().cloned(),
+    };
+    let Some(first) = first else { return Ok(exit::DONE) };
     let listener = |said: Said<'_>| {
         if let Said::Problem(problem) = said {
             eprintln!("t0p: {problem}");
         }
     };
     let progress = Progress::with_listener(Box::new(listener));
-    let device = drive.device()?;
-    let loaded = match &args.tape {
-        Some(tape) if drive.changer()?.is_some() => {
-            load::load(spool, &taken, tape.as_bytes(), &mut |_| false, Access::Write)?
-        }
-        _ => Loaded::open(&device, Access::Write)?,
-    };
+    let loaded = first_loaded(spool, args, &taken, &first)?;
     let mut files = Files::default();
     let is_verbose = args.verbose;
     let work = Work {
@@ -126,14 +126,16 @@ pub fn write(spool: &Spool, args: &WriteArgs) -> Result<u8> {
     };
     let mut writer = Writer::new(work, loaded);
     progress.set_phase("writing");
+    let mut failed = None;
     let written = bar::with_bar(&progress, || match args.all {
         true => {
             count(spool, &queue.list()?, &progress)?;
-            writer.queue(&queue)
+            writer.queue(&queue, &mut |e| {
+                eprintln!("t0p: {e}; it stays in the queue");
+                failed.get_or_insert(exit::of_kind(e.kind()));
+            })
         }
         false => {
-            let names = args.jobs.iter().map(|it| name_of(it).map(str::to_owned));
-            let names = names.collect::<Result<Vec<_>>>()?;
             count(spool, &names, &progress)?;
             names.iter().try_for_each(|it| writer.job(spool.take_job(it)?))
         }
@@ -142,7 +144,34 @@ pub fn write(spool: &Spool, args: &WriteArgs) -> Result<u8> {
     let closed = writer.close();
     summarize(&tally, is_verbose);
     written.and(closed)?;
-    Ok(if tally.errors > 0 { exit::PROBLEMS } else { exit::DONE })
+    Ok(match failed {
+        Some(code) => code,
+        None if tally.errors > 0 => exit::PROBLEMS,
+        None => exit::DONE,
+    })
+}
+
+/// The tape that is in the drive, or the one that has to be; if there is none, one for the first
+/// job.
+fn first_loaded(
+    spool: &Spool,
+    args: &WriteArgs,
+    taken: &TakenDrive,
+    first: &str,
+) -> Result<Loaded> {
+    let wanted = args.tape.as_ref().map(|it| it.as_bytes());
+    if let Some(tape) = wanted.filter(|_| taken.changer().is_ok_and(|it| it.is_some())) {
+        return load::load(spool, taken, tape, &mut |_| false, Access::Write);
+    }
+    let device = taken.device()?;
+    match Loaded::open(&device, Access::Write) {
+        Err(e) if e.kind() == ErrorKind::WrongTape => {
+            let job = spool.job(first)?;
+            let whose = wanted.map_or(For::Job(&job), For::Label);
+            first_tape(spool, taken, &whose, &mut |wanted| ask_for(&device, wanted))
+        }
+        opened => opened,
+    }
 }
 
 fn summarize(tally: &Tally, is_verbose: bool) {
@@ -202,14 +231,27 @@ fn dry_run(spool: &Spool, args: &WriteArgs, queued: &[String]) -> Result<u8> {
 
 /// Asks who sits at the terminal for another tape.
 pub(in crate::cli) fn ask(mut loaded: Loaded, wanted: &Wanted) -> Result<Option<Loaded>> {
-    let mut terminal = std::io::stderr();
-    if !(std::io::stdin().is_terminal() && terminal.is_terminal()) {
+    if !is_terminal() {
         loaded.close()?;
         return Ok(None);
     }
     let device = loaded.name().to_path_buf();
     loaded.drive().unload()?;
     loaded.close()?;
+    ask_for(&device, wanted)
+}
+
+/// Whether somebody can be asked.
+fn is_terminal() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// The same for a drive that is empty.
+fn ask_for(device: &Path, wanted: &Wanted) -> Result<Option<Loaded>> {
+    if !is_terminal() {
+        return Ok(None);
+    }
+    let mut terminal = std::io::stderr();
     let failed = |e| Error::io("asking for a tape", e);
     loop {
         let such = wanted.labels.first().map_or(String::new(), |it| format!(" ({})", Quoted(it)));
@@ -217,7 +259,7 @@ pub(in crate::cli) fn ask(mut loaded: Loaded, wanted: &Wanted) -> Result<Option<
             terminal,
             "\n{}\nput another tape{such} into {} and press Enter, or type q to stop: ",
             wanted.why,
-            quoted(&device)
+            quoted(device)
         )
         .map_err(failed)?;
         let mut answer = String::new();
@@ -225,7 +267,7 @@ pub(in crate::cli) fn ask(mut loaded: Loaded, wanted: &Wanted) -> Result<Option<
         if read == 0 || answer.trim() == "q" {
             return Ok(None);
         }
-        match Loaded::open(&device, Access::Write) {
+        match Loaded::open(device, Access::Write) {
             Ok(loaded) => return Ok(Some(loaded)),
             Err(e) => writeln!(terminal, "{e}").map_err(failed)?,
         }

@@ -6,7 +6,6 @@
 //! only those bytes go to a tape, and come back from one, that have the hash which is its name; and
 //! what is known of tapes never claims more than the spool's results, which are there first.
 
-mod first;
 pub mod gather;
 mod index;
 mod members;
@@ -19,7 +18,6 @@ mod waiting;
 pub mod walk;
 mod work;
 
-pub use first::first_tape;
 pub use index::{Indexed, index};
 pub use members::Members;
 pub use note::Noter;
@@ -34,9 +32,6 @@ use crate::volume::BlockId;
 pub const GUIDE: &str = include_str!("TAPES.txt");
 /// Its name.
 pub const GUIDE_NAME: &[u8] = b"TAPES.txt";
-/// What a label says of itself to a person.
-pub const LABEL_READ: &str = "mt -f /dev/nst0 fsf 1; dd if=/dev/nst0 bs=8M | \
-                              cpio -idmu --no-absolute-filenames; then see TAPES.txt";
 
 /// What a member of an archive is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //!
 //! The link to the loaded tape is what counts; the tape's own marker follows it.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -225,7 +226,12 @@ impl<'a> Queue<'a> {
     /// The first job of this kind that can be worked on, taken for one's own. Perhaps all of it is
     /// done, and it has only to be finished.
     pub fn next(&self, kind: JobKind) -> Result<Option<OpenJob>> {
-        for uuid in self.list()? {
+        self.next_but(kind, &BTreeSet::new())
+    }
+
+    /// The same without these.
+    pub fn next_but(&self, kind: JobKind, but: &BTreeSet<String>) -> Result<Option<OpenJob>> {
+        for uuid in self.list()?.into_iter().filter(|it| !but.contains(it)) {
             let job = match self.spool.take_job(&uuid) {
                 Ok(job) => job,
                 Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::NotFound) => continue,

@@ -134,7 +134,7 @@ impl Writer<'_> {
             if filled.is_err() {
                 self.work.progress.check()?;
             }
-            let bytes = filled?;
+            let bytes = self.of_job(filled)?;
             match mark(self.drive()?) {
                 Ok(Wrote::Whole) => {
                     let blocks = ended.blocks;

@@ -36,7 +36,7 @@ use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
 use crate::sys::{self, c, quoted};
 
-pub use tapes::{by_changer, next_tape, with_room};
+pub use tapes::{For, first_tape, next_tape};
 
 /// Length of blocks, if neither the tape nor anybody else says otherwise.
 pub const BLOCK_BYTES: u32 = 32_768;
@@ -241,6 +241,8 @@ pub struct Writer<'a> {
     is_first_tape: bool,
     /// Tapes that may not be written, whatever the spool says of them.
     refused: BTreeSet<Vec<u8>>,
+    /// What the error was about is the job, and neither the drive nor the spool.
+    is_of_job: bool,
     tally: Tally,
 }
 
@@ -253,6 +255,7 @@ impl<'a> Writer<'a> {
             place: None,
             is_first_tape: true,
             refused: BTreeSet::new(),
+            is_of_job: false,
             tally: Tally::default(),
         }
     }
@@ -267,12 +270,29 @@ impl<'a> Writer<'a> {
         self.loaded.take().map_or(Ok(()), Loaded::close)
     }
 
-    /// Writes all jobs of a queue, those too that come into it meanwhile.
-    pub fn queue(&mut self, queue: &Queue<'_>) -> Result<()> {
-        while let Some(job) = queue.next(JobKind::Write)? {
-            self.job(job)?;
+    /// Writes all jobs of a queue, those too that come into it meanwhile. One that cannot be
+    /// written stays in it, `tell` is told why, and the next one is taken; but where no other job
+    /// would fare better, for want of a tape, of room on a disk or of a drive that works, all ends.
+    pub fn queue(&mut self, queue: &Queue<'_>, tell: &mut dyn FnMut(Error)) -> Result<()> {
+        let mut failed = BTreeSet::new();
+        while let Some(job) = queue.next_but(JobKind::Write, &failed)? {
+            let uuid = job.uuid().to_owned();
+            self.is_of_job = false;
+            match self.job(job) {
+                Err(e) if self.is_of_job && is_of_job(e.kind()) => {
+                    failed.insert(uuid);
+                    tell(e);
+                }
+                done => done?,
+            }
         }
         Ok(())
+    }
+
+    /// Notes that an error is the job's own.
+    fn of_job<T>(&mut self, result: Result<T>) -> Result<T> {
+        self.is_of_job = result.is_err();
+        result
     }
 
     /// Writes what is left to write of a job.
@@ -302,8 +322,9 @@ impl<'a> Writer<'a> {
     }
 
     fn batches(&mut self, job: &mut OpenJob) -> Result<()> {
-        self.tell_last(job)?;
-        let mut left = job.pending()?;
+        let told = self.tell_last(job);
+        self.of_job(told)?;
+        let mut left = self.of_job(job.pending())?;
         if left.is_empty() {
             return Ok(());
         }
@@ -416,11 +437,12 @@ impl<'a> Writer<'a> {
         results.set("bytes", bytes.to_string())?;
         let summary = Summary { begin, end, tape, filenum };
         let done = job.complete(id, results, &summary, BatchStatus::Written)?;
-        self.tell(job, done)?;
         self.tally.batches += 1;
         self.tally.files += count - errors;
         self.tally.errors += errors;
         self.tally.bytes += bytes;
+        let told = self.tell(job, done);
+        self.of_job(told)?;
         Ok(rest)
     }
 
@@ -454,6 +476,11 @@ impl<'a> Writer<'a> {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether an error of this kind may be one of a job alone.
+fn is_of_job(kind: ErrorKind) -> bool {
+    !matches!(kind, ErrorKind::Interrupted | ErrorKind::NoSpace | ErrorKind::WrongTape)
 }
 
 /// What to say of a file that has failed.

@@ -1,7 +1,10 @@
 //! Which tape is written: the one in the drive if it will do, or another one.
 
+use std::path::Path;
+
 use super::{BLOCK_BYTES, BLOCK_BYTES_MAX, NextTape, Place, TAPES_MAX, Wanted, Writer};
 use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::sys::quoted;
 use crate::tape::drive::{Access, Why};
 use crate::tape::label::Label;
 use crate::tape::load;
@@ -118,28 +121,15 @@ impl Writer<'_> {
             return Err(Error::new(ErrorKind::WrongTape, why));
         };
         self.place = None;
-        let pool = pool_of(job).map(<[u8]>::to_vec);
         let now = loaded.label().map(|it| it.text().to_vec());
-        let mut labels = with_room(self.work.spool, pool.as_deref())?;
-        labels.retain(|it| Some(it) != now.as_ref() && !self.refused.contains(it));
-        labels.retain(|it| !is_avoided(job, it));
+        let mut wanted = Wanted::of(self.work.spool, job, why)?;
+        wanted.labels.retain(|it| Some(it) != now.as_ref() && !self.refused.contains(it));
         // Said before it is so: what the spool does not know is looked at.
         self.work.drive.unload()?;
-        let wanted = Wanted { why, pool, labels };
         self.loaded = (self.work.next_tape)(loaded, &wanted)?;
         match self.loaded {
             Some(_) => Ok(()),
-            None => {
-                let of = match &wanted.pool {
-                    Some(pool) => format!(" of pool {}", Quoted(pool)),
-                    None => String::new(),
-                };
-                let next = wanted.labels.first();
-                let such = next.map_or(String::new(), |it| format!(", as {}", Quoted(it)));
-                let why = &wanted.why;
-                let what = format!("{why}: put in a tape{of} that has room{such}, and write again");
-                Err(Error::new(ErrorKind::WrongTape, what))
-            }
+            None => Err(wanted.missing()),
         }
     }
 
@@ -154,6 +144,69 @@ impl Writer<'_> {
             None => Ok(()),
         }
     }
+}
+
+impl Wanted {
+    /// A tape for a job.
+    fn of(spool: &Spool, job: &Job, why: String) -> Result<Wanted> {
+        let mut wanted = Wanted::of_pool(spool, pool_of(job), why)?;
+        wanted.labels.retain(|it| !is_avoided(job, it));
+        Ok(wanted)
+    }
+
+    /// A tape of a pool, or any.
+    fn of_pool(spool: &Spool, pool: Option<&[u8]>, why: String) -> Result<Wanted> {
+        let labels = with_room(spool, pool)?;
+        Ok(Wanted { why, pool: pool.map(<[u8]>::to_vec), labels })
+    }
+
+    /// What to say if nobody has put one in.
+    fn missing(&self) -> Error {
+        let of = match &self.pool {
+            Some(pool) => format!(" of pool {}", Quoted(pool)),
+            None => String::new(),
+        };
+        let next = self.labels.first();
+        let such = next.map_or(String::new(), |it| format!(", as {}", Quoted(it)));
+        let why = &self.why;
+        let what = format!("{why}: put in a tape{of} that has room{such}, and write again");
+        Error::new(ErrorKind::WrongTape, what)
+    }
+}
+
+/// Whose tape an empty drive gets.
+pub enum For<'a> {
+    /// A job's.
+    Job(&'a Job),
+    /// One of a pool.
+    Pool(&'a [u8]),
+    /// The one with this label.
+    Label(&'a [u8]),
+}
+
+/// Has a tape put into a drive that has none: by its changer if it has one, or else by whoever
+/// `ask` asks.
+///
+/// [`ErrorKind::WrongTape`] if there is none.
+pub fn first_tape(
+    spool: &Spool,
+    taken: &TakenDrive,
+    whose: &For<'_>,
+    ask: &mut dyn FnMut(&Wanted) -> Result<Option<Loaded>>,
+) -> Result<Loaded> {
+    let why = format!("there is no tape in drive {}", quoted(Path::new(taken.name())));
+    let wanted = match *whose {
+        For::Job(job) => Wanted::of(spool, job, why)?,
+        For::Pool(pool) => Wanted::of_pool(spool, Some(pool), why)?,
+        For::Label(label) => Wanted { why, pool: None, labels: vec![label.to_vec()] },
+    };
+    // Whoever has taken it out by hand has not told the spool.
+    taken.unload()?;
+    let loaded = match taken.changer()? {
+        Some(_) => by_changer(spool, taken, &wanted.labels)?,
+        None => ask(&wanted)?,
+    };
+    loaded.ok_or_else(|| wanted.missing())
 }
 
 /// Puts another tape into a drive: by its changer if it has one, or else whoever `ask` asks does.
@@ -172,12 +225,8 @@ pub fn next_tape(
     by_changer(spool, taken, &wanted.labels)
 }
 
-/// Has the changer of a drive put in the first of these tapes that it has. `None` if it has none,
-/// or if the drive has no changer.
-pub fn by_changer(spool: &Spool, taken: &TakenDrive, labels: &[Vec<u8>]) -> Result<Option<Loaded>> {
-    if taken.changer()?.is_none() {
-        return Ok(None);
-    }
+/// Has the changer of a drive put in the first of these tapes that it has. `None` if it has none.
+fn by_changer(spool: &Spool, taken: &TakenDrive, labels: &[Vec<u8>]) -> Result<Option<Loaded>> {
     for label in labels {
         match load::load(spool, taken, label, &mut |_| false, Access::Write) {
             Ok(loaded) => return Ok(Some(loaded)),
@@ -197,7 +246,7 @@ pub fn by_changer(spool: &Spool, taken: &TakenDrive, labels: &[Vec<u8>]) -> Resu
 }
 
 /// The labels of the tapes of a pool, or of all, that have room and are at hand.
-pub fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
+fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
     let tapes = match pool {
         None => spool.tapes()?,
         Some(pool) => {
