@@ -178,7 +178,10 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", Quoted(&self.path), self.message)
+        match &*self.path {
+            [] => f.write_str(&self.message),
+            path => write!(f, "{}: {}", Quoted(path), self.message),
+        }
     }
 }
 

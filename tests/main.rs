@@ -125,6 +125,8 @@ mod tape_recall;
 mod tape_spool;
 /// The commands of t0p.
 mod tape_verbs;
+/// The commands of t0p on real drives, and tapes that others' programs read there.
+mod tape_commands;
 /// Tape drives: images, and real ones in a machine of their own.
 mod tape_drive;
 /// Tape drives that fail.

@@ -370,7 +370,7 @@ fn real_drives() {
     if !in_vm("tape_drive::real_drives") {
         return;
     }
-    let parts: [(&str, fn()); 16] = [
+    let parts: [(&str, fn()); 17] = [
         ("an empty drive", empty_drive),
         ("a library", library),
         ("what every drive does", || conforms(&mut real_stand())),
@@ -387,6 +387,7 @@ fn real_drives() {
         ("a worm tape", worm_tape),
         ("jobs over two cartridges", crate::tape_write::over_two_cartridges),
         ("a run over two cartridges", crate::tape_recall::on_real_drives),
+        ("the commands", crate::tape_commands::on_real_drives),
     ];
     for (name, part) in parts {
         let begun = Instant::now();

@@ -21,7 +21,8 @@ use raidtape::tape::write::Settings;
 use crate::common::tape::{scratch, vm};
 use crate::common::tapeworld::TapeWorld;
 use crate::common::tree::{Tree, assert_same};
-use crate::common::{Sandbox, data};
+use crate::common::{Sandbox, args, data, tool};
+use crate::tape_commands::unpack_by_hand;
 
 /// A store, and tapes beside it.
 struct Scene {
@@ -247,8 +248,8 @@ fn a_box_of_tapes_is_enough() {
 /// and the cartridges are all that is left. For the machine with real drives.
 pub fn on_real_drives() {
     let sandbox = Sandbox::with(&["--block-size", "1MiB"]);
-    data::mixed_tree(&sandbox.source, 7, 40);
-    data::noise_file(&sandbox.source.join("large"), 8, 10 << 20);
+    data::mixed_tree(&sandbox.source, 7, 8);
+    data::noise_file(&sandbox.source.join("large"), 8, 5 << 20);
     sandbox.backup();
     let drives: Vec<String> = vm("TAPE_DRIVES").split_whitespace().map(str::to_owned).collect();
     let library = vm("CHANGER");
@@ -276,18 +277,23 @@ pub fn on_real_drives() {
     // Only 64 MiB each, of which most is somebody else's.
     let mut drive = raidtape::tape::open(Path::new(&drives[0]), Access::Write).unwrap();
     drive.to_end_of_data().unwrap();
-    for _ in 0..56 {
+    for _ in 0..59 {
         assert_eq!(drive.write(&vec![7; 1 << 20]).unwrap(), Wrote::Whole);
     }
     assert_eq!(drive.write_filemarks(1).unwrap(), Wrote::Whole);
     drive.close().unwrap();
 
     let catalog = sandbox.catalog.to_str().unwrap();
-    let line = ["--catalog", catalog, "tape", "archive", "latest", "--batch-size", "4MiB"];
+    let line = ["--catalog", catalog, "tape", "archive", "latest", "--batch-size", "2MiB"];
     program(&line).code(0);
     let tapes = Tapes::look(&sandbox.catalog).unwrap().unwrap().tapes().unwrap();
     let blocks: Vec<u64> = tapes.iter().map(|it| it.blocks).collect();
     assert!(blocks.len() == 2 && blocks.iter().all(|it| *it > 0), "{tapes:?}");
+
+    // The first file of the first tape is somebody else's.
+    let by_hand = [("TVM003L8", 2), ("TVM004L8", 1)];
+    let restored = unpack_by_hand(&mut changer, &sandbox.path("unpacked"), &by_hand);
+    tool("diff", args!["-r", &sandbox.source, &restored]);
 
     let all = sandbox.blocks("volume");
     all.iter().for_each(|it| fs::remove_file(&it.0).unwrap());

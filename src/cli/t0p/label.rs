@@ -15,9 +15,18 @@ use crate::tape::load::{self, Station};
 use crate::tape::spool::Spool;
 use crate::tape::spool::text::Fields;
 
-/// How to read any tape file without this program, for whoever has only the label.
-const HOW_TO_READ: &str = "mt -f /dev/nst0 rewind; mt -f /dev/nst0 fsf FILE; \
-                           dd if=/dev/nst0 bs=1M | cpio -idmv --no-absolute-filenames";
+/// Longest blocks that every adapter moves at once, in bytes, as far as is known.
+const BLOCK_BYTES: u32 = 1 << 20;
+
+/// How to read any tape file without this program, for whoever has only the label. What `cpio`
+/// leaves in the pipe is taken from it, or else `dd` dies before the filemark.
+fn how_to_read(block_bytes: Option<u32>) -> String {
+    let bytes = block_bytes.unwrap_or(0).max(BLOCK_BYTES);
+    format!(
+        "mt -f /dev/nst0 rewind; mt -f /dev/nst0 fsf FILE; dd if=/dev/nst0 bs={bytes} | \
+         (cpio -idmv --no-absolute-filenames; cat >/dev/null)"
+    )
+}
 
 #[derive(Args)]
 #[command(disable_help_flag = true)]
@@ -122,7 +131,7 @@ fn wanted(args: &LabelArgs, text: Vec<u8>, now: i64) -> Result<Label> {
         ("created", Some(now.to_string())),
         ("program", Some(program)),
         ("blocksize", size),
-        ("read", Some(HOW_TO_READ.to_owned())),
+        ("read", Some(how_to_read(args.device.block_size))),
     ];
     for (key, value) in own {
         if let Some(value) = value.filter(|_| !has(key)) {
