@@ -140,21 +140,20 @@ pub fn recall(catalog: &Path, args: &Recall) -> Result<u8> {
         say_plan(run, &plan, args.json)?;
         return Ok(if plan.blocks_lost > 0 { exit::PROBLEMS } else { exit::DONE });
     }
-    let plan = recall::plan(catalog, &needed, &progress)?;
+    // No drive is taken if there is nothing to do. It is interrupted by itself.
+    let planning = Progress::default();
+    let plan = bar::with_bar(&planning, || recall::plan(catalog, &needed, &planning))?;
+    let here = plan.blocks_here;
     if plan.tapes.is_empty() {
-        say_recalled(
-            run,
-            &plan,
-            &Recalled { missing: plan.blocks_lost, ..Recalled::default() },
-            args.json,
-        )?;
+        let done = Recalled { missing: plan.blocks_lost, ..Recalled::default() };
+        say_recalled(run, here, &done, args.json)?;
         return Ok(if plan.blocks_lost > 0 { exit::PROBLEMS } else { exit::DONE });
     }
     let done = args.from.with_drives(|drives| {
-        bar::with_bar(&progress, || recall::recall(catalog, &needed, drives, &progress))
+        bar::with_bar(&progress, || recall::recall(catalog, (&needed, plan), drives, &progress))
     })?;
     show::print_problems(&done.problems, done.problems.len() as u64);
-    say_recalled(run, &plan, &done, args.json)?;
+    say_recalled(run, here, &done, args.json)?;
     let is_away = done.problems.iter().any(|it| it.kind == ErrorKind::WrongTape);
     Ok(match done.missing {
         0 => exit::DONE,
@@ -220,14 +219,14 @@ fn say_plan(run: RunId, plan: &Plan, as_json: bool) -> Result<()> {
     out.finish()
 }
 
-fn say_recalled(run: RunId, plan: &Plan, done: &Recalled, as_json: bool) -> Result<()> {
+fn say_recalled(run: RunId, blocks_here: u64, done: &Recalled, as_json: bool) -> Result<()> {
     let mut out = show::Out::new();
     if as_json {
         out.json(&json!({
             "run": run,
             "blocks": done.blocks,
             "bytes": done.bytes,
-            "blocks_here": plan.blocks_here,
+            "blocks_here": blocks_here,
             "missing": done.missing,
             "problem_list": show::problems_json(&done.problems),
         }))?;
