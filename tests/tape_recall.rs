@@ -15,6 +15,7 @@ use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
 use raidtape::tape::runs::gather::{self, From};
 use raidtape::tape::runs::recall::{self, Recalled, Source};
+use raidtape::tape::runs::shelf::Shelf;
 use raidtape::tape::runs::{Archived, Means, Options, archive, verify};
 use raidtape::tape::write::Settings;
 
@@ -197,6 +198,43 @@ fn a_damaged_block_is_taken_from_another_tape() {
     let done = scene.recall(scene.catalog(), 1);
     assert_eq!((done.blocks, done.missing), (count, 0), "{done:?}");
     scene.sandbox.assert_valid();
+}
+
+#[test]
+fn a_shelf_remembers_labels_and_looks_again_where_they_are_wrong() {
+    let dir = scratch();
+    let world = TapeWorld::new(dir.path());
+    ["T0", "T1"].iter().for_each(|it| world.add_tape(it, &Medium::default()));
+    let tapes = world.base.join("tapes");
+    let mut shelf = Shelf::of(std::slice::from_ref(&tapes)).unwrap();
+    let mut get = |label: &str| {
+        let found = shelf.get(label.as_bytes(), &mut |_, _| Ok(false))?;
+        Ok(found.map(|it| it.name().file_name().unwrap().to_str().unwrap().to_owned()))
+    };
+    let at = |name: &str| -> Result<Option<String>> { Ok(Some(name.to_owned())) };
+    let same = |found: Result<Option<String>>, expected: Result<Option<String>>| {
+        assert_eq!(found.unwrap(), expected.unwrap());
+    };
+    same(get("T1"), at("T1.tap"));
+    // It is not looked for from the beginning.
+    fs::copy(world.image("T1"), tapes.join("A.tap")).unwrap();
+    same(get("T1"), at("T1.tap"));
+    fs::remove_file(tapes.join("A.tap")).unwrap();
+    // Changed, added, taken away.
+    fs::rename(world.image("T0"), tapes.join("B.tap")).unwrap();
+    fs::rename(world.image("T1"), world.image("T0")).unwrap();
+    fs::rename(tapes.join("B.tap"), world.image("T1")).unwrap();
+    same(get("T1"), at("T0.tap"));
+    same(get("T0"), at("T1.tap"));
+    world.add_tape("T2", &Medium::default());
+    same(get("T2"), at("T2.tap"));
+    same(get("T3"), Ok(None));
+    fs::remove_file(world.image("T2")).unwrap();
+    same(get("T2"), Ok(None));
+    // One that is damaged hides no other one, and is told where it may be the one that is wanted.
+    fs::write(tapes.join("0.tap"), "no image").unwrap();
+    same(get("T1"), at("T0.tap"));
+    assert!(get("T2").unwrap_err().to_string().contains("0.tap"));
 }
 
 #[test]

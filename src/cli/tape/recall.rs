@@ -96,7 +96,7 @@ impl From {
     /// Has `work` done with the drives.
     fn with_drives<T>(&self, work: impl FnOnce(Vec<Source<'_>>) -> Result<T>) -> Result<T> {
         if !self.tapes.is_empty() {
-            let shelf = Shelf::of(&self.tapes)?;
+            let mut shelf = Shelf::of(&self.tapes)?;
             let get = Box::new(move |label: &[u8]| shelf.get(label, &mut ask));
             return work(vec![Source { has: None, get }]);
         }
@@ -335,7 +335,7 @@ pub fn with_all_tapes<T>(
     work: impl FnOnce(&mut dyn FnMut() -> Result<Option<Loaded>>) -> Result<T>,
 ) -> Result<T> {
     if !paths.is_empty() {
-        let mut all = Shelf::of(paths)?.into_all();
+        let mut all = Shelf::of(paths)?.into_all()?;
         return work(&mut || all.next_tape(&mut ask));
     }
     let spool = open_spool()?;
