@@ -1,17 +1,15 @@
 //! `tape recall`, `tape verify`, and tapes for `rebuildmeta`.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::open_spool;
 use crate::catalog::{Reader, RunBlocks, RunId};
 use crate::cli::commands::CACHE_BYTES;
-use crate::cli::{bar, exit, show};
+use crate::cli::{bar, exit, show, terminal};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::progress::Progress;
 use crate::snapshot::{Snapshots, Wish, choose_run, resolve_wish};
@@ -64,32 +62,16 @@ pub struct Verify {
     json: bool,
 }
 
-/// Asks who sits at the terminal; one at a time.
-static TERMINAL: Mutex<()> = Mutex::new(());
-
 /// Asks for a tape, where there is a terminal.
-pub fn ask(label: Option<&[u8]>, device: &Path) -> Result<bool> {
-    let mut terminal = std::io::stderr();
-    if !(std::io::stdin().is_terminal() && terminal.is_terminal()) {
-        return Ok(false);
-    }
-    let _turn = TERMINAL.lock();
-    let failed = |e| Error::io("asking for a tape", e);
+fn ask(label: Option<&[u8]>, device: &Path) -> Result<bool> {
     let device = quoted(device);
     match label {
-        Some(label) => write!(
-            terminal,
-            "\nput tape {} into {device} and press Enter, or type q to go on without it: ",
-            Quoted(label)
+        Some(label) => terminal::ask(
+            format_args!("put tape {} into {device}", Quoted(label)),
+            "type q to go on without it",
         ),
-        None => {
-            write!(terminal, "\nput the next tape into {device} and press Enter, or q at the end: ")
-        }
+        None => terminal::ask(format_args!("put the next tape into {device}"), "q at the end"),
     }
-    .map_err(failed)?;
-    let mut answer = String::new();
-    let read = std::io::stdin().lock().read_line(&mut answer).map_err(failed)?;
-    Ok(read > 0 && answer.trim() != "q")
 }
 
 impl From {
