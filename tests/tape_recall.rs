@@ -294,12 +294,15 @@ fn a_volume_that_burnt_is_told_and_is_no_problem_if_tapes_have_it_all() {
         crate::common::run(&mut command)
     };
     let shelf = scene.world.base.join("tapes");
-    let from_tapes = |catalog: &str| {
+    let from_tapes = |catalog: &str, more: &[&str]| {
         let into = scene.sandbox.path(&format!("{catalog}-into"));
         let (shelf, into) = (shelf.to_str().unwrap(), into.to_str().unwrap());
-        program(catalog, &["rebuildmeta", "--tapes", shelf, "--into", into])
+        program(catalog, &[&["rebuildmeta", "--tapes", shelf, "--into", into], more].concat())
     };
-    let ran = from_tapes("anew").code(0);
+    let told_json = from_tapes("json", &["--json"]).code(0).json();
+    let counts = ["problems", "volumes_missing"].map(|it| told_json[it].as_u64());
+    assert_eq!(counts, [Some(0), Some(1)]);
+    let ran = from_tapes("anew", &[]).code(0);
     let told = ran.text();
     let line = told.lines().find(|it| it.contains("is not here")).unwrap();
     let said = format!("  volume 1 ({}) is not here;", scene.sandbox.path("volume").display());
@@ -307,6 +310,7 @@ fn a_volume_that_burnt_is_told_and_is_no_problem_if_tapes_have_it_all() {
     // What is said is what is to be done, at once or later.
     let words: Vec<&str> = line.split("raidtape ").nth(1).unwrap().split(' ').collect();
     assert_eq!(words[..2], ["volumes", "--retire"]);
+    assert_eq!(told_json["volumes_gone"][0], words[2]);
     program("anew", &words).code(0);
     program("anew", &["tape", "recall", "latest", "--tapes", shelf.to_str().unwrap()]).code(0);
     let restored = scene.sandbox.path("restored");
@@ -318,7 +322,7 @@ fn a_volume_that_burnt_is_told_and_is_no_problem_if_tapes_have_it_all() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&path, bytes).unwrap();
-    let ran = from_tapes("other").code(3);
+    let ran = from_tapes("other", &[]).code(3);
     let errors = ran.errors();
     assert!(errors.contains("volume 1 (") && errors.contains("was not given"), "{errors}");
     assert!(errors.contains("1 blocks are on none of these tapes"), "{errors}");

@@ -228,7 +228,6 @@ fn say_recalled(run: RunId, blocks_here: u64, done: &Recalled, as_json: bool) ->
 
 pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
     let labels = labels(catalog, &args.what)?;
-    let progress = Progress::default();
     let mut out = show::Out::new();
     let mut all = Vec::new();
     let (mut is_bad, mut is_away) = (false, false);
@@ -241,6 +240,8 @@ pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
                 show::note(format_args!("tape {} could not be had", Quoted(label)));
                 continue;
             };
+            // With two bars of one progress an interrupt would count twice, and end the process.
+            let progress = Progress::default();
             let found =
                 bar::with_bar(&progress, || verify::verify(catalog, &mut loaded, &progress))?;
             loaded.close()?;
