@@ -156,13 +156,7 @@ impl Place {
         let taken = drive.take().unwrap();
         let loaded = Loaded::open(&self.drive, Access::Write).unwrap();
         let mut files = Files::default();
-        // What is measured is the stream, and not how long it takes to fill the buffer.
-        let bytes = std::fs::metadata(&self.source).unwrap().len();
-        let settings = Settings {
-            block_bytes: Some(BLOCK as u32),
-            buffer_bytes: bytes / 16,
-            ..Settings::default()
-        };
+        let settings = Settings { block_bytes: Some(BLOCK as u32), ..Settings::default() };
         let work = Work {
             spool: &spool,
             drive: &taken,

@@ -1,7 +1,7 @@
 //! `t0label`, and the tape that a drive of the spool has: what is written over, and what is not.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use raidtape::tape::drive::Wrote;
 use raidtape::tape::image::Image;
@@ -146,4 +146,62 @@ fn a_filemark_at_the_beginning_does_not_make_a_tape_blank() {
     put_in(&place, "P");
     let said = place.fails(7, &["t0label", "-w", "T5"]);
     assert!(said.contains("write-protected"), "{said}");
+}
+
+#[test]
+fn another_tape_of_the_same_name_is_not_taken_for_the_one_that_is_known() {
+    let place = Place::with_drive();
+    put_in(&place, "A");
+    place.ok(&["t0label", "-w", "-p", "created=7", "T1"]);
+    let mut other = Label::new("T1").unwrap();
+    other.add("created", "8").unwrap();
+    fill(&place, "B", &[&other.to_block()]);
+    put_in(&place, "B");
+    let (spool, drive) = (place.spool(), place.spool().drive(None).unwrap());
+    let said = place.fails(7, &["t0load", "T1"]);
+    assert!(said.contains("another tape T1"), "{said}");
+    assert!(drive.tape().unwrap().is_none(), "it is none that is known");
+    let known = spool.tape(b"T1").unwrap().unwrap().label().unwrap().unwrap();
+    assert_eq!(known.get(b"created"), Some(&b"7"[..]));
+    fs::write(place.base.join("one"), "first").unwrap();
+    let job = place.ok(&["t0job", "-c", "-p", &format!("root={}", place.base.display())]);
+    place.feed(&["t0job", "-a", &job], "one\n");
+    place.ok(&["t0queue", "-a", &job]);
+    assert_eq!(place.code(&["t0write", "-a"]), 7);
+    assert_eq!(contents(&place, "B"), [Some(other.to_block().to_vec()), None]);
+    // It gets another name, and the log of the one that is known stays.
+    let tape = spool.tape(b"T1").unwrap().unwrap();
+    tape.add_file(&TapeFile { filenum: 1, position: 2, job: "j".to_owned(), batch: 0 }).unwrap();
+    place.ok(&["t0label", "-w", "-f", "T2"]);
+    assert!(tape.dir().join("log").exists());
+    put_in(&place, "A");
+    assert_eq!(place.code(&["t0label", "-k", "T1"]), 0);
+}
+
+#[test]
+fn a_label_that_cannot_be_written_leaves_what_is_known() {
+    let place = Place::with_drive();
+    put_in(&place, "A");
+    place.ok(&["t0label", "-w", "T1"]);
+    let tape = place.spool().tape(b"T1").unwrap().unwrap();
+    tape.add_file(&TapeFile { filenum: 1, position: 2, job: "j".to_owned(), batch: 0 }).unwrap();
+    fs::set_permissions(place.image("A"), fs::Permissions::from_mode(0o444)).unwrap();
+    let said = place.fails(7, &["t0label", "-w", "-f", "T2"]);
+    assert!(said.contains("write-protected"), "{said}");
+    assert!(tape.dir().join("log").exists());
+    assert!(place.spool().tape(b"T2").unwrap().is_none());
+}
+
+#[test]
+fn a_tape_that_the_spool_has_forgotten_is_in_no_drive() {
+    let place = Place::with_drive();
+    put_in(&place, "A");
+    place.ok(&["t0label", "-w", "T1"]);
+    fs::remove_dir_all(place.spool().tape(b"T1").unwrap().unwrap().dir()).unwrap();
+    place.ok(&["t0stat"]);
+    place.ok(&["t0reset"]);
+    place.ok(&["t0load", "T1"]);
+    assert!(place.spool().tape(b"T1").unwrap().is_some());
+    fs::remove_dir_all(place.spool().tape(b"T1").unwrap().unwrap().dir()).unwrap();
+    place.ok(&["t0eject"]);
 }

@@ -863,6 +863,57 @@ fn a_receipt_that_was_cut_short_is_known_as_such_and_written_again() {
 }
 
 #[test]
+fn receipts_that_are_written_at_once_stay_apart() {
+    let (_dir, base) = place();
+    let spool = spool(&base);
+    make_job(&spool).unwrap();
+    // Longer than what is written at once.
+    let files = (0..3000).map(|it| Ok(format!("/{it:0>60}").into_bytes()));
+    spool.take_job(A).unwrap().add_batch(1, &Fields::default(), files).unwrap();
+    spool.add_tape(&Label::new("T").unwrap()).unwrap();
+    write_all(&spool, A, "T", 1).unwrap();
+    let (job, path) = (spool.job(A).unwrap(), base.join("receipts"));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (job, path) = (&job, &path);
+            scope.spawn(move || {
+                for number in 0..5 {
+                    let batch = job.batch(job.batches().unwrap()[0]).unwrap();
+                    receipt::append(path, &format!("{thread}/{number}"), batch).unwrap();
+                }
+            });
+        }
+    });
+    let mut receipts = Receipts::new(std::io::BufReader::new(fs::File::open(&path).unwrap()));
+    let mut count = 0;
+    while let Some(part) = receipts.next_part().unwrap() {
+        if let Receipt::End { is_whole } = part {
+            assert_eq!(is_whole, Some(true));
+            count += 1;
+        }
+    }
+    assert_eq!(count, 20);
+}
+
+#[test]
+fn a_batch_of_another_program_is_split_as_it_is() {
+    let (_dir, base) = place();
+    let spool = spool(&base);
+    spool.create_job(A, JobKind::Write, 1, &Fields::default()).unwrap();
+    let mut job = spool.take_job(A).unwrap();
+    let id = job.add_batch(1, &Fields::default(), names(&["/a", "/b", "/c"])).unwrap();
+    let path = base.join("t0p/job").join(A).join("b0");
+    let own = text(&path).replace("\n\n%files", "\nby\thand one\n two\n\n%files");
+    fs::write(&path, own.replace("/b\n", "b\n")).unwrap();
+    let rest = job.split(id, 1, 2).unwrap();
+    let path = base.join("t0p/job").join(A).join(rest.file_name());
+    let found = text(&path);
+    assert!(found.contains("\nby\thand one\n two\ncomment continues 0\n"), "{found}");
+    assert!(found.contains("\n%files\nb\n/c\n"), "{found}");
+    assert_eq!(job.pending().unwrap().len(), 2);
+}
+
+#[test]
 fn a_lock_goes_with_who_has_it() {
     let (_dir, base) = place();
     let lock = Lock::take(&base).unwrap();

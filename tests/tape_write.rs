@@ -116,6 +116,26 @@ fn jobs_are_written_and_other_programs_read_them() {
 }
 
 #[test]
+fn a_batch_that_was_read_back_before_its_receipt_could_be_written_gets_it_all_the_same() {
+    let dir = scratch();
+    let world = TapeWorld::new(dir.path());
+    world.add_tape("T0", &Medium::default());
+    world.insert("T0");
+    world.add_file("a", 700);
+    let receipts = dir.path().join("none/receipts");
+    world.add_job(A, &[("receipt", receipts.to_str().unwrap())], &[&["a"]]);
+    world.write(None).result.unwrap_err();
+    let job = dir.path().join("t0p/job").join(A);
+    fs::rename(job.join("w0"), job.join("r0")).unwrap();
+    fs::create_dir(dir.path().join("none")).unwrap();
+    let done = world.write(None);
+    done.result.unwrap();
+    assert_eq!((done.told.len(), done.tally.jobs), (1, 1));
+    let text = fs::read_to_string(&receipts).unwrap();
+    assert!(text.contains(&format!("batch {A}/0\n")) && text.contains(" a\n"), "{text}");
+}
+
+#[test]
 fn what_is_acknowledged_is_there() {
     let dir = scratch();
     let world = TapeWorld::new(dir.path());

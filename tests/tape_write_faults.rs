@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use raidtape::error::ErrorKind;
 use raidtape::tape::drive::{Access, Why};
 use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
-use raidtape::tape::stream::{Options, Stream};
+use raidtape::tape::stream::{Counter, Options, Stream};
 use raidtape::tape::write::Settings;
 
 use crate::common::faultdrive::{FaultDrive, Plan, Trouble};
@@ -240,18 +241,29 @@ fn stream(path: &Path, plan: Option<Plan>, buffer_blocks: usize) -> Stream {
     Stream::start(loaded, &options).unwrap()
 }
 
+/// Waits until so many blocks are written.
+fn reaches(counter: &Counter, blocks: u64) {
+    let begun = Instant::now();
+    while counter.blocks() < blocks {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{} blocks", counter.blocks());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
-fn a_stream_starts_when_its_buffer_is_full_and_says_what_is_written() {
+fn a_stream_starts_when_part_of_its_buffer_is_full_and_says_what_is_written() {
     let dir = scratch();
     let world = TapeWorld::new(dir.path());
     world.add_tape("T0", &Medium::default());
     let path = world.image("T0");
     let bytes: Vec<u8> = (0..100 * BLOCK + 7).map(|it| (it % 251) as u8).collect();
-    let mut to_tape = stream(&path, None, 10);
+    let mut to_tape = stream(&path, None, 80);
     let counter = to_tape.counter();
     to_tape.write_all(&bytes[..9 * BLOCK + 100]).unwrap();
-    assert_eq!(counter.blocks(), 0, "the buffer is not full");
-    to_tape.write_all(&bytes[9 * BLOCK + 100..]).unwrap();
+    assert_eq!(counter.blocks(), 0, "an eighth of the buffer is not full");
+    to_tape.write_all(&bytes[9 * BLOCK + 100..10 * BLOCK]).unwrap();
+    reaches(&counter, 10);
+    to_tape.write_all(&bytes[10 * BLOCK..]).unwrap();
     let mut ended = to_tape.finish().unwrap();
     assert_eq!((ended.blocks, ended.why, counter.blocks()), (101, None, 101));
     assert!(ended.error.is_none());

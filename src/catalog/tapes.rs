@@ -8,8 +8,11 @@
 //! is in FORMAT.md.
 
 mod anew;
+mod cover;
 
 use std::path::{Path, PathBuf};
+
+pub use cover::{Cover, OfTape, Piece};
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};

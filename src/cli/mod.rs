@@ -21,6 +21,7 @@ mod restore;
 mod show;
 mod t0p;
 mod tape;
+mod terminal;
 mod volumes;
 
 use std::ffi::{OsStr, OsString};

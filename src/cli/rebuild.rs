@@ -59,7 +59,8 @@ pub fn rebuildmeta(catalog: &Path, args: &Rebuildmeta) -> Result<u8> {
         return from_tapes(catalog, into, args);
     }
     let progress = Progress::default();
-    let options = Options { volumes: args.volumes.clone(), allow_gaps: args.allow_gaps };
+    let Rebuildmeta { volumes, allow_gaps, .. } = args;
+    let options = Options { volumes: volumes.clone(), allow_gaps: *allow_gaps, tapes: false };
     let mut out = show::Out::new();
     let summary = bar::with_bar(&progress, || {
         rebuild::run(catalog, &options, &progress, &mut |block, file| {
@@ -105,6 +106,8 @@ fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
         ];
         show::put_counts(&mut map, &counts);
         map.insert("tape_problem_list".into(), show::problems_json(&found.problems));
+        let gone = summary.volumes_gone.iter().map(|it| it.uuid.clone());
+        map.insert("volumes_gone".into(), gone.collect::<Value>());
         out.json(&Value::Object(map))?;
     } else {
         out.line(&format!(
@@ -116,6 +119,15 @@ fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
         ))?;
         out.line(&format!("rebuilt {} runs, {} blocks", summary.runs, summary.blocks))?;
         say_missing(&mut out, &summary)?;
+        for volume in &summary.volumes_gone {
+            out.line(&format!(
+                "  volume {} ({}) is not here; its blocks are on tape: retire it with raidtape \
+                 volumes --retire {}",
+                volume.number,
+                quoted(&volume.path),
+                volume.uuid
+            ))?;
+        }
         out.line(&format!(
             "  everything can be seen now; raidtape tape recall brings blocks to {}",
             quoted(into)

@@ -73,9 +73,9 @@ impl Archiving {
     ) -> Result<(RunId, Archived)> {
         let options = self.options(catalog, spool)?;
         let drive = spool.drive(self.drive.as_deref())?;
-        if runs::unfinished(spool, catalog, &options.pool)?.is_empty()
-            && self.count(catalog, spool, progress)?.1.batches == 0
-        {
+        let is_new = runs::unfinished(spool, catalog, &options.pool)?.is_empty();
+        let members = Members::open(catalog)?;
+        if is_new && !runs::lacks_any((catalog, &members), &options, progress)? {
             return Ok((options.run, Archived::default()));
         }
         let taken = drive.take()?;

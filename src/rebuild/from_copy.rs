@@ -320,7 +320,7 @@ fn finish(
 ) -> Result<Restored> {
     let Tried { filled, mut summary, replayed, .. } = tried;
     let reader = filled.catalog.open()?;
-    let kept = filled.commit(reader, sources, &mut summary, notes, lacking)?.replace()?;
+    let kept = filled.commit((reader, None), sources, &mut summary, notes, lacking)?.replace()?;
     let (copy, after) = (candidate.path.clone(), candidate.run);
     Ok(Restored { copy, after, replayed, kept, summary })
 }

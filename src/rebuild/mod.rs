@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use crate::catalog::history::{self, Around, Lines};
 use crate::catalog::replay::{Built, Rebuild};
-use crate::catalog::{Damage, DamagedFile, Reader, Settings, full_disk};
+use crate::catalog::{Damage, DamagedFile, Reader, Settings, Tapes, full_disk};
 use crate::chunk::HashAlgo;
 use crate::chunk::frame::Compression;
 use crate::chunk::split::Chunking;
@@ -41,6 +41,8 @@ pub struct Options {
     pub volumes: Vec<PathBuf>,
     /// Whether to go on without runs that are lost, and without those that are changes of them.
     pub allow_gaps: bool,
+    /// Whether a block that is on a tape, as is known beside the catalog, is not missing.
+    pub tapes: bool,
 }
 
 /// What came of it.
@@ -54,6 +56,8 @@ pub struct Summary {
     pub volumes: u64,
     /// Volumes that were not given.
     pub volumes_missing: u64,
+    /// Those of them that nothing needs any more, for tapes have it all.
+    pub volumes_gone: Vec<VolumeConfig>,
     /// Blocks that are back.
     pub blocks: u64,
     /// Blocks that files need and no volume has.
@@ -159,12 +163,13 @@ fn make(
     let settings = put_settings(&rebuild, &sources, &history, notes)?;
     let known = history.newest.as_ref().map(|it| &*it.volumes).unwrap_or_default();
     let built = fill(rebuild, &mut sources, (&history, known), settings.hash, notes)?;
+    let tapes = if options.tapes { Tapes::look(catalog)? } else { None };
     let reader = built.catalog.open()?;
     progress.set_phase("comparing metas");
     metas::compare(&reader, &sources, settings.hash, notes, progress)?;
     let mut summary = built.summary(&sources, &history);
     summary.runs = history.runs.len() as u64;
-    built.commit(reader, &sources, &mut summary, notes, lacking)?.publish()?;
+    built.commit((reader, tapes), &sources, &mut summary, notes, lacking)?.publish()?;
     Ok(summary)
 }
 
@@ -172,7 +177,8 @@ fn make(
 struct Filled {
     catalog: Built,
     repairs: Repairs,
-    missing: usize,
+    /// Volumes that were not given.
+    missing: Vec<VolumeConfig>,
 }
 
 impl Filled {
@@ -181,7 +187,7 @@ impl Filled {
         Summary {
             runs_lost: (history.gaps.len() + history.left_out.len()) as u64,
             volumes: sources.len() as u64,
-            volumes_missing: self.missing as u64,
+            volumes_missing: self.missing.len() as u64,
             ..Summary::default()
         }
     }
@@ -189,7 +195,7 @@ impl Filled {
     /// Says what is missing and mends the volumes; gives the catalog, which lacks its name only.
     fn commit(
         self,
-        reader: Reader,
+        (reader, tapes): (Reader, Option<Tapes>),
         sources: &[Source],
         summary: &mut Summary,
         notes: &mut Notes<'_>,
@@ -197,7 +203,17 @@ impl Filled {
     ) -> Result<Built> {
         let progress = notes.progress;
         progress.set_phase("looking for what is missing");
+        let tapes = tapes.filter(|_| !self.missing.is_empty());
+        if tapes.is_none() {
+            volumes::note_missing(&self.missing, notes);
+        }
         report_lacking(&reader, summary, notes, lacking)?;
+        if let Some(tapes) = tapes {
+            match is_all_there((&reader, &tapes), sources, summary, notes)? {
+                true => summary.volumes_gone = self.missing,
+                false => volumes::note_missing(&self.missing, notes),
+            }
+        }
         drop(reader);
         progress.check()?;
         progress.set_phase("committing");
@@ -232,7 +248,7 @@ fn fill(
     notes: &mut Notes<'_>,
 ) -> Result<Filled> {
     let progress = notes.progress;
-    let missing = volumes::settle(sources, known, notes)?;
+    let missing = volumes::settle(sources, known, notes);
     progress.set_phase("reading indexes");
     let how = How { hash, scan: false, mend: true };
     let mut repairs = blocks::read(rebuild.found(), sources, how, notes, progress)?;
@@ -252,7 +268,7 @@ fn fill(
     for fault in faults {
         notes.put(Problem::new("manifests", &Error::corrupt(fault)));
     }
-    Ok(Filled { catalog, repairs, missing: missing.len() })
+    Ok(Filled { catalog, repairs, missing })
 }
 
 /// Says which runs will not be there.
@@ -415,6 +431,42 @@ fn report_lacking(
         notes.put(Problem::new("blocks", &error));
     }
     Ok(())
+}
+
+/// Whether each block is on a tape or on a volume that was given; says how many are not. Those that
+/// are lacking were told before.
+fn is_all_there(
+    (reader, tapes): (&Reader, &Tapes),
+    sources: &[Source],
+    summary: &Summary,
+    notes: &mut Notes<'_>,
+) -> Result<bool> {
+    if summary.blocks_lacking > 0 {
+        return Ok(false);
+    }
+    let (mut after, mut nowhere) = (0, 0u64);
+    loop {
+        notes.progress.check()?;
+        let page = reader.block_numbers(after, 1024)?;
+        let Some(last) = page.last() else { break };
+        after = *last;
+        for number in page {
+            let row = reader.block(number)?;
+            let has = |it: &Source| {
+                it.volume.store.len_of(&row.id).is_ok_and(|it| it == Some(row.stored_len))
+            };
+            let is_there = tapes.copies(&row.id, None)? > 0 || sources.iter().any(has);
+            nowhere += u64::from(!is_there);
+        }
+    }
+    if nowhere > 0 {
+        let message = format!(
+            "{nowhere} blocks are on none of these tapes: if the volume that has them is there, \
+             raidtape volumes --readopt PATH takes it up"
+        );
+        notes.put(Problem::new("blocks", &Error::new(ErrorKind::Offline, message)));
+    }
+    Ok(nowhere == 0)
 }
 
 /// Tells of all files that need a block; gives how many there are.

@@ -68,7 +68,7 @@ pub fn settle(
     sources: &mut [Source],
     known: &[VolumeConfig],
     notes: &mut Notes<'_>,
-) -> Result<Vec<VolumeConfig>> {
+) -> Vec<VolumeConfig> {
     for source in sources.iter_mut().filter(|it| !it.is_used) {
         // Put away, and yet the newest run had it.
         source.is_used = known.iter().any(|it| it.uuid == source.manifest.uuid);
@@ -114,12 +114,15 @@ pub fn settle(
     let missing = known.iter().filter(is_given);
     let missing: Vec<VolumeConfig> =
         missing.map(|it| VolumeConfig { status: Status::Missing, ..it.clone() }).collect();
-    for volume in &missing {
-        let message = format!("volume {} ({}) was not given", volume.number, volume.uuid);
-        let error = Error::new(ErrorKind::Offline, message);
-        notes.add(&volume.path, &error);
-    }
     // In the order of their numbers, so that what is read does not depend on how they were given.
     sources.sort_by_key(|it| it.volume.config.number);
-    Ok(missing)
+    missing
+}
+
+/// Says which volumes were not given.
+pub fn note_missing(missing: &[VolumeConfig], notes: &mut Notes<'_>) {
+    for volume in missing {
+        let message = format!("volume {} ({}) was not given", volume.number, volume.uuid);
+        notes.add(&volume.path, &Error::new(ErrorKind::Offline, message));
+    }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::changer::{Changer, Library, Wanted};
-use super::drive::{Access, Read};
+use super::drive::{Access, Read, Why};
 use super::label::Label;
 use super::loaded::{First, Loaded};
 use super::spool::Spool;
@@ -47,8 +47,15 @@ impl Station {
 
     /// The tape as the spool knows it.
     pub fn tape(&self, spool: &Spool) -> Result<Option<Tape>> {
-        self.loaded.label().map_or(Ok(None), |it| spool.tape(it.text()))
+        known(spool, &self.loaded)
     }
+}
+
+/// The tape in a drive as the spool knows it, which may also know another one by its name.
+fn known(spool: &Spool, loaded: &Loaded) -> Result<Option<Tape>> {
+    let Some(label) = loaded.label() else { return Ok(None) };
+    let Some(tape) = spool.tape(label.text())? else { return Ok(None) };
+    Ok(if tape.is_other(label)? { None } else { Some(tape) })
 }
 
 /// Opens a taken drive, and notes in the spool what is in it, if the spool knows it.
@@ -57,28 +64,22 @@ impl Station {
 pub fn open_noted(spool: &Spool, taken: &TakenDrive, access: Access) -> Result<Loaded> {
     let loaded = match Loaded::open(&taken.device()?, access) {
         Err(e) if e.kind() == ErrorKind::WrongTape => {
-            if taken.tape()?.is_some() {
-                taken.unload()?;
-            }
+            taken.unload()?;
             return Err(e);
         }
         opened => opened?,
     };
-    let tape = loaded.label().map_or(Ok(None), |it| spool.tape(it.text()))?;
-    note(taken, tape.as_ref())?;
+    note(taken, known(spool, &loaded)?.as_ref())?;
     Ok(loaded)
 }
 
 /// Notes which tape is in a drive, unless that is known already.
 fn note(taken: &TakenDrive, tape: Option<&Tape>) -> Result<()> {
-    let known = taken.tape();
-    let known_dir = known.as_ref().ok().and_then(|it| it.as_ref()).map(Tape::dir);
+    let known = taken.tape()?;
     match tape {
-        Some(tape) if known_dir == Some(tape.dir()) => Ok(()),
+        Some(tape) if known.is_some_and(|it| it.dir() == tape.dir()) => Ok(()),
         Some(tape) => taken.load(tape),
-        // Also a link that leads nowhere goes.
-        None if known_dir.is_some() || known.is_err() => taken.unload(),
-        None => Ok(()),
+        None => taken.unload(),
     }
 }
 
@@ -197,10 +198,20 @@ fn give_out_elsewhere(spool: &Spool, taken: &TakenDrive, name: &[u8]) -> Result<
 }
 
 /// Notes the tape that is in a drive, also if the spool has not known it.
+///
+/// [`ErrorKind::WrongTape`] if the spool knows another one by this name.
 pub fn adopt(spool: &Spool, taken: &TakenDrive, loaded: Loaded) -> Result<Loaded> {
     let tape = match loaded.label() {
         Some(label) => Some(match spool.tape(label.text())? {
             Some(tape) if tape.label()?.as_ref() == Some(label) => tape,
+            Some(tape) if tape.is_other(label)? => {
+                let message = format!(
+                    "the spool knows another tape {}, which was labelled at another time: give one \
+                     of them a new name (t0label -w -f), or use a spool of its own",
+                    Quoted(label.text())
+                );
+                return Err(Error::new(ErrorKind::WrongTape, message));
+            }
             _ => spool.add_tape(label)?,
         }),
         None => None,
@@ -302,6 +313,9 @@ pub fn write_label(
     metrics: &Fields,
     now: i64,
 ) -> Result<Tape> {
+    if station.loaded.drive().state()?.write_protected {
+        return Err(station.loaded.refused(Why::Protected));
+    }
     let before = station.tape(spool)?;
     for tape in [before, spool.tape(label.text())?].into_iter().flatten() {
         tape.set_log_aside(now)?;

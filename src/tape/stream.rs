@@ -1,9 +1,10 @@
 //! A stream of blocks for a drive, which a thread of its own writes.
 //!
 //! A drive that has to wait for data stops, goes back and starts again. So what is written goes
-//! into memory first, up to a budget: the drive starts when that is full, and when it has run empty
-//! it waits until half of it is full. Blocks go to the drive in their order, and the first that it
-//! does not take is the last that it is given.
+//! into memory first, up to a budget. The drive starts when part of that is full; what comes faster
+//! than it writes fills the rest meanwhile. When it has run empty it waits until half is full.
+//! Blocks go to the drive in their order, and the first that it does not take is the last that it
+//! is given.
 //!
 //! Nothing is safe before the filemark, which is the caller's to write.
 
@@ -23,12 +24,15 @@ const PAGE: usize = 4096;
 /// How much is held in memory for a drive, if nobody says otherwise.
 pub const BUFFER_BYTES: u64 = 256 << 20;
 
+/// The part of it that is full when the drive starts: one of so many.
+const START_PART: usize = 8;
+
 /// How a stream is written.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Length of each block.
     pub block_bytes: u32,
-    /// Most that is held in memory; two blocks are, whatever this says.
+    /// Most memory that is taken; that for two blocks is, whatever this says.
     pub buffer_bytes: u64,
     /// The end of the tape is known to be near: its warning ends nothing.
     pub is_past_warning: bool,
@@ -77,10 +81,17 @@ struct Buffer {
 
 impl Buffer {
     fn new(block_bytes: usize) -> Buffer {
-        let memory = vec![0; block_bytes + PAGE];
+        let spare = Buffer::spare(block_bytes);
+        let memory = vec![0; block_bytes + spare];
         // It is at most a page, but for machines that nobody has.
-        let start = memory.as_ptr().align_offset(PAGE).min(PAGE);
+        let start = memory.as_ptr().align_offset(PAGE).min(spare);
         Buffer { memory, start, len: 0 }
+    }
+
+    /// What is taken beside the block, so that it can begin where a page does. The kernel copies
+    /// those that are shorter than a page anyway.
+    fn spare(block_bytes: usize) -> usize {
+        if block_bytes < PAGE { 0 } else { PAGE }
     }
 
     fn rest(&mut self, block_bytes: usize) -> &mut [u8] {
@@ -127,10 +138,11 @@ impl Stream {
         if block_bytes == 0 {
             return Err(Error::usage("blocks cannot have 0 bytes"));
         }
-        let buffers = options.buffer_bytes / u64::from(options.block_bytes);
+        let each = block_bytes + Buffer::spare(block_bytes);
+        let buffers = options.buffer_bytes / each as u64;
         let buffers_max = usize::try_from(buffers).unwrap_or(usize::MAX).max(2);
         let shared = Arc::new(Shared::default());
-        shared.state.lock().wanted = buffers_max;
+        shared.state.lock().wanted = (buffers_max / START_PART).max(1);
         let work = Worker {
             shared: shared.clone(),
             enough: buffers_max / 2,

@@ -1,7 +1,6 @@
 //! `t0read` and `t0ck`.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use clap::{ArgGroup, Args};
 
 use super::Device;
 use super::jobs::name_of;
-use crate::cli::{bar, exit, show};
+use crate::cli::{bar, exit, show, terminal};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::progress::{Progress, Said as ProgressSaid};
 use crate::tape::changer::Wanted as Asked;
@@ -64,20 +63,11 @@ pub struct CkArgs {
 
 /// Asks who sits at the terminal for a tape.
 pub fn ask(wanted: Asked<'_>) -> bool {
-    let mut terminal = std::io::stderr();
-    if !(std::io::stdin().is_terminal() && terminal.is_terminal()) {
-        return false;
-    }
     let asked = match wanted {
         Asked::Load { tape, .. } => format!("put tape {} into the drive", Quoted(tape)),
         Asked::Unload { .. } => "take the tape out of the drive".to_owned(),
     };
-    if write!(terminal, "{asked} and press Enter, or type q to stop: ").is_err() {
-        return false;
-    }
-    let mut answer = String::new();
-    let read = std::io::stdin().lock().read_line(&mut answer);
-    read.is_ok_and(|it| it > 0) && answer.trim() != "q"
+    terminal::ask(format_args!("{asked}"), "type q to stop").unwrap_or(false)
 }
 
 /// The files that are wanted of a batch.

@@ -1,7 +1,6 @@
 //! `t0write`.
 
 use std::ffi::OsString;
-use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -9,8 +8,8 @@ use clap::{ArgGroup, Args};
 
 use super::Place;
 use super::jobs::name_of;
-use crate::cli::{bar, exit, show};
-use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::cli::{bar, exit, show, terminal};
+use crate::error::{ErrorKind, Quoted, Result};
 use crate::progress::{Progress, Said};
 use crate::sys::{Time, quoted};
 use crate::tape::drive::Access;
@@ -231,7 +230,7 @@ fn dry_run(spool: &Spool, args: &WriteArgs, queued: &[String]) -> Result<u8> {
 
 /// Asks who sits at the terminal for another tape.
 pub(in crate::cli) fn ask(mut loaded: Loaded, wanted: &Wanted) -> Result<Option<Loaded>> {
-    if !is_terminal() {
+    if !terminal::is_there() {
         loaded.close()?;
         return Ok(None);
     }
@@ -241,35 +240,22 @@ pub(in crate::cli) fn ask(mut loaded: Loaded, wanted: &Wanted) -> Result<Option<
     ask_for(&device, wanted)
 }
 
-/// Whether somebody can be asked.
-fn is_terminal() -> bool {
-    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
-}
-
 /// The same for a drive that is empty.
 fn ask_for(device: &Path, wanted: &Wanted) -> Result<Option<Loaded>> {
-    if !is_terminal() {
+    if !terminal::is_there() {
         return Ok(None);
     }
-    let mut terminal = std::io::stderr();
-    let failed = |e| Error::io("asking for a tape", e);
+    let mut why = wanted.why.clone();
     loop {
         let such = wanted.labels.first().map_or(String::new(), |it| format!(" ({})", Quoted(it)));
-        write!(
-            terminal,
-            "\n{}\nput another tape{such} into {} and press Enter, or type q to stop: ",
-            wanted.why,
-            quoted(device)
-        )
-        .map_err(failed)?;
-        let mut answer = String::new();
-        let read = std::io::stdin().lock().read_line(&mut answer).map_err(failed)?;
-        if read == 0 || answer.trim() == "q" {
+        let device_name = quoted(device);
+        let what = format_args!("{why}\nput another tape{such} into {device_name}");
+        if !terminal::ask(what, "type q to stop")? {
             return Ok(None);
         }
         match Loaded::open(device, Access::Write) {
             Ok(loaded) => return Ok(Some(loaded)),
-            Err(e) => writeln!(terminal, "{e}").map_err(failed)?,
+            Err(e) => why = e.to_string(),
         }
     }
 }

@@ -1,17 +1,15 @@
 //! `tape recall`, `tape verify`, and tapes for `rebuildmeta`.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{BufRead, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::open_spool;
 use crate::catalog::{Reader, RunBlocks, RunId};
 use crate::cli::commands::CACHE_BYTES;
-use crate::cli::{bar, exit, show};
+use crate::cli::{bar, exit, show, terminal};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::progress::Progress;
 use crate::snapshot::{Snapshots, Wish, choose_run, resolve_wish};
@@ -64,39 +62,23 @@ pub struct Verify {
     json: bool,
 }
 
-/// Asks who sits at the terminal; one at a time.
-static TERMINAL: Mutex<()> = Mutex::new(());
-
 /// Asks for a tape, where there is a terminal.
-pub fn ask(label: Option<&[u8]>, device: &Path) -> Result<bool> {
-    let mut terminal = std::io::stderr();
-    if !(std::io::stdin().is_terminal() && terminal.is_terminal()) {
-        return Ok(false);
-    }
-    let _turn = TERMINAL.lock();
-    let failed = |e| Error::io("asking for a tape", e);
+fn ask(label: Option<&[u8]>, device: &Path) -> Result<bool> {
     let device = quoted(device);
     match label {
-        Some(label) => write!(
-            terminal,
-            "\nput tape {} into {device} and press Enter, or type q to go on without it: ",
-            Quoted(label)
+        Some(label) => terminal::ask(
+            format_args!("put tape {} into {device}", Quoted(label)),
+            "type q to go on without it",
         ),
-        None => {
-            write!(terminal, "\nput the next tape into {device} and press Enter, or q at the end: ")
-        }
+        None => terminal::ask(format_args!("put the next tape into {device}"), "q at the end"),
     }
-    .map_err(failed)?;
-    let mut answer = String::new();
-    let read = std::io::stdin().lock().read_line(&mut answer).map_err(failed)?;
-    Ok(read > 0 && answer.trim() != "q")
 }
 
 impl From {
     /// Has `work` done with the drives.
     fn with_drives<T>(&self, work: impl FnOnce(Vec<Source<'_>>) -> Result<T>) -> Result<T> {
         if !self.tapes.is_empty() {
-            let shelf = Shelf::of(&self.tapes)?;
+            let mut shelf = Shelf::of(&self.tapes)?;
             let get = Box::new(move |label: &[u8]| shelf.get(label, &mut ask));
             return work(vec![Source { has: None, get }]);
         }
@@ -140,21 +122,20 @@ pub fn recall(catalog: &Path, args: &Recall) -> Result<u8> {
         say_plan(run, &plan, args.json)?;
         return Ok(if plan.blocks_lost > 0 { exit::PROBLEMS } else { exit::DONE });
     }
-    let plan = recall::plan(catalog, &needed, &progress)?;
+    // No drive is taken if there is nothing to do. It is interrupted by itself.
+    let planning = Progress::default();
+    let plan = bar::with_bar(&planning, || recall::plan(catalog, &needed, &planning))?;
+    let here = plan.blocks_here;
     if plan.tapes.is_empty() {
-        say_recalled(
-            run,
-            &plan,
-            &Recalled { missing: plan.blocks_lost, ..Recalled::default() },
-            args.json,
-        )?;
+        let done = Recalled { missing: plan.blocks_lost, ..Recalled::default() };
+        say_recalled(run, here, &done, args.json)?;
         return Ok(if plan.blocks_lost > 0 { exit::PROBLEMS } else { exit::DONE });
     }
     let done = args.from.with_drives(|drives| {
-        bar::with_bar(&progress, || recall::recall(catalog, &needed, drives, &progress))
+        bar::with_bar(&progress, || recall::recall(catalog, (&needed, plan), drives, &progress))
     })?;
     show::print_problems(&done.problems, done.problems.len() as u64);
-    say_recalled(run, &plan, &done, args.json)?;
+    say_recalled(run, here, &done, args.json)?;
     let is_away = done.problems.iter().any(|it| it.kind == ErrorKind::WrongTape);
     Ok(match done.missing {
         0 => exit::DONE,
@@ -220,14 +201,14 @@ fn say_plan(run: RunId, plan: &Plan, as_json: bool) -> Result<()> {
     out.finish()
 }
 
-fn say_recalled(run: RunId, plan: &Plan, done: &Recalled, as_json: bool) -> Result<()> {
+fn say_recalled(run: RunId, blocks_here: u64, done: &Recalled, as_json: bool) -> Result<()> {
     let mut out = show::Out::new();
     if as_json {
         out.json(&json!({
             "run": run,
             "blocks": done.blocks,
             "bytes": done.bytes,
-            "blocks_here": plan.blocks_here,
+            "blocks_here": blocks_here,
             "missing": done.missing,
             "problem_list": show::problems_json(&done.problems),
         }))?;
@@ -247,7 +228,6 @@ fn say_recalled(run: RunId, plan: &Plan, done: &Recalled, as_json: bool) -> Resu
 
 pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
     let labels = labels(catalog, &args.what)?;
-    let progress = Progress::default();
     let mut out = show::Out::new();
     let mut all = Vec::new();
     let (mut is_bad, mut is_away) = (false, false);
@@ -260,6 +240,8 @@ pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
                 show::note(format_args!("tape {} could not be had", Quoted(label)));
                 continue;
             };
+            // With two bars of one progress an interrupt would count twice, and end the process.
+            let progress = Progress::default();
             let found =
                 bar::with_bar(&progress, || verify::verify(catalog, &mut loaded, &progress))?;
             loaded.close()?;
@@ -336,7 +318,7 @@ pub fn with_all_tapes<T>(
     work: impl FnOnce(&mut dyn FnMut() -> Result<Option<Loaded>>) -> Result<T>,
 ) -> Result<T> {
     if !paths.is_empty() {
-        let mut all = Shelf::of(paths)?.into_all();
+        let mut all = Shelf::of(paths)?.into_all()?;
         return work(&mut || all.next_tape(&mut ask));
     }
     let spool = open_spool()?;

@@ -116,7 +116,7 @@ pub fn rebuild(
     work.make_volume()?;
     let done = work.done;
     let volumes = vec![into.to_path_buf()];
-    let options = rebuild::Options { volumes, allow_gaps };
+    let options = rebuild::Options { volumes, allow_gaps, tapes: true };
     let summary = rebuild::run(catalog, &options, progress, lacking)?;
     Ok((done, summary))
 }

@@ -21,7 +21,7 @@ mod work;
 pub use index::{Indexed, index};
 pub use members::Members;
 pub use note::Noter;
-pub use plan::{BATCH_BYTES, Options, Planned, count, plan, unfinished};
+pub use plan::{BATCH_BYTES, Options, Planned, count, lacks_any, plan, unfinished};
 pub use waiting::{Waiting, waiting};
 pub use work::{Archived, Means, archive};
 

@@ -18,6 +18,8 @@ use crate::tape::spool::job::{Job, JobKind, JobStatus, OpenJob};
 use crate::tape::spool::text::Fields;
 use crate::volume::BlockId;
 
+/// The phase in which a plan is made.
+const LOOKING: &str = "looking for what is on no tape";
 /// Bytes of blocks in a batch, if nobody says otherwise.
 pub const BATCH_BYTES: u64 = 4 << 30;
 /// Blocks taken from the catalog at a time.
@@ -84,24 +86,10 @@ pub fn plan(
     wanted: u64,
     progress: &Progress,
 ) -> Result<Option<Planned>> {
-    progress.set_phase("looking for what is on no tape");
-    let reader = Reader::open(catalog)?;
-    let run = reader.run(options.run)?;
-    let tapes = Tapes::look(catalog)?;
-    let mut job = Plan {
-        spool: Some(spool),
-        waiting: Waiting::default(),
-        options,
-        catalog,
-        wanted,
-        members,
-        reader,
-        tapes,
-        job: None,
-        avoid: BTreeSet::new(),
-        planned: Planned::default(),
-    };
-    match job.make(&run, progress) {
+    progress.set_phase(LOOKING);
+    let mut job = Plan::new((catalog, members), options, wanted, Waiting::default())?;
+    job.spool = Some(spool);
+    match job.make(progress) {
         Ok(()) => job.finish(),
         Err(e) => {
             job.withdraw();
@@ -118,29 +106,16 @@ pub fn count(
     options: &Options,
     progress: &Progress,
 ) -> Result<Planned> {
-    progress.set_phase("looking for what is on no tape");
+    progress.set_phase(LOOKING);
     let reader = Reader::open(catalog)?;
-    let run = reader.run(options.run)?;
     let mut waiting = Waiting::default();
     for uuid in unfinished(spool, catalog, &options.pool)? {
         waiting.add(&spool.job(&uuid)?, &reader)?;
     }
     let mut all = Planned::default();
     for wanted in 1..=options.copies {
-        let mut job = Plan {
-            spool: None,
-            waiting,
-            options,
-            catalog,
-            wanted,
-            members,
-            reader: Reader::open(catalog)?,
-            tapes: Tapes::look(catalog)?,
-            job: None,
-            avoid: BTreeSet::new(),
-            planned: Planned::default(),
-        };
-        job.make(&run, progress)?;
+        let mut job = Plan::new((catalog, members), options, wanted, waiting)?;
+        job.make(progress)?;
         let Planned { blocks, bytes, documents, batches, .. } = job.planned;
         all.blocks += blocks;
         all.bytes += bytes;
@@ -149,6 +124,20 @@ pub fn count(
         waiting = job.waiting;
     }
     Ok(all)
+}
+
+/// Whether [`plan`] would archive anything; looks no further than to the first of it.
+pub fn lacks_any(
+    (catalog, members): (&Path, &Members),
+    options: &Options,
+    progress: &Progress,
+) -> Result<bool> {
+    progress.set_phase(LOOKING);
+    // Of what has all copies nothing is lacking, whichever is counted.
+    let mut job = Plan::new((catalog, members), options, options.copies, Waiting::default())?;
+    job.only_first = true;
+    job.make(progress)?;
+    Ok(job.planned.batches > 0)
 }
 
 /// What jobs will bring to tape that are there already.
@@ -191,11 +180,37 @@ struct Plan<'a> {
     /// Labels of tapes that have some of it already.
     avoid: BTreeSet<Vec<u8>>,
     planned: Planned,
+    /// Whether it ends with the first that is lacking.
+    only_first: bool,
 }
 
-impl Plan<'_> {
-    fn make(&mut self, run: &Run, progress: &Progress) -> Result<()> {
-        let needed = self.reader.blocks_of_run(run)?;
+impl<'a> Plan<'a> {
+    /// One that is only counted.
+    fn new(
+        (catalog, members): (&'a Path, &'a Members),
+        options: &'a Options,
+        wanted: u64,
+        waiting: Waiting,
+    ) -> Result<Plan<'a>> {
+        Ok(Plan {
+            spool: None,
+            waiting,
+            options,
+            catalog,
+            wanted,
+            members,
+            reader: Reader::open(catalog)?,
+            tapes: Tapes::look(catalog)?,
+            job: None,
+            avoid: BTreeSet::new(),
+            planned: Planned::default(),
+            only_first: false,
+        })
+    }
+
+    fn make(&mut self, progress: &Progress) -> Result<()> {
+        let run = self.reader.run(self.options.run)?;
+        let needed = self.reader.blocks_of_run(&run)?;
         let mut after = 0;
         let (mut batch, mut bytes) = (Vec::new(), 0);
         loop {
@@ -208,6 +223,10 @@ impl Plan<'_> {
                 let coming = u64::from(self.waiting.blocks.contains(number));
                 if self.copies(&row.id)? + coming >= self.wanted {
                     continue;
+                }
+                if self.only_first {
+                    self.planned.batches = 1;
+                    return Ok(());
                 }
                 let is_full = bytes + row.stored_len > self.options.batch_bytes;
                 if !batch.is_empty() && (is_full || batch.len() == BATCH_BLOCKS_MAX) {
@@ -222,7 +241,7 @@ impl Plan<'_> {
         if !batch.is_empty() {
             self.put_blocks(&batch)?;
         }
-        self.put_documents(run, progress)
+        self.put_documents(&run, progress)
     }
 
     /// On how many tapes a block is; those are noted, if it is to be on further ones.

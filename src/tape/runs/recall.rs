@@ -5,14 +5,14 @@
 //! its file is durable; then it gets its meta, its record and its row, as any further copy does.
 //! Whatever ends it, what has come back stays, and the next time only the rest is planned.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::Read;
 use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use parking_lot::Mutex;
 
-use crate::catalog::tapes::{Place, Tapes};
+use crate::catalog::tapes::{Cover, OfTape, Piece, Tapes};
 use crate::catalog::{Reader, RunBlocks, meta};
 use crate::chunk::HashAlgo;
 use crate::copies::{Store, tables_of, write_metas};
@@ -27,6 +27,8 @@ use crate::volume::{BlockId, BlockIndex, CopyAt, Status, Volume, Volumes, Writer
 
 /// Blocks taken from the catalog at a time.
 const PAGE_BLOCKS: u64 = 1024;
+/// Pieces of a tape taken from the plan at a time.
+const PAGE_PIECES: u64 = 1024;
 /// Blocks that are made durable together, and their bytes.
 const GROUP_BLOCKS: usize = 16;
 const GROUP_BYTES: u64 = 256 << 20;
@@ -40,33 +42,8 @@ const NAMED_MAX: usize = 5;
 const RATE: u64 = 120_000_000;
 const CHANGE_SECS: u64 = 120;
 
-/// A block on a tape.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Piece {
-    filenum: u64,
-    position: u64,
-    at: u64,
-    len: u64,
-    number: u64,
-    id: BlockId,
-}
-
-/// What is to be read of a tape.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OfTape {
-    /// Its label.
-    pub label: Vec<u8>,
-    /// Tape files that have something of it.
-    pub files: u64,
-    /// Blocks.
-    pub blocks: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    pieces: Vec<Piece>,
-}
-
 /// What is to be done.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct Plan {
     /// The tapes, in the order in which they are read.
     pub tapes: Vec<OfTape>,
@@ -76,6 +53,8 @@ pub struct Plan {
     pub blocks_lost: u64,
     /// The first of them.
     pub lost: Vec<BlockId>,
+    /// What is to be read of each tape.
+    cover: Cover,
 }
 
 impl Plan {
@@ -121,12 +100,27 @@ pub struct Source<'a> {
 
 /// Plans the recall of these blocks.
 pub fn plan(catalog: &Path, needed: &RunBlocks, progress: &Progress) -> Result<Plan> {
+    plan_without(catalog, needed, &BTreeSet::new(), progress)
+}
+
+/// The same without the tapes that cannot be had.
+fn plan_without(
+    catalog: &Path,
+    needed: &RunBlocks,
+    away: &BTreeSet<Vec<u8>>,
+    progress: &Progress,
+) -> Result<Plan> {
     progress.set_phase("looking for tapes");
     let reader = Reader::open(catalog)?;
     let volumes = Volumes::open(reader.volumes()?);
     let tapes = Tapes::look(catalog)?;
-    let mut plan = Plan::default();
-    let mut left: Vec<(u64, BlockId, Vec<Place>)> = Vec::new();
+    let mut plan = Plan {
+        tapes: Vec::new(),
+        blocks_here: 0,
+        blocks_lost: 0,
+        lost: Vec::new(),
+        cover: Cover::new()?,
+    };
     let mut after = 0;
     loop {
         progress.check()?;
@@ -143,7 +137,8 @@ pub fn plan(catalog: &Path, needed: &RunBlocks, progress: &Progress) -> Result<P
                 plan.blocks_here += 1;
                 continue;
             }
-            let places = tapes.as_ref().map_or(Ok(Vec::new()), |it| it.places(&row.id))?;
+            let mut places = tapes.as_ref().map_or(Ok(Vec::new()), |it| it.places(&row.id))?;
+            places.retain(|it| !away.contains(&it.label));
             if places.is_empty() {
                 plan.blocks_lost += 1;
                 if plan.lost.len() < NAMED_MAX {
@@ -151,47 +146,41 @@ pub fn plan(catalog: &Path, needed: &RunBlocks, progress: &Progress) -> Result<P
                 }
                 continue;
             }
-            left.push((number, row.id, places));
+            plan.cover.add(number, &row.id, &places)?;
         }
     }
-    while let Some(of) = take_tape(&mut left) {
+    while let Some(of) = plan.cover.take()? {
+        progress.check()?;
         plan.tapes.push(of);
     }
     Ok(plan)
 }
 
-/// Takes what the tape has that has most of what is left.
-fn take_tape(left: &mut Vec<(u64, BlockId, Vec<Place>)>) -> Option<OfTape> {
-    let mut bytes: BTreeMap<&[u8], u64> = BTreeMap::new();
-    for (_, _, places) in left.iter() {
-        let labels: BTreeSet<&[u8]> = places.iter().map(|it| &*it.label).collect();
-        let len = places.first().map_or(0, |it| it.len);
-        labels.into_iter().for_each(|it| *bytes.entry(it).or_default() += len + 1);
+/// The pieces of a tape, forwards. Of those only a page is in memory.
+struct Pieces<'a> {
+    cover: &'a Mutex<Cover>,
+    of: &'a OfTape,
+    page: VecDeque<Piece>,
+}
+
+impl<'a> Pieces<'a> {
+    fn new(cover: &'a Mutex<Cover>, of: &'a OfTape) -> Result<Pieces<'a>> {
+        let page = cover.lock().pieces(of, None, PAGE_PIECES)?.into();
+        Ok(Pieces { cover, of, page })
     }
-    // Of two that have as much the one that comes first by name.
-    let label = bytes.into_iter().rev().max_by_key(|it| it.1)?.0.to_vec();
-    let mut pieces = Vec::new();
-    left.retain(|(number, id, places)| {
-        let Some(place) = places.iter().find(|it| it.label == label) else { return true };
-        pieces.push(Piece {
-            filenum: place.filenum,
-            position: place.position,
-            at: place.at,
-            len: place.len,
-            number: *number,
-            id: *id,
-        });
-        false
-    });
-    pieces.sort_by_key(|it| (it.filenum, it.at));
-    let files: BTreeSet<u64> = pieces.iter().map(|it| it.filenum).collect();
-    Some(OfTape {
-        label,
-        files: files.len() as u64,
-        blocks: pieces.len() as u64,
-        bytes: pieces.iter().map(|it| it.len).sum(),
-        pieces,
-    })
+
+    /// The next one, of this tape file or of any.
+    fn next(&mut self, filenum: Option<u64>) -> Result<Option<Piece>> {
+        let is_wanted = |it: &Piece| filenum.is_none_or(|filenum| filenum == it.filenum);
+        if !self.page.front().is_some_and(is_wanted) {
+            return Ok(None);
+        }
+        let next = self.page.pop_front();
+        if self.page.is_empty() {
+            self.page = self.cover.lock().pieces(self.of, next.as_ref(), PAGE_PIECES)?.into();
+        }
+        Ok(next)
+    }
 }
 
 /// A block that has been read and is right, and waits for its name.
@@ -212,21 +201,24 @@ enum Said {
     NoTape(Vec<u8>, Error),
 }
 
-/// Brings blocks back: `drives` work in parallel, each with a tape of its own.
+/// Brings blocks back as it was planned: `drives` work in parallel, each with a tape of its own.
+/// What then is still missing is planned anew.
 pub fn recall(
     catalog: &Path,
-    needed: &RunBlocks,
+    (needed, first): (&RunBlocks, Plan),
     mut drives: Vec<Source<'_>>,
     progress: &Progress,
 ) -> Result<Recalled> {
     let mut done = Recalled::default();
     let mut away: BTreeSet<Vec<u8>> = BTreeSet::new();
+    let mut first = Some(first);
     loop {
-        let mut plan = plan(catalog, needed, progress)?;
-        let blocks = plan.blocks();
-        done.missing = blocks + plan.blocks_lost;
-        // A tape that could not be had is asked for once.
-        plan.tapes.retain(|it| !away.contains(&it.label));
+        // A tape that could not be had is asked for once: another one may have the same.
+        let plan = match first.take() {
+            Some(plan) => plan,
+            None => plan_without(catalog, needed, &away, progress)?,
+        };
+        done.missing = plan.blocks() + plan.blocks_lost;
         if plan.tapes.is_empty() {
             break;
         }
@@ -257,7 +249,7 @@ fn read_tapes(
     let hash = store.settings.hash;
     let rows = Reader::open(catalog)?;
     let rows = Mutex::new(rows);
-    let queue = Mutex::new(plan.tapes);
+    let (queue, cover) = (Mutex::new(plan.tapes), Mutex::new(plan.cover));
     let held: Vec<Option<Vec<u8>>> = drives.iter_mut().map(|it| it.has.take()).collect();
     let held = &held;
     let mut into = Into { store, volumes: &volumes, group: Vec::new(), bytes: 0, done };
@@ -266,12 +258,15 @@ fn read_tapes(
     let result = std::thread::scope(|scope| {
         for (drive, source) in drives.iter_mut().enumerate() {
             let get = &mut source.get;
-            let (queue, targets, rows, said) = (&queue, &targets, &rows, said.clone());
+            let (queue, cover, said) = (&queue, &cover, said.clone());
+            let (targets, rows) = (&targets, &rows);
             scope.spawn(move || {
                 loop {
                     let Some(of) = take_turn(&mut queue.lock(), held, drive) else { return };
                     let label = of.label.clone();
-                    let read = read_tape(&of, get, hash, (targets, rows), &said, progress);
+                    let pieces = Pieces::new(cover, &of);
+                    let read = pieces
+                        .and_then(|it| read_tape(it, get, hash, (targets, rows), &said, progress));
                     if let Err(e) = read
                         && said.send(Said::NoTape(label, e)).is_err()
                     {
@@ -324,22 +319,18 @@ fn take_turn(queue: &mut Vec<OfTape>, held: &[Option<Vec<u8>>], drive: usize) ->
 
 /// Reads what is wanted of a tape.
 fn read_tape(
-    of: &OfTape,
+    mut pieces: Pieces<'_>,
     get: &mut GetTape<'_>,
     hash: HashAlgo,
     (targets, rows): (&Targets<'_>, &Mutex<Reader>),
     said: &SyncSender<Said>,
     progress: &Progress,
 ) -> Result<()> {
+    let label = &pieces.of.label;
     let missing = || Error::new(ErrorKind::WrongTape, "it could not be had");
-    let mut loaded = get(&of.label)?.ok_or_else(missing)?;
-    loaded.expect_label(&of.label)?;
-    let mut at = 0;
-    while let Some(first) = of.pieces.get(at) {
-        let rest = of.pieces.get(at..).unwrap_or_default();
-        let count = rest.iter().take_while(|it| it.filenum == first.filenum).count();
-        let pieces = rest.get(..count).unwrap_or_default();
-        at += count;
+    let mut loaded = get(label)?.ok_or_else(missing)?;
+    loaded.expect_label(label)?;
+    while let Some(first) = pieces.next(None)? {
         let drive = loaded.drive();
         if drive.locate(first.position)? != Moved::There {
             let what = format!("it has no file {} at {}", first.filenum, first.position);
@@ -349,21 +340,24 @@ fn read_tape(
         let Some(mut file) = visit.next_file()? else {
             return Err(Error::corrupt(format!("it ends before file {}", first.filenum)));
         };
-        for piece in pieces {
+        let filenum = first.filenum;
+        let mut next = Some(first);
+        while let Some(piece) = next {
             progress.check()?;
             let read = seek(&mut file, piece.at)
-                .and_then(|()| read_block(&mut file, piece, hash, targets, rows, progress));
+                .and_then(|()| read_block(&mut file, &piece, hash, targets, rows, progress));
             let it = match read {
                 Ok(block) => Said::Block(block),
                 Err(e) if e.is_shortage() || is_of_target(&e) => return Err(e),
                 Err(e) => {
                     progress.check()?;
-                    Said::Bad(of.label.clone(), piece.clone(), e)
+                    Said::Bad(pieces.of.label.clone(), piece, e)
                 }
             };
             if said.send(it).is_err() {
                 return Ok(());
             }
+            next = pieces.next(Some(filenum))?;
         }
     }
     loaded.close()

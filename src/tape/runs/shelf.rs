@@ -1,7 +1,7 @@
 //! Tapes that somebody has at hand: images, directories of images, drives, and what a drive's
 //! changer holds. With their labels, where these can be read without loading anything.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -21,12 +21,13 @@ const IMAGES_MAX: usize = 1 << 16;
 pub type Ask<'a> = dyn FnMut(Option<&[u8]>, &Path) -> Result<bool> + Send + 'a;
 
 /// Images of tapes, and drives whose tapes a person changes.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Shelf {
-    /// Images.
-    pub images: Vec<PathBuf>,
-    /// Drives.
-    pub drives: Vec<PathBuf>,
+    /// Images, and directories of them.
+    places: Vec<PathBuf>,
+    drives: Vec<PathBuf>,
+    /// The labels of images that were opened once, `None` for one that has none.
+    labels: BTreeMap<PathBuf, Option<Vec<u8>>>,
 }
 
 impl Shelf {
@@ -34,41 +35,45 @@ impl Shelf {
     pub fn of(paths: &[PathBuf]) -> Result<Shelf> {
         let mut shelf = Shelf::default();
         for path in paths {
-            let failed = |e| Error::io(format!("tapes at {}", quoted(path)), e);
-            let stat = sys::stat(path).map_err(failed)?;
-            match stat.mode & c::S_IFMT {
-                c::S_IFREG => shelf.images.push(path.clone()),
+            let stat = sys::stat(path).map_err(|e| failed(path, e))?;
+            let is_image = match stat.mode & c::S_IFMT {
+                c::S_IFREG => true,
                 c::S_IFDIR if sys::lstat(&path.join(LOADED)).is_err() => {
-                    let before = shelf.images.len();
-                    for entry in std::fs::read_dir(path).map_err(failed)? {
-                        let image = entry.map_err(failed)?.path();
-                        if image.as_os_str().as_bytes().ends_with(b".tap") {
-                            shelf.images.push(image);
-                        }
-                        if shelf.images.len() - before > IMAGES_MAX {
-                            let what = format!("{} has too many images", quoted(path));
-                            return Err(Error::usage(what));
-                        }
-                    }
-                    if shelf.images.len() == before {
+                    if images_in(path)?.is_empty() {
                         let what = format!("{} has no image (NAME.tap)", quoted(path));
                         return Err(Error::new(ErrorKind::NotFound, what));
                     }
+                    true
                 }
-                _ => shelf.drives.push(path.clone()),
-            }
+                _ => false,
+            };
+            if is_image { &mut shelf.places } else { &mut shelf.drives }.push(path.clone());
         }
-        shelf.images.sort();
         Ok(shelf)
     }
 
-    /// The tape with this label; `None` if it is not there.
-    pub fn get(&self, label: &[u8], ask: &mut Ask<'_>) -> Result<Option<Loaded>> {
-        for path in &self.images {
-            let loaded = Loaded::open(path, Access::Read)?;
-            if loaded.label().is_some_and(|it| it.text() == label) {
-                return Ok(Some(loaded));
+    /// A drive, and no images.
+    fn of_drive(device: PathBuf) -> Shelf {
+        Shelf { drives: vec![device], ..Shelf::default() }
+    }
+
+    /// The images that are there now, in order.
+    fn images(&self) -> Result<Vec<PathBuf>> {
+        let mut images = Vec::new();
+        for place in &self.places {
+            match sys::stat(place).map_err(|e| failed(place, e))?.mode & c::S_IFMT {
+                c::S_IFDIR => images.extend(images_in(place)?),
+                _ => images.push(place.clone()),
             }
+        }
+        images.sort();
+        Ok(images)
+    }
+
+    /// The tape with this label; `None` if it is not there.
+    pub fn get(&mut self, label: &[u8], ask: &mut Ask<'_>) -> Result<Option<Loaded>> {
+        if let Some(loaded) = self.image(label)? {
+            return Ok(Some(loaded));
         }
         let Some(device) = self.drives.first() else { return Ok(None) };
         let mut loaded = Loaded::open(device, Access::Read);
@@ -90,10 +95,66 @@ impl Shelf {
         }
     }
 
-    /// Gives all tapes, one after another.
-    pub fn into_all(self) -> All {
-        All { images: self.images.into(), drives: self.drives.into(), is_first: true }
+    /// The image with this label. Each is opened once for all labels, as long as what is known of
+    /// them holds.
+    fn image(&mut self, label: &[u8]) -> Result<Option<Loaded>> {
+        let is_it = |it: &Option<Vec<u8>>| it.as_deref() == Some(label);
+        let known = self.labels.iter().find(|it| is_it(it.1)).map(|it| it.0.clone());
+        if let Some(path) = known {
+            match Loaded::open(&path, Access::Read) {
+                Ok(it) if it.label().is_some_and(|it| it.text() == label) => return Ok(Some(it)),
+                Err(e) if e.is_shortage() => return Err(e),
+                // Somebody has changed it, or taken it away.
+                _ => self.labels.clear(),
+            }
+        }
+        let mut images = self.images()?;
+        // Those that are not known come first; of the others one may have another label by now.
+        images.sort_by_key(|it| self.labels.contains_key(it));
+        let mut failed = None;
+        for path in images {
+            let loaded = match Loaded::open(&path, Access::Read) {
+                Ok(loaded) => loaded,
+                Err(e) if e.is_shortage() => return Err(e),
+                Err(e) => {
+                    // It may be in another one.
+                    failed.get_or_insert(e);
+                    continue;
+                }
+            };
+            let found = loaded.label().map(|it| it.text().to_vec());
+            let is_it = is_it(&found);
+            self.labels.insert(path, found);
+            if is_it {
+                return Ok(Some(loaded));
+            }
+        }
+        failed.map_or(Ok(None), Err)
     }
+
+    /// Gives all tapes, one after another.
+    pub fn into_all(self) -> Result<All> {
+        let images = self.images()?.into();
+        Ok(All { images, drives: self.drives.into(), is_first: true })
+    }
+}
+
+fn failed(path: &Path, error: std::io::Error) -> Error {
+    Error::io(format!("tapes at {}", quoted(path)), error)
+}
+
+fn images_in(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut images = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(|e| failed(dir, e))? {
+        let image = entry.map_err(|e| failed(dir, e))?.path();
+        if image.as_os_str().as_bytes().ends_with(b".tap") {
+            images.push(image);
+        }
+        if images.len() > IMAGES_MAX {
+            return Err(Error::usage(format!("{} has too many images", quoted(dir))));
+        }
+    }
+    Ok(images)
 }
 
 /// All tapes of a shelf.
@@ -148,8 +209,8 @@ impl<'a> Magazine<'a> {
             names.retain(|it| !it.starts_with(CLEANING));
             names.sort();
         }
-        let shelf = Shelf { images: Vec::new(), drives: vec![taken.device()?] };
-        Ok(Magazine { spool, taken, names: names.map(Into::into), by_hand: shelf.into_all() })
+        let by_hand = Shelf::of_drive(taken.device()?).into_all()?;
+        Ok(Magazine { spool, taken, names: names.map(Into::into), by_hand })
     }
 
     /// The next tape. One that cannot be loaded is told, and the next one is taken.

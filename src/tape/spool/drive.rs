@@ -98,7 +98,7 @@ impl Drive {
         Ok(lock::marker(&self.dir, STATUSES)?.unwrap_or(DriveStatus::Idle))
     }
 
-    /// The tape that is in it, as far as the spool knows.
+    /// The tape that is in it, as far as the spool knows; one that it has forgotten is none.
     pub fn tape(&self) -> Result<Option<Tape>> {
         let path = self.dir.join("tape");
         let target = match std::fs::read_link(&path) {
@@ -107,7 +107,10 @@ impl Drive {
             Err(e) => return Err(Error::io(format!("reading link {}", quoted(&path)), e)),
         };
         let name = target.file_name().unwrap_or_default();
-        Tape::in_dir(&self.root, self.root.join("tape").join(name)).map(Some)
+        match Tape::in_dir(&self.root, self.root.join("tape").join(name)) {
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            tape => tape.map(Some),
+        }
     }
 
     /// Takes the drive for one's own: it is busy until that is dropped.
@@ -155,8 +158,12 @@ impl TakenDrive {
 
     /// Notes that no tape is in the drive.
     pub fn unload(&self) -> Result<()> {
-        let tape = self.tape()?;
-        lock::remove_entry(&self.dir.join("tape"))?;
+        let (tape, link) = (self.tape()?, self.dir.join("tape"));
+        // Also one that leads nowhere goes.
+        if !lock::exists(&link)? {
+            return Ok(());
+        }
+        lock::remove_entry(&link)?;
         sys::sync_dir(&self.dir)?;
         tape.map_or(Ok(()), |it| it.set_status(TapeStatus::Offline))
     }

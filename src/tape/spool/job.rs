@@ -14,9 +14,11 @@ use super::batch::{self, Batch, BatchId, BatchStatus, Results, Summary};
 use super::lock::{self, Lock};
 use super::log::LogWriter;
 use super::text::{self, Fields, NewFile, Sections, parse_number, split_word};
-use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::error::{Error, Quoted, Result};
 use crate::sys::{self, quoted};
 
+/// What a batch says of itself, and nobody else.
+pub(super) const OWN_KEYS: [&str; 4] = ["number", "added", "count", "size"];
 /// Most batches that a job may have.
 pub const BATCHES_MAX: usize = 1_000_000;
 
@@ -394,6 +396,21 @@ impl OpenJob {
         properties: &Fields,
         files: impl Iterator<Item = Result<Vec<u8>>>,
     ) -> Result<BatchId> {
+        if let Some(key) = OWN_KEYS.iter().find(|it| properties.get(it).is_some()) {
+            return Err(Error::usage(format!("{key} of a batch cannot be set")));
+        }
+        let has_root = self.root().is_some();
+        let check = |it: Vec<u8>| check_name(&it, has_root).map(|()| it);
+        self.put_batch(added, properties, files.map(|it| it.and_then(check)))
+    }
+
+    /// The same without a look at what is given.
+    pub(super) fn put_batch(
+        &mut self,
+        added: i64,
+        properties: &Fields,
+        files: impl Iterator<Item = Result<Vec<u8>>>,
+    ) -> Result<BatchId> {
         let number = self.next_number()?;
         let id = BatchId { number, status: BatchStatus::Pending };
         let path = self.dir.join(id.file_name());
@@ -402,7 +419,6 @@ impl OpenJob {
         let (mut count, mut size) = (0u64, 0u64);
         for file in files {
             let file = file?;
-            self.check_name(&file)?;
             count += 1;
             let stat = root
                 .as_ref()
@@ -419,13 +435,7 @@ impl OpenJob {
         fields.set("added", added.to_string())?;
         fields.set("count", count.to_string())?;
         fields.set("size", size.to_string())?;
-        for (key, value) in properties.iter() {
-            let key = String::from_utf8_lossy(key);
-            if fields.get(&key).is_some() {
-                return Err(Error::usage(format!("{key} of a batch cannot be set")));
-            }
-            fields.set(&key, value)?;
-        }
+        fields.extend(properties)?;
         let (mut lines, _kept) = list.reread()?;
         let mut new = NewFile::create(&path)?;
         new.put_line(&[b"%batch"])?;
@@ -452,20 +462,6 @@ impl OpenJob {
             next = next.max(line.number.saturating_add(1));
         }
         Ok(next)
-    }
-
-    fn check_name(&self, name: &[u8]) -> Result<()> {
-        let shown = || Quoted(name.get(..200).unwrap_or(name)).to_string();
-        // What is longer is no path of the kernel's, and would not fit into a line of the results.
-        if name.is_empty() || name.contains(&b'\n') || name.len() >= text::LINE_BYTES_MAX - 64 {
-            let message = format!("{} cannot be in a list of files", shown());
-            return Err(Error::usage(format!("{message}: it is empty, too long or has a newline")));
-        }
-        if self.root().is_none() && !name.starts_with(b"/") {
-            let message = format!("{} is no absolute path, and the job has no root", shown());
-            return Err(Error::usage(message));
-        }
-        Ok(())
     }
 
     /// Begins the results of a batch.
@@ -585,6 +581,20 @@ pub(super) fn check_uuid(name: &str) -> Result<()> {
     if is_uuid(name.as_bytes()) {
         return Ok(());
     }
-    let message = format!("{} is no name of a job: they are UUIDs", Quoted(name.as_bytes()));
-    Err(Error::new(ErrorKind::Usage, message))
+    Err(Error::usage(format!("{} is no name of a job: they are UUIDs", Quoted(name.as_bytes()))))
+}
+
+/// Whether a name can be in the list of files of a batch.
+fn check_name(name: &[u8], has_root: bool) -> Result<()> {
+    let shown = || Quoted(name.get(..200).unwrap_or(name)).to_string();
+    // What is longer is no path of the kernel's, and would not fit into a line of the results.
+    if name.is_empty() || name.contains(&b'\n') || name.len() >= text::LINE_BYTES_MAX - 64 {
+        let message = format!("{} cannot be in a list of files", shown());
+        return Err(Error::usage(format!("{message}: it is empty, too long or has a newline")));
+    }
+    if !has_root && !name.starts_with(b"/") {
+        let message = format!("{} is no absolute path, and the job has no root", shown());
+        return Err(Error::usage(message));
+    }
+    Ok(())
 }

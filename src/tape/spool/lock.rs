@@ -15,7 +15,7 @@ use crate::sys::{self, quoted};
 /// The name of a lock file.
 const NAME: &str = ".lock";
 /// How long a lock is waited for that nobody has for long.
-const LONG_PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const LONG_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The right to work on what is in a directory.
 #[derive(Debug)]

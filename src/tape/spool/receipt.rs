@@ -4,13 +4,14 @@
 //! told one by one. A receipt of ours says how many files it is of, so one that was cut short is
 //! known as such.
 
-use std::fs::File;
 use std::io::{BufRead, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use super::batch::{Batch, Outcome};
+use super::lock::LONG_PATIENCE;
 use super::text::{self, Fields, Lines, parse_number, split_word};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::lock::LockedFile;
 use crate::sys::{self, quoted};
 
 /// What a file of receipts has, in its order.
@@ -142,14 +143,19 @@ pub fn append(path: &Path, id: &str, mut batch: Batch<impl BufRead>) -> Result<(
     let Some(summary) = batch.summary()? else {
         return Err(Error::usage(format!("batch {id} has not been completed: it has no receipt")));
     };
-    if super::lock::exists(path)? && has_receipt(text::open(path)?, id, &summary)? {
+    let mut options = sys::private_file();
+    let file = options.read(true).append(true).create(true).open(path).map_err(failed)?;
+    // Other drives may have the same file for their receipts.
+    let Some(file) = LockedFile::within(file, LONG_PATIENCE).map_err(failed)? else {
+        let what = format!("another process writes {} and does not come to its end", quoted(path));
+        return Err(Error::new(ErrorKind::Locked, what));
+    };
+    if has_receipt(text::open(path)?, id, &summary)? {
         return Ok(());
     }
-    let mut options = sys::private_file();
-    let mut file = options.read(true).append(true).create(true).open(path).map_err(failed)?;
-    let len = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    let len = (&*file).seek(SeekFrom::End(0)).map_err(failed)?;
     // Whatever is there ends with a blank line, also if its writer died.
-    let mut out = std::io::BufWriter::with_capacity(64 << 10, file);
+    let mut out = std::io::BufWriter::with_capacity(64 << 10, &*file);
     let mut put =
         |parts: &[&[u8]]| parts.iter().try_for_each(|it| out.write_all(it)).map_err(failed);
     let separator = separator(path, len)?;
@@ -170,7 +176,8 @@ pub fn append(path: &Path, id: &str, mut batch: Batch<impl BufRead>) -> Result<(
         }
     }
     put(&[b"\n"])?;
-    let file: File = out.into_inner().map_err(|e| failed(e.into_error()))?;
+    out.flush().map_err(failed)?;
+    drop(out);
     file.sync_all().map_err(failed)?;
     match path.parent().filter(|it| !it.as_os_str().is_empty()) {
         Some(dir) if len == 0 => sys::sync_dir(dir),

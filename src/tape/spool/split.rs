@@ -1,8 +1,8 @@
 //! Batches that do not fit onto a tape: what is left of one goes into another.
 
 use super::batch::{BatchId, BatchStatus};
-use super::job::{BatchLine, OpenJob};
-use super::text::{self, Fields, NewFile, Sections};
+use super::job::{BatchLine, OWN_KEYS, OpenJob};
+use super::text::{self, NewFile, Sections};
 use crate::error::Result;
 
 impl OpenJob {
@@ -10,19 +10,16 @@ impl OpenJob {
     /// there first: after a crash in between, files are in both, and none is in neither.
     pub fn split(&mut self, id: BatchId, kept: u64, added: i64) -> Result<BatchId> {
         let mut batch = self.batch(id)?;
-        let mut properties = Fields::default();
-        for (key, value) in batch.fields().iter() {
-            if !matches!(key, b"number" | b"added" | b"count" | b"size") {
-                properties.set(&String::from_utf8_lossy(key), value)?;
-            }
-        }
+        // Whatever another program has written stays as it is.
+        let mut properties = batch.fields().clone();
+        OWN_KEYS.iter().for_each(|it| properties.remove(it));
         properties.set("comment", format!("continues {}", id.number))?;
         for _ in 0..kept {
             batch.next_file()?;
         }
         let rest =
             std::iter::from_fn(|| batch.next_file().map(|it| it.map(<[u8]>::to_vec)).transpose());
-        let new = self.add_batch(added, &properties, rest)?;
+        let new = self.put_batch(added, &properties, rest)?;
         let (whole, rest) = (self.line(id)?, self.line(new)?);
         let size = whole.size.saturating_sub(rest.size);
         self.shorten(id, BatchLine { number: id.number, count: kept, size })?;

@@ -139,6 +139,14 @@ impl Tape {
         sys::replace_file(&self.dir.join("metrics"), &metrics.to_text())
     }
 
+    /// Whether this is the label of another tape that has the same name: it was made at another
+    /// time.
+    pub fn is_other(&self, label: &Label) -> Result<bool> {
+        let known = self.label()?;
+        let known = known.as_ref().and_then(|it| it.get(b"created"));
+        Ok(known.is_some() && label.get(b"created").is_some_and(|it| Some(it) != known))
+    }
+
     /// Calls `each` with every file of its log.
     pub fn files(&self, each: &mut dyn FnMut(TapeFile) -> Result<()>) -> Result<()> {
         log::each_line(&self.dir.join("log"), &mut |line| {

@@ -196,6 +196,14 @@ impl Fields {
         Ok(())
     }
 
+    /// Adds the lines of others as they are.
+    pub fn extend(&mut self, others: &Fields) -> Result<()> {
+        match others.lines.iter().all(|it| self.add_line(it.clone())) {
+            true => Ok(()),
+            false => Err(Error::usage("there are too many keys and values")),
+        }
+    }
+
     /// Takes a key away.
     pub fn remove(&mut self, key: &str) {
         self.lines.retain(|it| split_word(it).0 != key.as_bytes());

@@ -28,7 +28,7 @@ use super::spool::Spool;
 use super::spool::batch::{BatchId, BatchStatus, Outcome, Results, Summary};
 use super::spool::drive::{Queue, TakenDrive};
 use super::spool::job::{Job, JobKind, JobStatus, OpenJob};
-use super::spool::log::{LogLine, TapeFile};
+use super::spool::log::{self as job_log, LogLine, TapeFile};
 use super::spool::receipt;
 use super::spool::tape::Tape;
 use super::spool::text::NewFile;
@@ -461,18 +461,17 @@ impl<'a> Writer<'a> {
     /// before he could.
     fn tell_last(&mut self, job: &OpenJob) -> Result<()> {
         let mut last = None;
-        for id in job.batches()? {
-            if id.status != BatchStatus::Written {
-                continue;
+        job_log::each_line(&job.log_path(), &mut |line| {
+            if let LogLine::BatchEnd { number, .. } = LogLine::parse(line) {
+                last = Some(number);
             }
-            let path = job.batch_path(id)?;
-            let stat = sys::lstat(&path);
-            let stat = stat.map_err(|e| Error::io(format!("looking at {}", quoted(&path)), e))?;
-            last = last.max(Some((stat.mtime, id)));
-        }
-        // What the original program wrote says nothing of itself.
-        match last {
-            Some((_, id)) if job.batch(id)?.summary()?.is_some() => self.tell(job, id),
+            Ok(())
+        })?;
+        // It may have been read back meanwhile. One that was never acknowledged is pending.
+        let is_last = |it: &BatchId| last == Some(it.number) && it.status != BatchStatus::Pending;
+        match job.batches()?.into_iter().find(is_last) {
+            // What the original program wrote says nothing of itself.
+            Some(id) if job.batch(id)?.summary()?.is_some() => self.tell(job, id),
             _ => Ok(()),
         }
     }

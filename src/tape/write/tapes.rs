@@ -6,7 +6,6 @@ use super::{BLOCK_BYTES, BLOCK_BYTES_MAX, NextTape, Place, TAPES_MAX, Wanted, Wr
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::quoted;
 use crate::tape::drive::{Access, Why};
-use crate::tape::label::Label;
 use crate::tape::load;
 use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
@@ -58,11 +57,7 @@ impl Writer<'_> {
             Some(tape) => tape,
             None => self.work.spool.add_tape(&label)?,
         };
-        let known = tape.label()?;
-        let created = |it: &Label| it.get(b"created").map(<[u8]>::to_vec);
-        if let Some(known) = known.as_ref().and_then(created)
-            && created(&label).is_some_and(|it| it != known)
-        {
+        if tape.is_other(&label)? {
             let name = Quoted(&text);
             self.refused.insert(text.clone());
             return Ok(Some(format!("tape {name} is not the one of this name that is known")));
