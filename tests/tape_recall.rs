@@ -26,15 +26,17 @@ use crate::common::{Sandbox, args, data, tool};
 use crate::tape_commands::unpack_by_hand;
 
 /// A store, and tapes beside it.
-struct Scene {
-    sandbox: Sandbox,
-    world: TapeWorld,
+pub struct Scene {
+    /// The store.
+    pub sandbox: Sandbox,
+    /// The tapes.
+    pub world: TapeWorld,
     _dir: tempfile::TempDir,
 }
 
 impl Scene {
     /// A store with one run, and blank tapes of this capacity.
-    fn new(tapes: &[&str], capacity: Option<u64>) -> Scene {
+    pub fn new(tapes: &[&str], capacity: Option<u64>) -> Scene {
         let sandbox = Sandbox::with(&["--block-size", "1MiB"]);
         data::mixed_tree(&sandbox.source, 7, 40);
         data::noise_file(&sandbox.source.join("large"), 8, 5 << 20);
@@ -49,11 +51,11 @@ impl Scene {
         Scene { sandbox, world, _dir: dir }
     }
 
-    fn catalog(&self) -> &Path {
+    pub fn catalog(&self) -> &Path {
         &self.sandbox.catalog
     }
 
-    fn archive(&self, copies: u64) -> Archived {
+    pub fn archive(&self, copies: u64) -> Archived {
         let spool = self.world.spool();
         let drive = spool.drive(None).unwrap();
         let taken = drive.take().unwrap();
@@ -76,7 +78,7 @@ impl Scene {
         archive(self.catalog(), &options, means, loaded, &Progress::default()).unwrap()
     }
 
-    fn tapes(&self) -> Tapes {
+    pub fn tapes(&self) -> Tapes {
         Tapes::look(self.catalog()).unwrap().unwrap()
     }
 
@@ -92,7 +94,7 @@ impl Scene {
         Source { has: None, get: Box::new(move |label: &[u8]| open(&dir, label).map(Some)) }
     }
 
-    fn recall(&self, catalog: &Path, drives: usize) -> Recalled {
+    pub fn recall(&self, catalog: &Path, drives: usize) -> Recalled {
         let drives = (0..drives).map(|_| self.any_tape()).collect();
         let (needed, progress) = (self.needed(catalog), Progress::default());
         let plan = recall::plan(catalog, &needed, &progress).unwrap();
