@@ -17,7 +17,7 @@ use raidtape::sys::Time;
 use raidtape::tape::drive::Access;
 use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
-use raidtape::tape::runs::{self, Archived, Means, Members, Options, archive};
+use raidtape::tape::runs::{self, Archived, Means, Members, Noter, Options, archive};
 use raidtape::tape::spool::text::Fields;
 use raidtape::tape::write::{Settings, Work, Writer, Written};
 use serde_json::Value;
@@ -292,6 +292,57 @@ fn an_archive_goes_on_on_another_tape_at_once_or_later() {
 }
 
 #[test]
+fn going_on_brings_back_nothing_that_was_said_of_a_tape() {
+    for what in ["lost", "bad", "forgotten", "labelled anew"] {
+        let shelf = Shelf::new(&[], &["T1"]);
+        let medium =
+            Medium { capacity: Some(2_500_000), early_warning: 100_000, ..Medium::default() };
+        shelf.add_tape("T0", &medium);
+        shelf.world.insert("T0");
+        let error = shelf.archive(&options("any", 1), false, None).result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WrongTape, "{error}");
+        let mut tapes = Tapes::open(&shelf.sandbox.catalog).unwrap();
+        let file = shelf.known()[0].1.last().unwrap().clone();
+        assert!(file.0.filenum > 1, "{file:?}");
+        match what {
+            "lost" => tapes.set_lost(b"T0", true).unwrap(),
+            "bad" => {
+                let at = file.1[0].at;
+                tapes.note_read((b"T0", 1), &[], Time { secs: 9, nanos: 0 }).unwrap();
+                tapes.note_bad((b"T0", file.0.filenum), at).unwrap();
+            }
+            "forgotten" => tapes.forget(b"T0").unwrap(),
+            _ => {
+                tapes.forget(b"T0").unwrap();
+                let tape = shelf.world.spool().tape(b"T0").unwrap().unwrap();
+                tape.set_log_aside(7).unwrap();
+                fs::remove_file(shelf.world.image("T0")).unwrap();
+                shelf.add_tape("T0", &medium);
+            }
+        }
+        drop(tapes);
+        let on =
+            |label: &str| shelf.known().into_iter().find(|it| it.0.tape.label == label.as_bytes());
+        let before = on("T0");
+        shelf.world.insert("T1");
+        let done = shelf.archive(&options("any", 1), false, None);
+        assert_eq!(done.result.unwrap().resumed.len(), 1, "{what}");
+        assert_eq!(on("T0"), before, "{what}");
+        assert!(on("T1").is_some(), "{what}");
+    }
+}
+
+#[test]
+fn a_lost_tape_that_is_written_is_there_again() {
+    let shelf = Shelf::new(&[], &["T0"]);
+    shelf.world.insert("T0");
+    shelf.archive(&options("any", 1), false, None).result.unwrap();
+    Tapes::open(&shelf.sandbox.catalog).unwrap().set_lost(b"T0", true).unwrap();
+    shelf.archive(&options("any", 1), false, None).result.unwrap();
+    assert!(!shelf.known()[0].0.is_lost);
+}
+
+#[test]
 fn a_bad_block_is_not_written_and_a_good_copy_of_it_is() {
     let shelf = Shelf::new(&[], &["T0"]);
     shelf.world.insert("T0");
@@ -406,7 +457,8 @@ fn what_was_written_before_a_death_is_noted_by_the_next_archive() {
     let members = Members::open(catalog).unwrap();
     let options = options("any", 1);
     let made = runs::plan((catalog, &members), &spool, &options, 1, &progress).unwrap().unwrap();
-    // All tape files are written, and nobody is told: not of the last one either.
+    // All tape files are written, and the last one is not noted.
+    let mut noter = Noter::open(catalog, &members).unwrap();
     let drive = spool.drive(None).unwrap();
     let taken = drive.take().unwrap();
     let (mut left, killed) = (made.batches, || Error::new(ErrorKind::Interrupted, "killed"));
@@ -417,9 +469,9 @@ fn what_was_written_before_a_death_is_noted_by_the_next_archive() {
         progress: &progress,
         now: &|| 1,
         add: &mut |_, archive, name| members.add(archive, name, &progress),
-        tell: &mut |_| {
+        tell: &mut |it| {
             left -= 1;
-            if left == 0 { Err(killed()) } else { Ok(()) }
+            if left == 0 { Err(killed()) } else { noter.note(&spool, it).map(drop) }
         },
         next_tape: &mut |_, _| Ok(None),
     };
@@ -427,11 +479,12 @@ fn what_was_written_before_a_death_is_noted_by_the_next_archive() {
     let mut writer = Writer::new(work, loaded);
     writer.job(spool.take_job(&made.job).unwrap()).unwrap_err();
     writer.close().unwrap();
-    drop(taken);
-    assert!(Tapes::look(catalog).unwrap().is_none());
+    drop((taken, noter));
+    let files = || shelf.known().iter().map(|it| it.0.files).sum::<u64>();
+    assert_eq!((made.batches > 2, files()), (true, made.batches - 1));
     let done = shelf.archive(&options, false, None);
     let done = done.result.unwrap();
-    assert_eq!(done.resumed, [made.job]);
+    assert_eq!((done.resumed, done.tally.batches, files()), (vec![made.job], 0, made.batches));
     shelf.check();
 }
 

@@ -168,8 +168,8 @@ impl Tapes {
         &self.path
     }
 
-    /// Notes a tape. One that is known already keeps its files; the same label on a tape with
-    /// another label block is refused.
+    /// Notes a tape. One that is known already keeps its files, and stays lost if it is; the same
+    /// label on a tape with another label block is refused.
     pub fn put_tape(&mut self, tape: &Tape) -> Result<()> {
         if tape.label.is_empty() || tape.label.len() > LABEL_BYTES_MAX {
             return Err(Error::usage(format!("a label has 1 to {LABEL_BYTES_MAX} bytes")));
@@ -183,10 +183,18 @@ impl Tapes {
             return Err(Error::new(ErrorKind::WrongTape, message));
         }
         let query = "INSERT INTO tapes (label, hash, pool, block_bytes) VALUES (?1, ?2, ?3, ?4) \
-                     ON CONFLICT (label) DO UPDATE SET pool = ?3, block_bytes = ?4, is_lost = 0";
+                     ON CONFLICT (label) DO UPDATE SET pool = ?3, block_bytes = ?4";
         let row = (&tape.label, &tape.hash, &tape.pool, tape.block_bytes);
         self.conn.execute(query, row).map_err(|e| self.fail(e))?;
         Ok(())
+    }
+
+    /// Whether this tape file of a job's batch is noted.
+    pub fn has_file(&self, label: &[u8], filenum: u64, job: &str, batch: u64) -> Result<bool> {
+        let query = "SELECT EXISTS (SELECT 1 FROM tape_files f JOIN tapes t ON t.number = f.tape \
+                     WHERE t.label = ?1 AND f.filenum = ?2 AND f.job = ?3 AND f.batch = ?4)";
+        let row = (label, filenum, job, batch);
+        self.conn.query_row(query, row, |row| row.get(0)).map_err(|e| self.fail(e))
     }
 
     /// Begins to note a tape file of a tape that is known; what was noted of a file of that number

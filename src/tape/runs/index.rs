@@ -76,7 +76,7 @@ pub fn index(catalog: &Path, spool: &Spool, progress: &Progress) -> Result<Index
             indexed.gone += 1;
             continue;
         }
-        noter.note(spool, it)?;
+        noter.put(spool, &spool.job(&it.job)?, it, BTreeMap::new())?;
         indexed.files += 1;
         Progress::add(&progress.entries, 1);
     }

@@ -15,8 +15,8 @@ use crate::tape::cpio::Header;
 use crate::tape::label::LabelHash;
 use crate::tape::spool::Spool;
 use crate::tape::spool::batch::{Batch, Outcome};
-use crate::tape::spool::job::Job;
-use crate::tape::spool::log::each_line;
+use crate::tape::spool::job::{Job, JobStatus};
+use crate::tape::spool::log::{self as spool_log, each_line};
 use crate::tape::sums;
 use crate::tape::write::Written;
 
@@ -46,14 +46,62 @@ impl<'a> Noter<'a> {
         Ok((noted, kept))
     }
 
-    /// Notes a tape file, if its job is of this catalog; gives the number of blocks in it.
+    /// Notes a tape file of which a writer tells, if its job is of this catalog; gives the number of
+    /// blocks in it. One that was written earlier is told once more, and is noted if it was not.
     pub fn note(&mut self, spool: &Spool, written: &Written) -> Result<u64> {
-        let mut digests = self.members.take_digests();
+        let digests = self.members.take_digests();
         let job = spool.job(&written.job)?;
-        let catalog = std::os::unix::ffi::OsStrExt::as_bytes(self.catalog.as_os_str());
-        if job.fields().get("catalog") != Some(catalog) {
+        if !self.is_ours(&job) {
             return Ok(0);
         }
+        // A job is busy from its first batch of this time on.
+        let is_new = job.status()? == Some(JobStatus::Busy);
+        if !is_new && !self.is_left(spool, written)? {
+            return Ok(0);
+        }
+        if is_new && self.tapes.tape(&written.tape)?.is_some_and(|it| it.is_lost) {
+            // It is in the drive.
+            self.tapes.set_lost(&written.tape, false)?;
+        }
+        self.put(spool, &job, written, digests)
+    }
+
+    fn is_ours(&self, job: &Job) -> bool {
+        let catalog = std::os::unix::ffi::OsStrExt::as_bytes(self.catalog.as_os_str());
+        job.fields().get("catalog") == Some(catalog)
+    }
+
+    /// Whether somebody has died between the results of a tape file and the note of it. Otherwise it
+    /// is noted, and what was found out of it since counts; or it was written over; or its tape,
+    /// which has earlier files of this catalog, was forgotten.
+    fn is_left(&self, spool: &Spool, it: &Written) -> Result<bool> {
+        if self.tapes.has_file(&it.tape, it.filenum, &it.job, it.batch)? {
+            return Ok(false);
+        }
+        let Some(tape) = spool.tape(&it.tape)? else { return Ok(false) };
+        let is_known = self.tapes.tape(&it.tape)?.is_some();
+        let (mut is_there, mut earlier) = (false, BTreeSet::new());
+        tape.files(&mut |file: spool_log::TapeFile| {
+            let found = (file.filenum, file.position, &*file.job, file.batch);
+            match found == (it.filenum, it.position, &*it.job, it.batch) {
+                true => is_there = true,
+                false if !is_known && !is_there => drop(earlier.insert(file.job)),
+                false => {}
+            }
+            Ok(())
+        })?;
+        let is_of_ours = |uuid: &String| spool.job(uuid).is_ok_and(|job| self.is_ours(&job));
+        Ok(is_there && !earlier.iter().any(is_of_ours))
+    }
+
+    /// Notes a tape file of a job of this catalog, whatever was noted of it.
+    pub(super) fn put(
+        &mut self,
+        spool: &Spool,
+        job: &Job,
+        written: &Written,
+        mut digests: BTreeMap<Vec<u8>, (Digest, u64)>,
+    ) -> Result<u64> {
         let pool = job.fields().get("pool").unwrap_or(b"any");
         let tape = tape_of(spool, &written.tape, pool, written.block_bytes)?;
         self.tapes.put_tape(&tape)?;
@@ -67,7 +115,7 @@ impl<'a> Noter<'a> {
             ended: Time { secs: written.end, nanos: 0 },
             verified: None,
         };
-        self.add_digests(&job, written, &mut digests)?;
+        self.add_digests(job, written, &mut digests)?;
         let mut noting = self.tapes.begin(&written.tape, &file)?;
         let mut blocks = 0;
         while let Some(result) = batch.next_result()? {
