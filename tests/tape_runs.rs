@@ -15,6 +15,7 @@ use raidtape::error::{Error, ErrorKind, Result};
 use raidtape::progress::Progress;
 use raidtape::sys::Time;
 use raidtape::tape::drive::Access;
+use raidtape::tape::label::Label;
 use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
 use raidtape::tape::runs::{self, Archived, Means, Members, Noter, Options, archive};
@@ -443,9 +444,61 @@ fn what_is_known_is_made_anew_from_the_spool() {
     // A tape that was written from its beginning has nothing of it any more.
     let tape = shelf.world.spool().tape(b"T1").unwrap().unwrap();
     tape.set_log_aside(7).unwrap();
+    let mut label = Label::new("T1").unwrap();
+    label.add("created", "7").unwrap();
+    shelf.world.spool().add_tape(&label).unwrap();
     let said = index();
     assert_eq!((&said["tapes"], &said["tape_files_gone"]), (&1.into(), &plain[1].0.files.into()));
     assert_eq!(shelf.known(), plain[..1]);
+}
+
+#[test]
+fn a_catalog_that_was_moved_knows_its_tapes_and_its_jobs() {
+    let mut shelf = Shelf::new(&[], &["T0"]);
+    shelf.world.insert("T0");
+    shelf.archive(&options("any", 1), false, None).result.unwrap();
+    let plain = shelf.known();
+    data::noise_file(&shelf.sandbox.source.join("new"), 33, 1 << 20);
+    shelf.sandbox.backup();
+    let spool = shelf.world.spool();
+    // A job of before says only where the catalog was.
+    let job = spool.job(&spool.jobs(true).unwrap()[0]).unwrap().path();
+    let text = fs::read_to_string(&job).unwrap();
+    let lines = text.split_inclusive('\n').filter(|it| !it.starts_with("run-uuid"));
+    let old: String = lines.collect();
+    assert_ne!(old, text);
+    fs::write(&job, old).unwrap();
+    // One of now waits.
+    let members = Members::open(&shelf.sandbox.catalog).unwrap();
+    let newer = Options { run: 2, ..options("any", 1) };
+    let of = (&*shelf.sandbox.catalog, &members);
+    let made = runs::plan(of, &spool, &newer, 1, &Progress::default()).unwrap().unwrap();
+    drop(members);
+    let moved = shelf.sandbox.path("moved");
+    for suffix in ["", "-wal", "-shm", ".tapes", ".tapes-wal", ".tapes-shm"] {
+        let name = |it: &Path| format!("{}{suffix}", it.display());
+        if Path::new(&name(&shelf.sandbox.catalog)).exists() {
+            fs::rename(name(&shelf.sandbox.catalog), name(&moved)).unwrap();
+        }
+    }
+    shelf.sandbox.catalog = moved;
+    let index = || shelf.json(&["index"]);
+    let said = index();
+    assert_eq!((&said["tapes"], &said["tapes_kept"]), (&0.into(), &1.into()), "{said}");
+    assert_eq!(shelf.known(), plain);
+    let done = shelf.archive(&newer, false, None).result.unwrap();
+    assert_eq!((done.resumed, done.planned.len()), (vec![made.job], 0));
+    let both = shelf.known();
+    assert!(both[0].1.len() > plain[0].1.len(), "{both:?}");
+    let said = index();
+    assert_eq!((&said["tapes"], &said["tapes_kept"]), (&1.into(), &0.into()), "{said}");
+    assert_eq!(shelf.known(), both);
+    shelf.check();
+    // What all jobs say is enough.
+    fs::write(&job, text).unwrap();
+    fs::remove_file(shelf.tapes().path()).unwrap();
+    index();
+    assert_eq!(shelf.known(), both);
 }
 
 #[test]

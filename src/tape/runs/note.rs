@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::{Kind, Members};
+use super::{Kind, Members, is_of};
 use crate::catalog::tapes::{Item, Member, Tape, TapeFile, Tapes};
 use crate::chunk::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,11 +38,15 @@ impl<'a> Noter<'a> {
         Ok(Noter { members, tapes: Tapes::anew(catalog)?, catalog: catalog.to_path_buf() })
     }
 
-    /// What was noted anew takes the place of what was there, but for tapes that are not `known`.
-    /// Gives the number of tapes noted, and of those that are kept.
-    pub(super) fn replace(self, is_known: &dyn Fn(&[u8]) -> Result<bool>) -> Result<(u64, u64)> {
+    /// What was noted anew takes the place of what was there: see [`Tapes::replace`]. Gives the
+    /// number of tapes noted, and of those that are kept.
+    pub(super) fn replace(self, spool: &Spool) -> Result<(u64, u64)> {
         let noted = self.tapes.tapes()?.len() as u64;
-        let kept = self.tapes.replace(&self.catalog, is_known)?;
+        // By its label it is another tape now, or is written from its beginning.
+        let is_gone = |tape: &Tape| {
+            Ok(label_hash(spool, &tape.label)?.is_some_and(|it| it.bytes() != tape.hash))
+        };
+        let kept = self.tapes.replace(&self.catalog, &is_gone)?;
         Ok((noted, kept))
     }
 
@@ -51,7 +55,7 @@ impl<'a> Noter<'a> {
     pub fn note(&mut self, spool: &Spool, written: &Written) -> Result<u64> {
         let digests = self.members.take_digests();
         let job = spool.job(&written.job)?;
-        if !self.is_ours(&job) {
+        if !self.is_ours(&job)? {
             return Ok(0);
         }
         // A job is busy from its first batch of this time on.
@@ -66,9 +70,8 @@ impl<'a> Noter<'a> {
         self.put(spool, &job, written, digests)
     }
 
-    fn is_ours(&self, job: &Job) -> bool {
-        let catalog = std::os::unix::ffi::OsStrExt::as_bytes(self.catalog.as_os_str());
-        job.fields().get("catalog") == Some(catalog)
+    fn is_ours(&self, job: &Job) -> Result<bool> {
+        is_of(job, &self.catalog, self.members.reader())
     }
 
     /// Whether somebody has died between the results of a tape file and the note of it. Otherwise it
@@ -90,8 +93,15 @@ impl<'a> Noter<'a> {
             }
             Ok(())
         })?;
-        let is_of_ours = |uuid: &String| spool.job(uuid).is_ok_and(|job| self.is_ours(&job));
-        Ok(is_there && !earlier.iter().any(is_of_ours))
+        for uuid in earlier.iter().filter(|_| is_there) {
+            // One that is not there any more tells nothing.
+            if let Ok(job) = spool.job(uuid)
+                && self.is_ours(&job)?
+            {
+                return Ok(false);
+            }
+        }
+        Ok(is_there)
     }
 
     /// Notes a tape file of a job of this catalog, whatever was noted of it.
@@ -178,8 +188,7 @@ impl<'a> Noter<'a> {
 
 /// A tape as it is noted beside a catalog.
 fn tape_of(spool: &Spool, label: &[u8], pool: &[u8], block_bytes: u64) -> Result<Tape> {
-    let noted = spool.tape(label)?.map_or(Ok(None), |it| it.label())?;
-    let hash = noted.and_then(|it| LabelHash::of(&it.to_block())).ok_or_else(|| {
+    let hash = label_hash(spool, label)?.ok_or_else(|| {
         let shown = crate::error::Quoted(label);
         Error::new(ErrorKind::NotFound, format!("the spool has no label of tape {shown}"))
     })?;
@@ -190,6 +199,12 @@ fn tape_of(spool: &Spool, label: &[u8], pool: &[u8], block_bytes: u64) -> Result
         pool: String::from_utf8_lossy(pool).into_owned(),
         block_bytes: block_bytes.unwrap_or(crate::tape::write::BLOCK_BYTES),
     })
+}
+
+/// What the spool says of the label block of a tape.
+fn label_hash(spool: &Spool, label: &[u8]) -> Result<Option<LabelHash>> {
+    let noted = spool.tape(label)?.map_or(Ok(None), |it| it.label())?;
+    Ok(noted.and_then(|it| LabelHash::of(&it.to_block())))
 }
 
 /// How long the header of a member is that an archive writes: its content begins behind it.

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{GUIDE_NAME, GUIDES, Kind, Members, block_name};
+use super::{GUIDE_NAME, GUIDES, Kind, Members, block_name, is_of};
 use crate::catalog::tapes::Tapes;
 use crate::catalog::{NumberSet, Reader, Run, RunId, copy, manifest, meta};
 use crate::error::{Error, ErrorKind, Result};
@@ -58,12 +58,13 @@ pub struct Planned {
 /// The jobs that archive runs of this catalog to this pool and are not done: what was stopped, or
 /// waits for a tape. A pool must not get twice what they have.
 pub fn unfinished(spool: &Spool, catalog: &Path, pool: &str) -> Result<Vec<String>> {
+    let reader = Reader::open(catalog)?;
     let mut found = Vec::new();
     for uuid in spool.jobs(false)? {
         let job = spool.job(&uuid)?;
-        let is_ours = job.fields().get("catalog") == Some(bytes_of(catalog))
-            && job.fields().get("pool") == Some(pool.as_bytes())
-            && job.fields().get("run").is_some();
+        let is_ours = job.fields().get("pool") == Some(pool.as_bytes())
+            && job.fields().get("run").is_some()
+            && is_of(&job, catalog, &reader)?;
         let is_off = matches!(job.status()?, Some(JobStatus::Revoked | JobStatus::Cloned));
         if is_ours && !is_off && job.kind() == JobKind::Write {
             found.push(uuid);
@@ -317,6 +318,7 @@ impl<'a> Plan<'a> {
                 fields.set("catalog", bytes_of(self.catalog))?;
                 fields.set("pool", &self.options.pool)?;
                 fields.set("run", self.options.run.to_string())?;
+                fields.set("run-uuid", self.reader.run(self.options.run)?.uuid)?;
                 fields.set("hash", self.reader.settings()?.hash.as_str())?;
                 spool.create_job(&uuid, JobKind::Write, now, &fields)?;
                 self.planned.job.clone_from(&uuid);
