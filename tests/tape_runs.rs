@@ -397,6 +397,32 @@ fn copies_go_to_different_tapes_of_the_pool() {
 }
 
 #[test]
+fn a_tape_that_was_written_for_another_pool_is_of_its_own_still() {
+    let shelf = Shelf::new(&[], &["T0"]);
+    let spool = shelf.world.spool();
+    for pool in ["full", "incr"] {
+        spool.set_in_pool(pool.as_bytes(), b"T0", true).unwrap();
+    }
+    shelf.world.insert("T0");
+    shelf.archive(&options("full", 1), false, None).result.unwrap();
+    let files = shelf.known()[0].0.files;
+    // It is in all three.
+    for pool in ["any", "incr", "full"] {
+        let done = shelf.archive(&options(pool, 1), false, None).result.unwrap();
+        assert_eq!(done.tally.batches, 0, "{pool}");
+    }
+    data::noise_file(&shelf.sandbox.source.join("new"), 33, 1 << 20);
+    shelf.sandbox.backup();
+    for pool in ["incr", "full", "any"] {
+        let newer = Options { run: 2, ..options(pool, 1) };
+        shelf.archive(&newer, false, None).result.unwrap();
+        let of = shelf.known()[0].0.clone();
+        assert_eq!((&*of.tape.pool, of.files), ("incr", files + 2), "{pool}");
+    }
+    shelf.check();
+}
+
+#[test]
 fn what_is_known_is_made_anew_from_the_spool() {
     let shelf = Shelf::new(&[], &["T0", "T1"]);
     shelf.world.insert("T0");

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::{GUIDE_NAME, GUIDES, Kind, Members, block_name, is_of};
-use crate::catalog::tapes::Tapes;
+use crate::catalog::tapes::{Place, Tapes};
 use crate::catalog::{NumberSet, Reader, Run, RunId, copy, manifest, meta};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
@@ -88,8 +88,8 @@ pub fn plan(
     progress: &Progress,
 ) -> Result<Option<Planned>> {
     progress.set_phase(LOOKING);
-    let mut job = Plan::new((catalog, members), options, wanted, Waiting::default())?;
-    job.spool = Some(spool);
+    let mut job = Plan::new((catalog, members), spool, options, wanted, Waiting::default())?;
+    job.is_made = true;
     match job.make(progress) {
         Ok(()) => job.finish(),
         Err(e) => {
@@ -115,7 +115,7 @@ pub fn count(
     }
     let mut all = Planned::default();
     for wanted in 1..=options.copies {
-        let mut job = Plan::new((catalog, members), options, wanted, waiting)?;
+        let mut job = Plan::new((catalog, members), spool, options, wanted, waiting)?;
         job.make(progress)?;
         let Planned { blocks, bytes, documents, batches, .. } = job.planned;
         all.blocks += blocks;
@@ -130,12 +130,14 @@ pub fn count(
 /// Whether [`plan`] would archive anything; looks no further than to the first of it.
 pub fn lacks_any(
     (catalog, members): (&Path, &Members),
+    spool: &Spool,
     options: &Options,
     progress: &Progress,
 ) -> Result<bool> {
     progress.set_phase(LOOKING);
     // Of what has all copies nothing is lacking, whichever is counted.
-    let mut job = Plan::new((catalog, members), options, options.copies, Waiting::default())?;
+    let waiting = Waiting::default();
+    let mut job = Plan::new((catalog, members), spool, options, options.copies, waiting)?;
     job.only_first = true;
     job.make(progress)?;
     Ok(job.planned.batches > 0)
@@ -168,8 +170,11 @@ impl Waiting {
 }
 
 struct Plan<'a> {
-    /// Where the job is made; or it is only counted.
-    spool: Option<&'a Spool>,
+    spool: &'a Spool,
+    /// Whether the job is made; or it is only counted.
+    is_made: bool,
+    /// Labels that the spool's list of the pool has.
+    pool: BTreeSet<Vec<u8>>,
     waiting: Waiting,
     options: &'a Options,
     catalog: &'a Path,
@@ -189,12 +194,15 @@ impl<'a> Plan<'a> {
     /// One that is only counted.
     fn new(
         (catalog, members): (&'a Path, &'a Members),
+        spool: &'a Spool,
         options: &'a Options,
         wanted: u64,
         waiting: Waiting,
     ) -> Result<Plan<'a>> {
         Ok(Plan {
-            spool: None,
+            spool,
+            is_made: false,
+            pool: spool.pool(options.pool.as_bytes())?.into_iter().collect(),
             waiting,
             options,
             catalog,
@@ -245,14 +253,23 @@ impl<'a> Plan<'a> {
         self.put_documents(&run, progress)
     }
 
-    /// On how many tapes a block is; those are noted, if it is to be on further ones.
+    /// On how many tapes of the pool a block is; they are noted, if it is to be on further ones.
     fn copies(&mut self, id: &BlockId) -> Result<u64> {
         let Some(tapes) = &self.tapes else { return Ok(0) };
-        let copies = tapes.copies(id, Some(&self.options.pool))?;
+        let places = tapes.places(id)?;
+        Ok(self.count(places))
+    }
+
+    /// The tapes among these that are of the pool: by the spool, which may have one in several, or
+    /// because they were written as such.
+    fn count(&mut self, places: Vec<Place>) -> u64 {
+        let is_in = |it: &&Place| it.pool == self.options.pool || self.pool.contains(&it.label);
+        let labels: BTreeSet<&[u8]> = places.iter().filter(is_in).map(|it| &*it.label).collect();
+        let copies = labels.len() as u64;
         if (1..self.wanted).contains(&copies) {
-            self.avoid.extend(tapes.places(id)?.into_iter().map(|it| it.label));
+            self.avoid.extend(places.into_iter().map(|it| it.label));
         }
-        Ok(copies)
+        copies
     }
 
     /// A batch of blocks, before them what is in each.
@@ -302,13 +319,16 @@ impl<'a> Plan<'a> {
         let Some(digest) = self.members.digest(name)? else { return Ok(false) };
         let coming = u64::from(self.waiting.documents.contains(name));
         let Some(tapes) = &self.tapes else { return Ok(coming < self.wanted) };
-        Ok(tapes.copies_of_document(name, &digest, &self.options.pool)? + coming < self.wanted)
+        let places = tapes.places_of_document(name, &digest)?;
+        Ok(self.count(places) + coming < self.wanted)
     }
 
     fn put(&mut self, names: &[Vec<u8>]) -> Result<()> {
         let now = Time::now().secs;
         self.planned.batches += 1;
-        let Some(spool) = self.spool else { return Ok(()) };
+        if !self.is_made {
+            return Ok(());
+        }
         let job = match &mut self.job {
             Some(job) => job,
             none => {
@@ -320,9 +340,9 @@ impl<'a> Plan<'a> {
                 fields.set("run", self.options.run.to_string())?;
                 fields.set("run-uuid", self.reader.run(self.options.run)?.uuid)?;
                 fields.set("hash", self.reader.settings()?.hash.as_str())?;
-                spool.create_job(&uuid, JobKind::Write, now, &fields)?;
+                self.spool.create_job(&uuid, JobKind::Write, now, &fields)?;
                 self.planned.job.clone_from(&uuid);
-                none.insert(spool.take_job(&uuid)?)
+                none.insert(self.spool.take_job(&uuid)?)
             }
         };
         job.add_batch(now, &Fields::default(), names.iter().map(|it| Ok(it.clone())))?;
@@ -345,7 +365,7 @@ impl<'a> Plan<'a> {
         if let Some(job) = self.job.take() {
             let uuid = job.uuid().to_owned();
             drop(job);
-            if let Some(Err(e)) = self.spool.map(|it| it.revoke(&uuid)) {
+            if let Err(e) = self.spool.revoke(&uuid) {
                 log::warn!("{e}: job {uuid} is not whole and should be revoked");
             }
         }
