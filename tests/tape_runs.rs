@@ -19,6 +19,7 @@ use raidtape::tape::label::Label;
 use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
 use raidtape::tape::runs::{self, Archived, Means, Members, Noter, Options, archive};
+use raidtape::tape::spool::job::JobStatus;
 use raidtape::tape::spool::text::Fields;
 use raidtape::tape::write::{Settings, Work, Writer, Written};
 use serde_json::Value;
@@ -394,6 +395,47 @@ fn copies_go_to_different_tapes_of_the_pool() {
     // One that is lost does not count.
     Tapes::open(&shelf.sandbox.catalog).unwrap().set_lost(b"T1", true).unwrap();
     assert_eq!(shelf.lacking("full", 2), all);
+}
+
+#[test]
+fn documents_alone_get_their_second_copy_on_another_tape() {
+    let shelf = Shelf::new(&[], &["T0", "T1"]);
+    shelf.world.insert("T0");
+    shelf.archive(&options("any", 2), true, None).result.unwrap();
+    // A run that has nothing new but its documents.
+    fs::remove_file(shelf.sandbox.source.join("large")).unwrap();
+    shelf.sandbox.backup();
+    let newer = Options { run: 2, ..options("any", 2) };
+    let done = shelf.archive(&newer, true, None);
+    let tapes: Vec<String> = done.files().into_iter().map(|it| it.0).collect();
+    assert_eq!(done.result.unwrap().blocks, 0);
+    assert_eq!(tapes, ["T1", "T0"]);
+    assert_eq!(shelf.archive(&newer, true, None).result.unwrap().tally.batches, 0);
+    shelf.check();
+}
+
+#[test]
+fn a_job_that_was_not_planned_to_its_end_is_not_written() {
+    let shelf = Shelf::new(&[], &["T0", "T1"]);
+    shelf.world.insert("T0");
+    shelf.archive(&options("any", 1), false, None).result.unwrap();
+    let (spool, catalog) = (shelf.world.spool(), &shelf.sandbox.catalog);
+    let members = Members::open(catalog).unwrap();
+    let options = options("any", 2);
+    let made = runs::plan((catalog, &members), &spool, &options, 2, &Progress::default());
+    let uuid = made.unwrap().unwrap().job;
+    // Killed before it was known which tapes it has to avoid.
+    let path = spool.job(&uuid).unwrap().path();
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("avoid-0 T0\n") && text.contains("plan whole\n"), "{text}");
+    let text = text.replace("avoid-0 T0\n", "").replace("plan whole\n", "plan begun\n");
+    fs::write(&path, text).unwrap();
+    assert_eq!(runs::waiting(&spool, catalog).unwrap(), []);
+    let done = shelf.archive(&options, true, None).result.unwrap();
+    assert_eq!((done.resumed.len(), done.planned.len()), (0, 1));
+    assert_eq!(spool.job(&uuid).unwrap().status().unwrap(), Some(JobStatus::Revoked));
+    assert_eq!(shelf.lacking("any", 2), 0);
+    assert_eq!(shelf.check().len(), 2);
 }
 
 #[test]

@@ -22,6 +22,10 @@ use crate::volume::BlockId;
 const LOOKING: &str = "looking for what is on no tape";
 /// Bytes of blocks in a batch, if nobody says otherwise.
 pub const BATCH_BYTES: u64 = 4 << 30;
+/// A field of a job: whether all of it is planned. Until then it lacks batches, and tapes to avoid.
+const PLAN: &str = "plan";
+const BEGUN: &[u8] = b"begun";
+const WHOLE: &[u8] = b"whole";
 /// Blocks taken from the catalog at a time.
 const PAGE_BLOCKS: u64 = 1024;
 /// Most blocks of a batch: their names are all that is in memory.
@@ -58,6 +62,29 @@ pub struct Planned {
 /// The jobs that archive runs of this catalog to this pool and are not done: what was stopped, or
 /// waits for a tape. A pool must not get twice what they have.
 pub fn unfinished(spool: &Spool, catalog: &Path, pool: &str) -> Result<Vec<String>> {
+    jobs_of(spool, catalog, pool, false)
+}
+
+/// Whether a job is being planned, or was when whoever did it died: it is not for writing.
+pub(super) fn is_begun(job: &Job) -> bool {
+    job.fields().get(PLAN) == Some(BEGUN)
+}
+
+/// Revokes the jobs of this catalog and pool whose planning has come to no end.
+pub(super) fn revoke_begun(spool: &Spool, catalog: &Path, pool: &str) -> Result<()> {
+    for uuid in jobs_of(spool, catalog, pool, true)? {
+        match spool.take_job(&uuid) {
+            // It may be whole by now.
+            Ok(mut job) if is_begun(&job) => job.set_status(Some(JobStatus::Revoked))?,
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::Locked => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn jobs_of(spool: &Spool, catalog: &Path, pool: &str, begun: bool) -> Result<Vec<String>> {
     let reader = Reader::open(catalog)?;
     let mut found = Vec::new();
     for uuid in spool.jobs(false)? {
@@ -66,7 +93,7 @@ pub fn unfinished(spool: &Spool, catalog: &Path, pool: &str) -> Result<Vec<Strin
             && job.fields().get("run").is_some()
             && is_of(&job, catalog, &reader)?;
         let is_off = matches!(job.status()?, Some(JobStatus::Revoked | JobStatus::Cloned));
-        if is_ours && !is_off && job.kind() == JobKind::Write {
+        if is_ours && !is_off && job.kind() == JobKind::Write && is_begun(&job) == begun {
             found.push(uuid);
         }
     }
@@ -340,6 +367,7 @@ impl<'a> Plan<'a> {
                 fields.set("run", self.options.run.to_string())?;
                 fields.set("run-uuid", self.reader.run(self.options.run)?.uuid)?;
                 fields.set("hash", self.reader.settings()?.hash.as_str())?;
+                fields.set(PLAN, BEGUN)?;
                 self.spool.create_job(&uuid, JobKind::Write, now, &fields)?;
                 self.planned.job.clone_from(&uuid);
                 none.insert(self.spool.take_job(&uuid)?)
@@ -350,12 +378,11 @@ impl<'a> Plan<'a> {
     }
 
     fn finish(mut self) -> Result<Option<Planned>> {
-        if let Some(job) = &mut self.job
-            && !self.avoid.is_empty()
-        {
+        if let Some(job) = &mut self.job {
             for (number, label) in self.avoid.iter().enumerate() {
                 job.set(&format!("avoid-{number}"), label)?;
             }
+            job.set(PLAN, WHOLE)?;
         }
         Ok(self.job.is_some().then_some(self.planned))
     }

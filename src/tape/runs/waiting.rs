@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::is_of;
+use super::plan::is_begun;
 use crate::catalog::{Reader, RunId};
 use crate::error::Result;
 use crate::tape::spool::Spool;
@@ -38,7 +39,7 @@ pub fn waiting(spool: &Spool, catalog: &Path) -> Result<Vec<Waiting>> {
         }
         let fields = job.fields();
         let status = job.status()?;
-        if matches!(status, Some(JobStatus::Revoked | JobStatus::Cloned)) {
+        if matches!(status, Some(JobStatus::Revoked | JobStatus::Cloned)) || is_begun(&job) {
             continue;
         }
         let mut waiting = Waiting {
