@@ -398,6 +398,50 @@ fn copies_go_to_different_tapes_of_the_pool() {
 }
 
 #[test]
+fn a_document_goes_to_tape_only_if_it_is_right() {
+    let spoil = |shelf: &Shelf, dir: &str, volume: &str| {
+        for entry in fs::read_dir(shelf.sandbox.path(volume).join(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            bytes.truncate(bytes.len() - 9);
+            fs::write(path, bytes).unwrap();
+        }
+    };
+    let shelf = Shelf::new(&[], &["T0"]);
+    shelf.world.insert("T0");
+    let all = shelf.blocks().len();
+    fs::remove_dir_all(shelf.sandbox.path("volume/meta")).unwrap();
+    fs::create_dir(shelf.sandbox.path("volume/meta")).unwrap();
+    spoil(&shelf, "manifests", "volume");
+    for _ in 0..2 {
+        let ran = shelf.sandbox.run(["tape", "archive", "latest"]).code(3);
+        assert!(ran.errors().contains("raidtape genmeta"), "{}", ran.errors());
+        assert!(ran.errors().contains("manifests/run-00000001"), "{}", ran.errors());
+        assert_eq!(shelf.lacking("any", 1), all);
+    }
+    shelf.sandbox.ok(["genmeta", "--all"]);
+    shelf.sandbox.ok(["tape", "archive", "latest"]);
+    assert_eq!(shelf.check()["T0"], all);
+    let text = shelf.sandbox.ok(["tape", "archive", "latest"]).text();
+    assert!(text.contains("nothing to write"), "{text}");
+
+    // The other volume has all of it right.
+    let shelf = Shelf::new(&["--copies", "2"], &["T0"]);
+    shelf.world.insert("T0");
+    ["meta", "manifests"].iter().for_each(|it| spoil(&shelf, it, "volume"));
+    let done = shelf.archive(&options("any", 1), false, None).result.unwrap();
+    assert_eq!((done.tally.errors, shelf.lacking("any", 1)), (0, 0));
+    let unpacked = shelf.sandbox.path("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    for file in &shelf.world.tape_files("T0")[1..] {
+        cpio(&unpacked, &["-idm", "--no-absolute-filenames", "--quiet"], file);
+    }
+    for dir in ["meta", "manifests"] {
+        tool("diff", args!["-r", shelf.sandbox.path("second").join(dir), unpacked.join(dir)]);
+    }
+}
+
+#[test]
 fn documents_alone_get_their_second_copy_on_another_tape() {
     let shelf = Shelf::new(&[], &["T0", "T1"]);
     shelf.world.insert("T0");

@@ -306,7 +306,6 @@ impl<'a> Plan<'a> {
             _ => Vec::new(),
         };
         let metas = blocks.iter().map(|it| meta::document_name(it).into_bytes());
-        let metas = metas.filter(|it| self.members.has(it));
         let blocks_names = blocks.iter().map(|it| block_name(it).into_bytes());
         let names: Vec<Vec<u8>> = guides.into_iter().chain(metas).chain(blocks_names).collect();
         self.planned.blocks += blocks.len() as u64;
@@ -341,9 +340,12 @@ impl<'a> Plan<'a> {
         self.put(&names)
     }
 
-    /// Whether a document that is there is on too few tapes, as it is now.
+    /// Whether a document is on too few tapes, as it is now. A manifest that no volume has right is
+    /// too: whoever adds it names it.
     fn is_wanted(&mut self, name: &[u8]) -> Result<bool> {
-        let Some(digest) = self.members.digest(name)? else { return Ok(false) };
+        let Some(digest) = self.members.digest(name)? else {
+            return Ok(Kind::of(name) == Kind::Manifest);
+        };
         let coming = u64::from(self.waiting.documents.contains(name));
         let Some(tapes) = &self.tapes else { return Ok(coming < self.wanted) };
         let places = tapes.places_of_document(name, &digest)?;
