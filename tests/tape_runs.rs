@@ -14,6 +14,7 @@ use raidtape::chunk::{Digest, HashAlgo};
 use raidtape::error::{Error, ErrorKind, Result};
 use raidtape::progress::Progress;
 use raidtape::sys::Time;
+use raidtape::tape::cpio::{Added, Archive};
 use raidtape::tape::drive::Access;
 use raidtape::tape::label::Label;
 use raidtape::tape::loaded::Loaded;
@@ -395,6 +396,44 @@ fn copies_go_to_different_tapes_of_the_pool() {
     // One that is lost does not count.
     Tapes::open(&shelf.sandbox.catalog).unwrap().set_lost(b"T1", true).unwrap();
     assert_eq!(shelf.lacking("full", 2), all);
+}
+
+/// Takes an archive; with the first of it the file at `path` becomes another.
+struct Spoiler {
+    path: std::path::PathBuf,
+    is_done: bool,
+}
+
+impl Write for Spoiler {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if !std::mem::replace(&mut self.is_done, true) {
+            let mut content = fs::read(&self.path)?;
+            *content.last_mut().unwrap() ^= 1;
+            fs::write(&self.path, content)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_block_that_becomes_bad_between_two_readings_fails() {
+    for hash in ["blake3", "sha256"] {
+        let shelf = Shelf::new(&["--hash-algo", hash], &[]);
+        let members = Members::open(&shelf.sandbox.catalog).unwrap();
+        let (path, progress) = (shelf.sandbox.blocks("volume").remove(0).0, Progress::default());
+        let id: Digest = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let name = runs::block_name(&id).into_bytes();
+        for (is_done, is_right) in [(true, true), (false, false)] {
+            let mut spoiler = Spoiler { path: path.clone(), is_done };
+            let mut archive = Archive::new(&mut spoiler as &mut dyn Write);
+            let added = members.add(&mut archive, &name, &progress).unwrap();
+            assert_eq!(matches!(added, Added::Whole { .. }), is_right, "{hash}: {added:?}");
+        }
+    }
 }
 
 #[test]

@@ -233,7 +233,13 @@ impl Members {
             Err(e) => return failed(Error::io(format!("block {id}"), e)),
         };
         header.size = len;
-        archive.add(&header, name, &mut file)
+        let mut input = Hashed::with(&mut file, self.settings.hash);
+        match archive.add(&header, name, &mut input)? {
+            Added::Whole { .. } if input.finish() != *id => failed(Error::corrupt(
+                "it was right at first, and is not as it was read for the tape: archive again",
+            )),
+            added => Ok(added),
+        }
     }
 
     /// A copy of a block that has just been read and is right, and its length.
@@ -286,7 +292,11 @@ struct Hashed<'a> {
 
 impl<'a> Hashed<'a> {
     fn new(input: &'a mut dyn Read) -> Hashed<'a> {
-        Hashed { input, hasher: HashAlgo::Blake3.hasher() }
+        Hashed::with(input, HashAlgo::Blake3)
+    }
+
+    fn with(input: &'a mut dyn Read, hash: HashAlgo) -> Hashed<'a> {
+        Hashed { input, hasher: hash.hasher() }
     }
 
     fn finish(self) -> Digest {
