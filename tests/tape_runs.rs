@@ -14,10 +14,13 @@ use raidtape::chunk::{Digest, HashAlgo};
 use raidtape::error::{Error, ErrorKind, Result};
 use raidtape::progress::Progress;
 use raidtape::sys::Time;
+use raidtape::tape::cpio::{Added, Archive};
 use raidtape::tape::drive::Access;
+use raidtape::tape::label::Label;
 use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
-use raidtape::tape::runs::{self, Archived, Means, Members, Options, archive};
+use raidtape::tape::runs::{self, Archived, Means, Members, Noter, Options, archive};
+use raidtape::tape::spool::job::JobStatus;
 use raidtape::tape::spool::text::Fields;
 use raidtape::tape::write::{Settings, Work, Writer, Written};
 use serde_json::Value;
@@ -292,6 +295,57 @@ fn an_archive_goes_on_on_another_tape_at_once_or_later() {
 }
 
 #[test]
+fn going_on_brings_back_nothing_that_was_said_of_a_tape() {
+    for what in ["lost", "bad", "forgotten", "labelled anew"] {
+        let shelf = Shelf::new(&[], &["T1"]);
+        let medium =
+            Medium { capacity: Some(2_500_000), early_warning: 100_000, ..Medium::default() };
+        shelf.add_tape("T0", &medium);
+        shelf.world.insert("T0");
+        let error = shelf.archive(&options("any", 1), false, None).result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WrongTape, "{error}");
+        let mut tapes = Tapes::open(&shelf.sandbox.catalog).unwrap();
+        let file = shelf.known()[0].1.last().unwrap().clone();
+        assert!(file.0.filenum > 1, "{file:?}");
+        match what {
+            "lost" => tapes.set_lost(b"T0", true).unwrap(),
+            "bad" => {
+                let at = file.1[0].at;
+                tapes.note_read((b"T0", 1), &[], Time { secs: 9, nanos: 0 }).unwrap();
+                tapes.note_bad((b"T0", file.0.filenum), at).unwrap();
+            }
+            "forgotten" => tapes.forget(b"T0").unwrap(),
+            _ => {
+                tapes.forget(b"T0").unwrap();
+                let tape = shelf.world.spool().tape(b"T0").unwrap().unwrap();
+                tape.set_log_aside(7).unwrap();
+                fs::remove_file(shelf.world.image("T0")).unwrap();
+                shelf.add_tape("T0", &medium);
+            }
+        }
+        drop(tapes);
+        let on =
+            |label: &str| shelf.known().into_iter().find(|it| it.0.tape.label == label.as_bytes());
+        let before = on("T0");
+        shelf.world.insert("T1");
+        let done = shelf.archive(&options("any", 1), false, None);
+        assert_eq!(done.result.unwrap().resumed.len(), 1, "{what}");
+        assert_eq!(on("T0"), before, "{what}");
+        assert!(on("T1").is_some(), "{what}");
+    }
+}
+
+#[test]
+fn a_lost_tape_that_is_written_is_there_again() {
+    let shelf = Shelf::new(&[], &["T0"]);
+    shelf.world.insert("T0");
+    shelf.archive(&options("any", 1), false, None).result.unwrap();
+    Tapes::open(&shelf.sandbox.catalog).unwrap().set_lost(b"T0", true).unwrap();
+    shelf.archive(&options("any", 1), false, None).result.unwrap();
+    assert!(!shelf.known()[0].0.is_lost);
+}
+
+#[test]
 fn a_bad_block_is_not_written_and_a_good_copy_of_it_is() {
     let shelf = Shelf::new(&[], &["T0"]);
     shelf.world.insert("T0");
@@ -344,6 +398,155 @@ fn copies_go_to_different_tapes_of_the_pool() {
     assert_eq!(shelf.lacking("full", 2), all);
 }
 
+/// Takes an archive; with the first of it the file at `path` becomes another.
+struct Spoiler {
+    path: std::path::PathBuf,
+    is_done: bool,
+}
+
+impl Write for Spoiler {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if !std::mem::replace(&mut self.is_done, true) {
+            let mut content = fs::read(&self.path)?;
+            *content.last_mut().unwrap() ^= 1;
+            fs::write(&self.path, content)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_block_that_becomes_bad_between_two_readings_fails() {
+    for hash in ["blake3", "sha256"] {
+        let shelf = Shelf::new(&["--hash-algo", hash], &[]);
+        let members = Members::open(&shelf.sandbox.catalog).unwrap();
+        let (path, progress) = (shelf.sandbox.blocks("volume").remove(0).0, Progress::default());
+        let id: Digest = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let name = runs::block_name(&id).into_bytes();
+        for (is_done, is_right) in [(true, true), (false, false)] {
+            let mut spoiler = Spoiler { path: path.clone(), is_done };
+            let mut archive = Archive::new(&mut spoiler as &mut dyn Write);
+            let added = members.add(&mut archive, &name, &progress).unwrap();
+            assert_eq!(matches!(added, Added::Whole { .. }), is_right, "{hash}: {added:?}");
+        }
+    }
+}
+
+#[test]
+fn a_document_goes_to_tape_only_if_it_is_right() {
+    let spoil = |shelf: &Shelf, dir: &str, volume: &str| {
+        for entry in fs::read_dir(shelf.sandbox.path(volume).join(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            bytes.truncate(bytes.len() - 9);
+            fs::write(path, bytes).unwrap();
+        }
+    };
+    let shelf = Shelf::new(&[], &["T0"]);
+    shelf.world.insert("T0");
+    let all = shelf.blocks().len();
+    fs::remove_dir_all(shelf.sandbox.path("volume/meta")).unwrap();
+    fs::create_dir(shelf.sandbox.path("volume/meta")).unwrap();
+    spoil(&shelf, "manifests", "volume");
+    for _ in 0..2 {
+        let ran = shelf.sandbox.run(["tape", "archive", "latest"]).code(3);
+        assert!(ran.errors().contains("raidtape genmeta"), "{}", ran.errors());
+        assert!(ran.errors().contains("manifests/run-00000001"), "{}", ran.errors());
+        assert_eq!(shelf.lacking("any", 1), all);
+    }
+    shelf.sandbox.ok(["genmeta", "--all"]);
+    shelf.sandbox.ok(["tape", "archive", "latest"]);
+    assert_eq!(shelf.check()["T0"], all);
+    let text = shelf.sandbox.ok(["tape", "archive", "latest"]).text();
+    assert!(text.contains("nothing to write"), "{text}");
+
+    // The other volume has all of it right.
+    let shelf = Shelf::new(&["--copies", "2"], &["T0"]);
+    shelf.world.insert("T0");
+    ["meta", "manifests"].iter().for_each(|it| spoil(&shelf, it, "volume"));
+    let done = shelf.archive(&options("any", 1), false, None).result.unwrap();
+    assert_eq!((done.tally.errors, shelf.lacking("any", 1)), (0, 0));
+    let unpacked = shelf.sandbox.path("unpacked");
+    fs::create_dir(&unpacked).unwrap();
+    for file in &shelf.world.tape_files("T0")[1..] {
+        cpio(&unpacked, &["-idm", "--no-absolute-filenames", "--quiet"], file);
+    }
+    for dir in ["meta", "manifests"] {
+        tool("diff", args!["-r", shelf.sandbox.path("second").join(dir), unpacked.join(dir)]);
+    }
+}
+
+#[test]
+fn documents_alone_get_their_second_copy_on_another_tape() {
+    let shelf = Shelf::new(&[], &["T0", "T1"]);
+    shelf.world.insert("T0");
+    shelf.archive(&options("any", 2), true, None).result.unwrap();
+    // A run that has nothing new but its documents.
+    fs::remove_file(shelf.sandbox.source.join("large")).unwrap();
+    shelf.sandbox.backup();
+    let newer = Options { run: 2, ..options("any", 2) };
+    let done = shelf.archive(&newer, true, None);
+    let tapes: Vec<String> = done.files().into_iter().map(|it| it.0).collect();
+    assert_eq!(done.result.unwrap().blocks, 0);
+    assert_eq!(tapes, ["T1", "T0"]);
+    assert_eq!(shelf.archive(&newer, true, None).result.unwrap().tally.batches, 0);
+    shelf.check();
+}
+
+#[test]
+fn a_job_that_was_not_planned_to_its_end_is_not_written() {
+    let shelf = Shelf::new(&[], &["T0", "T1"]);
+    shelf.world.insert("T0");
+    shelf.archive(&options("any", 1), false, None).result.unwrap();
+    let (spool, catalog) = (shelf.world.spool(), &shelf.sandbox.catalog);
+    let members = Members::open(catalog).unwrap();
+    let options = options("any", 2);
+    let made = runs::plan((catalog, &members), &spool, &options, 2, &Progress::default());
+    let uuid = made.unwrap().unwrap().job;
+    // Killed before it was known which tapes it has to avoid.
+    let path = spool.job(&uuid).unwrap().path();
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.contains("avoid-0 T0\n") && text.contains("plan whole\n"), "{text}");
+    let text = text.replace("avoid-0 T0\n", "").replace("plan whole\n", "plan begun\n");
+    fs::write(&path, text).unwrap();
+    assert_eq!(runs::waiting(&spool, catalog).unwrap(), []);
+    let done = shelf.archive(&options, true, None).result.unwrap();
+    assert_eq!((done.resumed.len(), done.planned.len()), (0, 1));
+    assert_eq!(spool.job(&uuid).unwrap().status().unwrap(), Some(JobStatus::Revoked));
+    assert_eq!(shelf.lacking("any", 2), 0);
+    assert_eq!(shelf.check().len(), 2);
+}
+
+#[test]
+fn a_tape_that_was_written_for_another_pool_is_of_its_own_still() {
+    let shelf = Shelf::new(&[], &["T0"]);
+    let spool = shelf.world.spool();
+    for pool in ["full", "incr"] {
+        spool.set_in_pool(pool.as_bytes(), b"T0", true).unwrap();
+    }
+    shelf.world.insert("T0");
+    shelf.archive(&options("full", 1), false, None).result.unwrap();
+    let files = shelf.known()[0].0.files;
+    // It is in all three.
+    for pool in ["any", "incr", "full"] {
+        let done = shelf.archive(&options(pool, 1), false, None).result.unwrap();
+        assert_eq!(done.tally.batches, 0, "{pool}");
+    }
+    data::noise_file(&shelf.sandbox.source.join("new"), 33, 1 << 20);
+    shelf.sandbox.backup();
+    for pool in ["incr", "full", "any"] {
+        let newer = Options { run: 2, ..options(pool, 1) };
+        shelf.archive(&newer, false, None).result.unwrap();
+        let of = shelf.known()[0].0.clone();
+        assert_eq!((&*of.tape.pool, of.files), ("incr", files + 2), "{pool}");
+    }
+    shelf.check();
+}
+
 #[test]
 fn what_is_known_is_made_anew_from_the_spool() {
     let shelf = Shelf::new(&[], &["T0", "T1"]);
@@ -392,9 +595,61 @@ fn what_is_known_is_made_anew_from_the_spool() {
     // A tape that was written from its beginning has nothing of it any more.
     let tape = shelf.world.spool().tape(b"T1").unwrap().unwrap();
     tape.set_log_aside(7).unwrap();
+    let mut label = Label::new("T1").unwrap();
+    label.add("created", "7").unwrap();
+    shelf.world.spool().add_tape(&label).unwrap();
     let said = index();
     assert_eq!((&said["tapes"], &said["tape_files_gone"]), (&1.into(), &plain[1].0.files.into()));
     assert_eq!(shelf.known(), plain[..1]);
+}
+
+#[test]
+fn a_catalog_that_was_moved_knows_its_tapes_and_its_jobs() {
+    let mut shelf = Shelf::new(&[], &["T0"]);
+    shelf.world.insert("T0");
+    shelf.archive(&options("any", 1), false, None).result.unwrap();
+    let plain = shelf.known();
+    data::noise_file(&shelf.sandbox.source.join("new"), 33, 1 << 20);
+    shelf.sandbox.backup();
+    let spool = shelf.world.spool();
+    // A job of before says only where the catalog was.
+    let job = spool.job(&spool.jobs(true).unwrap()[0]).unwrap().path();
+    let text = fs::read_to_string(&job).unwrap();
+    let lines = text.split_inclusive('\n').filter(|it| !it.starts_with("run-uuid"));
+    let old: String = lines.collect();
+    assert_ne!(old, text);
+    fs::write(&job, old).unwrap();
+    // One of now waits.
+    let members = Members::open(&shelf.sandbox.catalog).unwrap();
+    let newer = Options { run: 2, ..options("any", 1) };
+    let of = (&*shelf.sandbox.catalog, &members);
+    let made = runs::plan(of, &spool, &newer, 1, &Progress::default()).unwrap().unwrap();
+    drop(members);
+    let moved = shelf.sandbox.path("moved");
+    for suffix in ["", "-wal", "-shm", ".tapes", ".tapes-wal", ".tapes-shm"] {
+        let name = |it: &Path| format!("{}{suffix}", it.display());
+        if Path::new(&name(&shelf.sandbox.catalog)).exists() {
+            fs::rename(name(&shelf.sandbox.catalog), name(&moved)).unwrap();
+        }
+    }
+    shelf.sandbox.catalog = moved;
+    let index = || shelf.json(&["index"]);
+    let said = index();
+    assert_eq!((&said["tapes"], &said["tapes_kept"]), (&0.into(), &1.into()), "{said}");
+    assert_eq!(shelf.known(), plain);
+    let done = shelf.archive(&newer, false, None).result.unwrap();
+    assert_eq!((done.resumed, done.planned.len()), (vec![made.job], 0));
+    let both = shelf.known();
+    assert!(both[0].1.len() > plain[0].1.len(), "{both:?}");
+    let said = index();
+    assert_eq!((&said["tapes"], &said["tapes_kept"]), (&1.into(), &0.into()), "{said}");
+    assert_eq!(shelf.known(), both);
+    shelf.check();
+    // What all jobs say is enough.
+    fs::write(&job, text).unwrap();
+    fs::remove_file(shelf.tapes().path()).unwrap();
+    index();
+    assert_eq!(shelf.known(), both);
 }
 
 #[test]
@@ -406,7 +661,8 @@ fn what_was_written_before_a_death_is_noted_by_the_next_archive() {
     let members = Members::open(catalog).unwrap();
     let options = options("any", 1);
     let made = runs::plan((catalog, &members), &spool, &options, 1, &progress).unwrap().unwrap();
-    // All tape files are written, and nobody is told: not of the last one either.
+    // All tape files are written, and the last one is not noted.
+    let mut noter = Noter::open(catalog, &members).unwrap();
     let drive = spool.drive(None).unwrap();
     let taken = drive.take().unwrap();
     let (mut left, killed) = (made.batches, || Error::new(ErrorKind::Interrupted, "killed"));
@@ -417,9 +673,9 @@ fn what_was_written_before_a_death_is_noted_by_the_next_archive() {
         progress: &progress,
         now: &|| 1,
         add: &mut |_, archive, name| members.add(archive, name, &progress),
-        tell: &mut |_| {
+        tell: &mut |it| {
             left -= 1;
-            if left == 0 { Err(killed()) } else { Ok(()) }
+            if left == 0 { Err(killed()) } else { noter.note(&spool, it).map(drop) }
         },
         next_tape: &mut |_, _| Ok(None),
     };
@@ -427,11 +683,12 @@ fn what_was_written_before_a_death_is_noted_by_the_next_archive() {
     let mut writer = Writer::new(work, loaded);
     writer.job(spool.take_job(&made.job).unwrap()).unwrap_err();
     writer.close().unwrap();
-    drop(taken);
-    assert!(Tapes::look(catalog).unwrap().is_none());
+    drop((taken, noter));
+    let files = || shelf.known().iter().map(|it| it.0.files).sum::<u64>();
+    assert_eq!((made.batches > 2, files()), (true, made.batches - 1));
     let done = shelf.archive(&options, false, None);
     let done = done.result.unwrap();
-    assert_eq!(done.resumed, [made.job]);
+    assert_eq!((done.resumed, done.tally.batches, files()), (vec![made.job], 0, made.batches));
     shelf.check();
 }
 

@@ -168,8 +168,8 @@ impl Tapes {
         &self.path
     }
 
-    /// Notes a tape. One that is known already keeps its files; the same label on a tape with
-    /// another label block is refused.
+    /// Notes a tape. One that is known already keeps its files, and stays lost if it is, and in its
+    /// pool if the other one is `any`; the same label on a tape with another label block is refused.
     pub fn put_tape(&mut self, tape: &Tape) -> Result<()> {
         if tape.label.is_empty() || tape.label.len() > LABEL_BYTES_MAX {
             return Err(Error::usage(format!("a label has 1 to {LABEL_BYTES_MAX} bytes")));
@@ -183,10 +183,19 @@ impl Tapes {
             return Err(Error::new(ErrorKind::WrongTape, message));
         }
         let query = "INSERT INTO tapes (label, hash, pool, block_bytes) VALUES (?1, ?2, ?3, ?4) \
-                     ON CONFLICT (label) DO UPDATE SET pool = ?3, block_bytes = ?4, is_lost = 0";
+                     ON CONFLICT (label) DO UPDATE SET block_bytes = ?4, \
+                     pool = CASE ?3 WHEN 'any' THEN pool ELSE ?3 END";
         let row = (&tape.label, &tape.hash, &tape.pool, tape.block_bytes);
         self.conn.execute(query, row).map_err(|e| self.fail(e))?;
         Ok(())
+    }
+
+    /// Whether this tape file of a job's batch is noted.
+    pub fn has_file(&self, label: &[u8], filenum: u64, job: &str, batch: u64) -> Result<bool> {
+        let query = "SELECT EXISTS (SELECT 1 FROM tape_files f JOIN tapes t ON t.number = f.tape \
+                     WHERE t.label = ?1 AND f.filenum = ?2 AND f.job = ?3 AND f.batch = ?4)";
+        let row = (label, filenum, job, batch);
+        self.conn.query_row(query, row, |row| row.get(0)).map_err(|e| self.fail(e))
     }
 
     /// Begins to note a tape file of a tape that is known; what was noted of a file of that number
@@ -230,15 +239,15 @@ impl Tapes {
         statement.query_row((block.0, pool), |row| row.get(0)).map_err(|e| self.fail(e))
     }
 
-    /// On how many tapes of a pool there is a good copy of a document with these very bytes.
-    pub fn copies_of_document(&self, name: &[u8], digest: &Digest, pool: &str) -> Result<u64> {
+    /// Where the good copies of a document with these very bytes are, by label and tape file.
+    pub fn places_of_document(&self, name: &[u8], digest: &Digest) -> Result<Vec<Place>> {
         let query = format!(
-            "SELECT count(DISTINCT t.number) FROM {GOOD} AND m.name = ?1 AND m.digest = ?2 \
-             AND t.pool = ?3"
+            "SELECT t.label, t.pool, t.block_bytes, f.filenum, f.position, m.at, m.len \
+             FROM {GOOD} AND m.name = ?1 AND m.digest = ?2 ORDER BY t.label, f.filenum, m.at"
         );
         let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
-        let row = (name, digest.0, pool);
-        statement.query_row(row, |row| row.get(0)).map_err(|e| self.fail(e))
+        let rows = statement.query_map((name, digest.0), place_from).map_err(sql)?;
+        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
     }
 
     /// Where the good copies of a block are, by label and tape file.
@@ -607,8 +616,13 @@ mod tests {
         assert_eq!(tapes.copies(&id(1), None).unwrap(), 3);
         assert_eq!(tapes.copies(&id(1), Some("full")).unwrap(), 2);
         assert_eq!(tapes.copies(&id(3), None).unwrap(), 0);
-        let documents = |digest| tapes.copies_of_document(b"manifests/run-1", &id(digest), "full");
-        assert_eq!((documents(9).unwrap(), documents(8).unwrap()), (2, 0));
+        let documents = |digest| {
+            let places = tapes.places_of_document(b"manifests/run-1", &id(digest)).unwrap();
+            places.into_iter().map(|it| (it.label, it.pool)).collect::<Vec<_>>()
+        };
+        let expected = [(&b"T0"[..], "full"), (b"T1", "full"), (b"T\xff", "incr")];
+        let expected = expected.map(|it| (it.0.to_vec(), it.1.to_owned()));
+        assert_eq!((documents(9), documents(8)), (expected.to_vec(), Vec::new()));
         let places = |tapes: &Tapes, n| -> Vec<(Vec<u8>, u64, u64)> {
             let all = tapes.places(&id(n)).unwrap().into_iter();
             all.map(|it| (it.label, it.filenum, it.at)).collect()
@@ -703,6 +717,8 @@ mod tests {
         let other = Tape { hash: [77; 32], ..tape(b"T0", "full") };
         assert_eq!(tapes.put_tape(&other).unwrap_err().kind(), ErrorKind::WrongTape);
         tapes.put_tape(&tape(b"T0", "incr")).unwrap();
+        assert_eq!(tapes.copies(&id(1), Some("incr")).unwrap(), 1);
+        tapes.put_tape(&tape(b"T0", "any")).unwrap();
         assert_eq!(tapes.copies(&id(1), Some("incr")).unwrap(), 1);
         tapes.forget(b"T0").unwrap();
         tapes.put_tape(&other).unwrap();

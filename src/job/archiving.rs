@@ -75,7 +75,7 @@ impl Archiving {
         let drive = spool.drive(self.drive.as_deref())?;
         let is_new = runs::unfinished(spool, catalog, &options.pool)?.is_empty();
         let members = Members::open(catalog)?;
-        if is_new && !runs::lacks_any((catalog, &members), &options, progress)? {
+        if is_new && !runs::lacks_any((catalog, &members), spool, &options, progress)? {
             return Ok((options.run, Archived::default()));
         }
         let taken = drive.take()?;

@@ -10,16 +10,31 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::super::{beside, sql};
-use super::{TAPES, Tapes, explain};
+use super::{TAPES, Tape, Tapes, explain};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{self, quoted};
 
 /// What follows the name of one that is being made.
 const NEW: &str = ".new";
 
-/// What was said of tapes, and found out by reading them: it holds of those that are the same. What
-/// is on tapes in `kept` stays as it is.
+/// What was said of tapes, and found out by reading them: it holds of those that are the same, and
+/// so does what was noted of files of them that nothing is said of anew, for a tape is only ever
+/// added to. What is on tapes in `kept` stays as it is.
 const TAKE_OVER: &str = "
+CREATE TEMP TABLE last AS SELECT coalesce(max(number), 0) AS file FROM new.tape_files;
+INSERT INTO new.tape_files (tape, filenum, position, bytes, job, batch, ended_s)
+    SELECT n.number, f.filenum, f.position, f.bytes, f.job, f.batch, f.ended_s
+    FROM main.tape_files f JOIN main.tapes t ON t.number = f.tape
+    JOIN new.tapes n ON n.label = t.label AND n.hash = t.hash
+    WHERE NOT EXISTS (
+        SELECT 1 FROM new.tape_files nf WHERE nf.tape = n.number AND nf.filenum = f.filenum);
+INSERT INTO new.members (tape_file, at, len, block, name, digest)
+    SELECT nf.number, m.at, m.len, m.block, m.name, m.digest
+    FROM new.tape_files nf JOIN new.tapes n ON n.number = nf.tape
+    JOIN main.tapes t ON t.label = n.label
+    JOIN main.tape_files f ON f.tape = t.number AND f.filenum = nf.filenum
+    JOIN main.members m ON m.tape_file = f.number
+    WHERE nf.number > (SELECT file FROM temp.last);
 UPDATE new.tapes AS n SET is_lost = 1 WHERE EXISTS (
     SELECT 1 FROM main.tapes t WHERE t.label = n.label AND t.hash = n.hash AND t.is_lost);
 UPDATE new.tape_files AS n SET verified_s = (
@@ -86,12 +101,13 @@ impl Tapes {
     }
 
     /// Puts this, which was made by [`Tapes::anew`], in the place of what is known of the tapes of
-    /// the catalog at `catalog`. What was known of tapes that are not `known` any more is kept;
-    /// gives their number. Which tapes are lost, and what reading them has told, stays too.
-    pub fn replace(self, catalog: &Path, is_known: &dyn Fn(&[u8]) -> Result<bool>) -> Result<u64> {
+    /// the catalog at `catalog`. What was known of tapes of which this knows nothing is kept, if
+    /// they are not `gone`; gives their number. Which tapes are lost, and what reading them has
+    /// told, stays too.
+    pub fn replace(self, catalog: &Path, is_gone: &dyn Fn(&Tape) -> Result<bool>) -> Result<u64> {
         let Tapes { conn, path: new } = self;
         conn.close().map_err(|(_, e)| sql(e))?;
-        let taken = Tapes::open(catalog).and_then(|mut old| old.take_over(&new, is_known));
+        let taken = Tapes::open(catalog).and_then(|mut old| old.take_over(&new, is_gone));
         match taken {
             Ok(kept) => {
                 remove(&new)?;
@@ -110,28 +126,31 @@ impl Tapes {
         }
     }
 
-    fn take_over(&mut self, new: &Path, is_known: &dyn Fn(&[u8]) -> Result<bool>) -> Result<u64> {
-        let mut kept = Vec::new();
+    fn take_over(&mut self, new: &Path, is_gone: &dyn Fn(&Tape) -> Result<bool>) -> Result<u64> {
+        let mut left = Vec::new();
         for it in self.tapes()? {
-            if !is_known(&it.tape.label)? {
-                kept.push(it.tape.label);
+            if !is_gone(&it.tape)? {
+                left.push(it.tape.label);
             }
         }
-        let result = self.take_over_but(new, &kept);
-        result.map(|()| kept.len() as u64).map_err(|e| explain(e, &self.path))
+        self.take_over_but(new, &left).map_err(|e| explain(e, &self.path))
     }
 
-    fn take_over_but(&mut self, new: &Path, kept: &[Vec<u8>]) -> Result<()> {
+    fn take_over_but(&mut self, new: &Path, left: &[Vec<u8>]) -> Result<u64> {
         let conn: &mut Connection = &mut self.conn;
         conn.execute("ATTACH ?1 AS new", [new.as_os_str().as_bytes()]).map_err(sql)?;
         let tx = conn.transaction().map_err(sql)?;
         tx.execute_batch("CREATE TEMP TABLE kept (label BLOB)").map_err(sql)?;
-        for label in kept {
-            // What is anew of such a tape cannot be, or it would be known.
-            tx.execute("INSERT INTO temp.kept VALUES (?1)", [label]).map_err(sql)?;
+        let mut kept = 0;
+        for label in left {
+            let query = "INSERT INTO temp.kept SELECT ?1 \
+                         WHERE NOT EXISTS (SELECT 1 FROM new.tapes WHERE label = ?1)";
+            kept += tx.execute(query, [label]).map_err(sql)? as u64;
         }
         tx.execute_batch(TAKE_OVER).map_err(sql)?;
         tx.commit().map_err(sql)?;
-        conn.execute_batch("DROP TABLE temp.kept; DROP TABLE temp.first; DETACH new").map_err(sql)
+        let tables = "DROP TABLE temp.kept; DROP TABLE temp.first; DROP TABLE temp.last";
+        conn.execute_batch(&format!("{tables}; DETACH new")).map_err(sql)?;
+        Ok(kept)
     }
 }

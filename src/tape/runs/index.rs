@@ -4,10 +4,9 @@
 //! written from its beginning is in results still, and on no tape.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::{Members, Noter};
+use super::{Members, Noter, is_of};
 use crate::error::{Quoted, Result};
 use crate::progress::Progress;
 use crate::tape::spool::Spool;
@@ -23,7 +22,7 @@ pub struct Indexed {
     pub tapes: u64,
     /// Tape files on them.
     pub files: u64,
-    /// Tapes that the spool does not know: what was known of them is kept.
+    /// Tapes of which the spool's results tell nothing: what was known of them is kept.
     pub kept: u64,
     /// Tape files in results that are on no tape any more.
     pub gone: u64,
@@ -35,7 +34,7 @@ impl Indexed {
         let Indexed { tapes, files, kept, gone } = self;
         let mut line = format!("{files} tape files on {tapes} tapes");
         if *kept > 0 {
-            line.push_str(&format!("; kept what was known of {kept} tapes not in the spool"));
+            line.push_str(&format!("; kept what was known of {kept} other tapes"));
         }
         if *gone > 0 {
             line.push_str(&format!("; {gone} tape files were overwritten since"));
@@ -51,8 +50,7 @@ pub fn index(catalog: &Path, spool: &Spool, progress: &Progress) -> Result<Index
     let mut written = Vec::new();
     for uuid in spool.jobs(true)? {
         let job = spool.job(&uuid)?;
-        let is_ours = job.fields().get("catalog") == Some(catalog.as_os_str().as_bytes());
-        if !is_ours || job.kind() != JobKind::Write {
+        if job.kind() != JobKind::Write || !is_of(&job, catalog, members.reader())? {
             continue;
         }
         for id in job.batches()?.into_iter().filter(|it| it.status != BatchStatus::Pending) {
@@ -76,12 +74,11 @@ pub fn index(catalog: &Path, spool: &Spool, progress: &Progress) -> Result<Index
             indexed.gone += 1;
             continue;
         }
-        noter.note(spool, it)?;
+        noter.put(spool, &spool.job(&it.job)?, it, BTreeMap::new())?;
         indexed.files += 1;
         Progress::add(&progress.entries, 1);
     }
-    let is_known = |label: &[u8]| spool.tape(label).map(|it| it.is_some());
-    (indexed.tapes, indexed.kept) = noter.replace(&is_known)?;
+    (indexed.tapes, indexed.kept) = noter.replace(spool)?;
     progress.set_phase("done");
     Ok(indexed)
 }

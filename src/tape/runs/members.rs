@@ -2,9 +2,10 @@
 //!
 //! A block is read whole and hashed before any of it goes to the tape; where a copy is bad, the
 //! next one is taken. Its bytes are in memory then as the system has cached them, so reading it
-//! twice costs little.
+//! twice costs little; it is hashed then too. Of metas and manifests, the first is taken that is
+//! whole. A block without its meta could not be made sense of, and does not go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,7 +16,9 @@ use parking_lot::Mutex;
 
 use super::{GUIDE, GUIDE_NAME, Kind};
 use crate::catalog::health::Health;
-use crate::catalog::{Reader, Settings};
+use crate::catalog::history::survey;
+use crate::catalog::meta_read::read_meta;
+use crate::catalog::{Reader, Settings, manifest, meta};
 use crate::chunk::{Digest, HashAlgo};
 use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::progress::Progress;
@@ -24,6 +27,8 @@ use crate::tape::cpio::{Added, Archive, Header};
 use crate::tape::sums::{Sum, Summer};
 use crate::volume::{BlockId, BlockIndex, CopyFault, Volume, Volumes, verify_block};
 
+/// Metas of an archive that are remembered until their blocks come.
+const METAS_MAX: usize = 1 << 16;
 /// Documents of an archive whose digests are remembered until it is noted.
 const DIGESTS_MAX: usize = 1 << 16;
 /// How much of a document is hashed at once.
@@ -37,6 +42,8 @@ pub struct Members {
     health: Health,
     /// The digests and lengths of documents that have gone into an archive.
     digests: Mutex<BTreeMap<Vec<u8>, (Digest, u64)>>,
+    /// Blocks whose metas have gone into an archive, and that have not.
+    metas: Mutex<BTreeSet<BlockId>>,
 }
 
 impl Members {
@@ -48,7 +55,8 @@ impl Members {
             return Err(e);
         }
         let (settings, health) = (reader.settings()?, Health::open(catalog));
-        Ok(Members { reader, volumes, settings, health, digests: Mutex::default() })
+        let (digests, metas) = (Mutex::default(), Mutex::default());
+        Ok(Members { reader, volumes, settings, health, digests, metas })
     }
 
     pub(super) fn volumes(&self) -> &Volumes {
@@ -59,9 +67,34 @@ impl Members {
         &self.reader
     }
 
+    /// The first volume's document of this name that is as it should be.
     fn open_document(&self, name: &[u8]) -> Option<File> {
         let paths = self.volumes.present().iter().map(|it| &it.config.path);
-        paths.filter_map(|it| File::open(it.join(OsStr::from_bytes(name))).ok()).next()
+        let mut paths = paths.map(|it| it.join(OsStr::from_bytes(name)));
+        paths.find_map(|path| {
+            let file = File::open(&path).ok()?;
+            match self.prove(name, &path) {
+                Ok(()) => Some(file),
+                Err(e) => {
+                    log::warn!("{} is not archived: {e}", quoted(&path));
+                    None
+                }
+            }
+        })
+    }
+
+    /// Fails if the document at `path` is one of those that tell of themselves, and is damaged.
+    fn prove(&self, name: &[u8], path: &Path) -> Result<()> {
+        let is_right = match Kind::of(name) {
+            Kind::Meta(id) => read_meta(path, &mut |_| Ok(()))?.id == id,
+            Kind::Manifest => {
+                let head = survey(path, &|| Ok(()))?.head;
+                manifest::document_name(head.run).as_bytes() == name
+                    && self.reader.run(head.run)?.uuid == head.uuid
+            }
+            _ => true,
+        };
+        if is_right { Ok(()) } else { Err(Error::corrupt("it is another one's")) }
     }
 
     /// Whether a volume has this document.
@@ -69,7 +102,7 @@ impl Members {
         name == GUIDE_NAME || self.open_document(name).is_some()
     }
 
-    /// The digest of a document; `None` if no volume has it.
+    /// The digest of a document; `None` if no volume has it as it should be.
     pub(super) fn digest(&self, name: &[u8]) -> Result<Option<Digest>> {
         let Some(mut file) = self.open_document(name) else { return Ok(None) };
         let mut input = Hashed::new(&mut file);
@@ -130,12 +163,20 @@ impl Members {
                 };
                 archive.add(&header, name, &mut GUIDE.as_bytes())
             }
-            _ => self.add_document(archive, name),
+            _ => self.add_document(archive, name, progress),
         }
     }
 
-    fn add_document(&self, archive: &mut Archive<&mut dyn Write>, name: &[u8]) -> Result<Added> {
+    fn add_document(
+        &self,
+        archive: &mut Archive<&mut dyn Write>,
+        name: &[u8],
+        progress: &Progress,
+    ) -> Result<Added> {
         let Some(mut file) = self.open_document(name) else {
+            if Kind::of(name) == Kind::Manifest {
+                progress.note(&Problem::new(name, &lacks("of this name")));
+            }
             return Ok(Added::Failed { errno: c::ENOENT });
         };
         let stat = match sys::fstat(&file) {
@@ -145,12 +186,19 @@ impl Members {
         };
         let mut input = Hashed::new(&mut file);
         let added = archive.add(&Header::of(&stat), name, &mut input)?;
-        if let Added::Whole { .. } = added
-            && !matches!(Kind::of(name), Kind::Meta(_))
-        {
-            let mut digests = self.digests.lock();
-            if digests.len() < DIGESTS_MAX {
-                digests.insert(name.to_vec(), (input.finish(), stat.size));
+        match (&added, Kind::of(name)) {
+            (Added::Failed { .. }, _) => {}
+            (_, Kind::Meta(id)) => {
+                let mut metas = self.metas.lock();
+                if metas.len() < METAS_MAX {
+                    metas.insert(id);
+                }
+            }
+            _ => {
+                let mut digests = self.digests.lock();
+                if digests.len() < DIGESTS_MAX {
+                    digests.insert(name.to_vec(), (input.finish(), stat.size));
+                }
             }
         }
         Ok(added)
@@ -170,6 +218,10 @@ impl Members {
             progress.note(&problem);
             Ok(Added::Failed { errno: error.errno().unwrap_or(c::EIO) })
         };
+        let has_meta = self.metas.lock().remove(id);
+        if !has_meta && self.open_document(meta::document_name(id).as_bytes()).is_none() {
+            return failed(lacks("for it"));
+        }
         let found = self.sound_file(id, progress);
         let (mut file, len) = match found {
             Ok(found) => found,
@@ -181,7 +233,13 @@ impl Members {
             Err(e) => return failed(Error::io(format!("block {id}"), e)),
         };
         header.size = len;
-        archive.add(&header, name, &mut file)
+        let mut input = Hashed::with(&mut file, self.settings.hash);
+        match archive.add(&header, name, &mut input)? {
+            Added::Whole { .. } if input.finish() != *id => failed(Error::corrupt(
+                "it was right at first, and is not as it was read for the tape: archive again",
+            )),
+            added => Ok(added),
+        }
     }
 
     /// A copy of a block that has just been read and is right, and its length.
@@ -220,6 +278,12 @@ impl Members {
     }
 }
 
+/// The error for what `of` says, of which no volume has a document as it should be.
+fn lacks(of: &str) -> Error {
+    let message = format!("no volume has a right meta or manifest {of}");
+    Error::corrupt(format!("{message}: make it anew with raidtape genmeta, and archive again"))
+}
+
 /// What is read, hashed.
 struct Hashed<'a> {
     input: &'a mut dyn Read,
@@ -228,7 +292,11 @@ struct Hashed<'a> {
 
 impl<'a> Hashed<'a> {
     fn new(input: &'a mut dyn Read) -> Hashed<'a> {
-        Hashed { input, hasher: HashAlgo::Blake3.hasher() }
+        Hashed::with(input, HashAlgo::Blake3)
+    }
+
+    fn with(input: &'a mut dyn Read, hash: HashAlgo) -> Hashed<'a> {
+        Hashed { input, hasher: hash.hasher() }
     }
 
     fn finish(self) -> Digest {

@@ -25,7 +25,12 @@ pub use plan::{BATCH_BYTES, Options, Planned, count, lacks_any, plan, unfinished
 pub use waiting::{Waiting, waiting};
 pub use work::{Archived, Means, archive};
 
-use crate::catalog::{copy, manifest, meta};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::catalog::{Reader, copy, manifest, meta};
+use crate::error::{ErrorKind, Result};
+use crate::tape::spool::job::Job;
 use crate::volume::BlockId;
 
 /// How to get data out with nothing but `mt`, `dd` and `cpio`: in each archive job.
@@ -75,6 +80,20 @@ impl Kind {
 
 /// The files at the top of a volume that go to tape.
 const GUIDES: [&str; 4] = ["TAPES.txt", "RESTORE.txt", "restore.sh", ".rt_volume_manifest"];
+
+/// Whether a job archives runs of the catalog that is at `catalog` now: it has the name of one.
+fn is_of(job: &Job, catalog: &Path, reader: &Reader) -> Result<bool> {
+    let fields = job.fields();
+    if let (Some(run), Some(uuid)) = (fields.number("run"), fields.get("run-uuid")) {
+        match reader.run(run) {
+            Ok(run) => return Ok(run.uuid.as_bytes() == uuid),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    // One that was made before jobs had such names has only the path.
+    Ok(fields.get("catalog") == Some(catalog.as_os_str().as_bytes()))
+}
 
 /// The name of a block on a volume.
 pub fn block_name(id: &BlockId) -> String {

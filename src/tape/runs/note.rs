@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::{Kind, Members};
+use super::{Kind, Members, is_of};
 use crate::catalog::tapes::{Item, Member, Tape, TapeFile, Tapes};
 use crate::chunk::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -15,8 +15,8 @@ use crate::tape::cpio::Header;
 use crate::tape::label::LabelHash;
 use crate::tape::spool::Spool;
 use crate::tape::spool::batch::{Batch, Outcome};
-use crate::tape::spool::job::Job;
-use crate::tape::spool::log::each_line;
+use crate::tape::spool::job::{Job, JobStatus};
+use crate::tape::spool::log::{self as spool_log, each_line};
 use crate::tape::sums;
 use crate::tape::write::Written;
 
@@ -38,22 +38,80 @@ impl<'a> Noter<'a> {
         Ok(Noter { members, tapes: Tapes::anew(catalog)?, catalog: catalog.to_path_buf() })
     }
 
-    /// What was noted anew takes the place of what was there, but for tapes that are not `known`.
-    /// Gives the number of tapes noted, and of those that are kept.
-    pub(super) fn replace(self, is_known: &dyn Fn(&[u8]) -> Result<bool>) -> Result<(u64, u64)> {
+    /// What was noted anew takes the place of what was there: see [`Tapes::replace`]. Gives the
+    /// number of tapes noted, and of those that are kept.
+    pub(super) fn replace(self, spool: &Spool) -> Result<(u64, u64)> {
         let noted = self.tapes.tapes()?.len() as u64;
-        let kept = self.tapes.replace(&self.catalog, is_known)?;
+        // By its label it is another tape now, or is written from its beginning.
+        let is_gone = |tape: &Tape| {
+            Ok(label_hash(spool, &tape.label)?.is_some_and(|it| it.bytes() != tape.hash))
+        };
+        let kept = self.tapes.replace(&self.catalog, &is_gone)?;
         Ok((noted, kept))
     }
 
-    /// Notes a tape file, if its job is of this catalog; gives the number of blocks in it.
+    /// Notes a tape file of which a writer tells, if its job is of this catalog; gives the number of
+    /// blocks in it. One that was written earlier is told once more, and is noted if it was not.
     pub fn note(&mut self, spool: &Spool, written: &Written) -> Result<u64> {
-        let mut digests = self.members.take_digests();
+        let digests = self.members.take_digests();
         let job = spool.job(&written.job)?;
-        let catalog = std::os::unix::ffi::OsStrExt::as_bytes(self.catalog.as_os_str());
-        if job.fields().get("catalog") != Some(catalog) {
+        if !self.is_ours(&job)? {
             return Ok(0);
         }
+        // A job is busy from its first batch of this time on.
+        let is_new = job.status()? == Some(JobStatus::Busy);
+        if !is_new && !self.is_left(spool, written)? {
+            return Ok(0);
+        }
+        if is_new && self.tapes.tape(&written.tape)?.is_some_and(|it| it.is_lost) {
+            // It is in the drive.
+            self.tapes.set_lost(&written.tape, false)?;
+        }
+        self.put(spool, &job, written, digests)
+    }
+
+    fn is_ours(&self, job: &Job) -> Result<bool> {
+        is_of(job, &self.catalog, self.members.reader())
+    }
+
+    /// Whether somebody has died between the results of a tape file and the note of it. Otherwise it
+    /// is noted, and what was found out of it since counts; or it was written over; or its tape,
+    /// which has earlier files of this catalog, was forgotten.
+    fn is_left(&self, spool: &Spool, it: &Written) -> Result<bool> {
+        if self.tapes.has_file(&it.tape, it.filenum, &it.job, it.batch)? {
+            return Ok(false);
+        }
+        let Some(tape) = spool.tape(&it.tape)? else { return Ok(false) };
+        let is_known = self.tapes.tape(&it.tape)?.is_some();
+        let (mut is_there, mut earlier) = (false, BTreeSet::new());
+        tape.files(&mut |file: spool_log::TapeFile| {
+            let found = (file.filenum, file.position, &*file.job, file.batch);
+            match found == (it.filenum, it.position, &*it.job, it.batch) {
+                true => is_there = true,
+                false if !is_known && !is_there => drop(earlier.insert(file.job)),
+                false => {}
+            }
+            Ok(())
+        })?;
+        for uuid in earlier.iter().filter(|_| is_there) {
+            // One that is not there any more tells nothing.
+            if let Ok(job) = spool.job(uuid)
+                && self.is_ours(&job)?
+            {
+                return Ok(false);
+            }
+        }
+        Ok(is_there)
+    }
+
+    /// Notes a tape file of a job of this catalog, whatever was noted of it.
+    pub(super) fn put(
+        &mut self,
+        spool: &Spool,
+        job: &Job,
+        written: &Written,
+        mut digests: BTreeMap<Vec<u8>, (Digest, u64)>,
+    ) -> Result<u64> {
         let pool = job.fields().get("pool").unwrap_or(b"any");
         let tape = tape_of(spool, &written.tape, pool, written.block_bytes)?;
         self.tapes.put_tape(&tape)?;
@@ -67,7 +125,7 @@ impl<'a> Noter<'a> {
             ended: Time { secs: written.end, nanos: 0 },
             verified: None,
         };
-        self.add_digests(&job, written, &mut digests)?;
+        self.add_digests(job, written, &mut digests)?;
         let mut noting = self.tapes.begin(&written.tape, &file)?;
         let mut blocks = 0;
         while let Some(result) = batch.next_result()? {
@@ -130,8 +188,7 @@ impl<'a> Noter<'a> {
 
 /// A tape as it is noted beside a catalog.
 fn tape_of(spool: &Spool, label: &[u8], pool: &[u8], block_bytes: u64) -> Result<Tape> {
-    let noted = spool.tape(label)?.map_or(Ok(None), |it| it.label())?;
-    let hash = noted.and_then(|it| LabelHash::of(&it.to_block())).ok_or_else(|| {
+    let hash = label_hash(spool, label)?.ok_or_else(|| {
         let shown = crate::error::Quoted(label);
         Error::new(ErrorKind::NotFound, format!("the spool has no label of tape {shown}"))
     })?;
@@ -142,6 +199,12 @@ fn tape_of(spool: &Spool, label: &[u8], pool: &[u8], block_bytes: u64) -> Result
         pool: String::from_utf8_lossy(pool).into_owned(),
         block_bytes: block_bytes.unwrap_or(crate::tape::write::BLOCK_BYTES),
     })
+}
+
+/// What the spool says of the label block of a tape.
+fn label_hash(spool: &Spool, label: &[u8]) -> Result<Option<LabelHash>> {
+    let noted = spool.tape(label)?.map_or(Ok(None), |it| it.label())?;
+    Ok(noted.and_then(|it| LabelHash::of(&it.to_block())))
 }
 
 /// How long the header of a member is that an archive writes: its content begins behind it.

@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{GUIDE_NAME, GUIDES, Kind, Members, block_name};
-use crate::catalog::tapes::Tapes;
+use super::{GUIDE_NAME, GUIDES, Kind, Members, block_name, is_of};
+use crate::catalog::tapes::{Place, Tapes};
 use crate::catalog::{NumberSet, Reader, Run, RunId, copy, manifest, meta};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
@@ -22,6 +22,10 @@ use crate::volume::BlockId;
 const LOOKING: &str = "looking for what is on no tape";
 /// Bytes of blocks in a batch, if nobody says otherwise.
 pub const BATCH_BYTES: u64 = 4 << 30;
+/// A field of a job: whether all of it is planned. Until then it lacks batches, and tapes to avoid.
+const PLAN: &str = "plan";
+const BEGUN: &[u8] = b"begun";
+const WHOLE: &[u8] = b"whole";
 /// Blocks taken from the catalog at a time.
 const PAGE_BLOCKS: u64 = 1024;
 /// Most blocks of a batch: their names are all that is in memory.
@@ -58,14 +62,38 @@ pub struct Planned {
 /// The jobs that archive runs of this catalog to this pool and are not done: what was stopped, or
 /// waits for a tape. A pool must not get twice what they have.
 pub fn unfinished(spool: &Spool, catalog: &Path, pool: &str) -> Result<Vec<String>> {
+    jobs_of(spool, catalog, pool, false)
+}
+
+/// Whether a job is being planned, or was when whoever did it died: it is not for writing.
+pub(super) fn is_begun(job: &Job) -> bool {
+    job.fields().get(PLAN) == Some(BEGUN)
+}
+
+/// Revokes the jobs of this catalog and pool whose planning has come to no end.
+pub(super) fn revoke_begun(spool: &Spool, catalog: &Path, pool: &str) -> Result<()> {
+    for uuid in jobs_of(spool, catalog, pool, true)? {
+        match spool.take_job(&uuid) {
+            // It may be whole by now.
+            Ok(mut job) if is_begun(&job) => job.set_status(Some(JobStatus::Revoked))?,
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::Locked => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn jobs_of(spool: &Spool, catalog: &Path, pool: &str, begun: bool) -> Result<Vec<String>> {
+    let reader = Reader::open(catalog)?;
     let mut found = Vec::new();
     for uuid in spool.jobs(false)? {
         let job = spool.job(&uuid)?;
-        let is_ours = job.fields().get("catalog") == Some(bytes_of(catalog))
-            && job.fields().get("pool") == Some(pool.as_bytes())
-            && job.fields().get("run").is_some();
+        let is_ours = job.fields().get("pool") == Some(pool.as_bytes())
+            && job.fields().get("run").is_some()
+            && is_of(&job, catalog, &reader)?;
         let is_off = matches!(job.status()?, Some(JobStatus::Revoked | JobStatus::Cloned));
-        if is_ours && !is_off && job.kind() == JobKind::Write {
+        if is_ours && !is_off && job.kind() == JobKind::Write && is_begun(&job) == begun {
             found.push(uuid);
         }
     }
@@ -87,8 +115,8 @@ pub fn plan(
     progress: &Progress,
 ) -> Result<Option<Planned>> {
     progress.set_phase(LOOKING);
-    let mut job = Plan::new((catalog, members), options, wanted, Waiting::default())?;
-    job.spool = Some(spool);
+    let mut job = Plan::new((catalog, members), spool, options, wanted, Waiting::default())?;
+    job.is_made = true;
     match job.make(progress) {
         Ok(()) => job.finish(),
         Err(e) => {
@@ -114,7 +142,7 @@ pub fn count(
     }
     let mut all = Planned::default();
     for wanted in 1..=options.copies {
-        let mut job = Plan::new((catalog, members), options, wanted, waiting)?;
+        let mut job = Plan::new((catalog, members), spool, options, wanted, waiting)?;
         job.make(progress)?;
         let Planned { blocks, bytes, documents, batches, .. } = job.planned;
         all.blocks += blocks;
@@ -129,12 +157,14 @@ pub fn count(
 /// Whether [`plan`] would archive anything; looks no further than to the first of it.
 pub fn lacks_any(
     (catalog, members): (&Path, &Members),
+    spool: &Spool,
     options: &Options,
     progress: &Progress,
 ) -> Result<bool> {
     progress.set_phase(LOOKING);
     // Of what has all copies nothing is lacking, whichever is counted.
-    let mut job = Plan::new((catalog, members), options, options.copies, Waiting::default())?;
+    let waiting = Waiting::default();
+    let mut job = Plan::new((catalog, members), spool, options, options.copies, waiting)?;
     job.only_first = true;
     job.make(progress)?;
     Ok(job.planned.batches > 0)
@@ -167,8 +197,11 @@ impl Waiting {
 }
 
 struct Plan<'a> {
-    /// Where the job is made; or it is only counted.
-    spool: Option<&'a Spool>,
+    spool: &'a Spool,
+    /// Whether the job is made; or it is only counted.
+    is_made: bool,
+    /// Labels that the spool's list of the pool has.
+    pool: BTreeSet<Vec<u8>>,
     waiting: Waiting,
     options: &'a Options,
     catalog: &'a Path,
@@ -188,12 +221,15 @@ impl<'a> Plan<'a> {
     /// One that is only counted.
     fn new(
         (catalog, members): (&'a Path, &'a Members),
+        spool: &'a Spool,
         options: &'a Options,
         wanted: u64,
         waiting: Waiting,
     ) -> Result<Plan<'a>> {
         Ok(Plan {
-            spool: None,
+            spool,
+            is_made: false,
+            pool: spool.pool(options.pool.as_bytes())?.into_iter().collect(),
             waiting,
             options,
             catalog,
@@ -244,14 +280,23 @@ impl<'a> Plan<'a> {
         self.put_documents(&run, progress)
     }
 
-    /// On how many tapes a block is; those are noted, if it is to be on further ones.
+    /// On how many tapes of the pool a block is; they are noted, if it is to be on further ones.
     fn copies(&mut self, id: &BlockId) -> Result<u64> {
         let Some(tapes) = &self.tapes else { return Ok(0) };
-        let copies = tapes.copies(id, Some(&self.options.pool))?;
+        let places = tapes.places(id)?;
+        Ok(self.count(places))
+    }
+
+    /// The tapes among these that are of the pool: by the spool, which may have one in several, or
+    /// because they were written as such.
+    fn count(&mut self, places: Vec<Place>) -> u64 {
+        let is_in = |it: &&Place| it.pool == self.options.pool || self.pool.contains(&it.label);
+        let labels: BTreeSet<&[u8]> = places.iter().filter(is_in).map(|it| &*it.label).collect();
+        let copies = labels.len() as u64;
         if (1..self.wanted).contains(&copies) {
-            self.avoid.extend(tapes.places(id)?.into_iter().map(|it| it.label));
+            self.avoid.extend(places.into_iter().map(|it| it.label));
         }
-        Ok(copies)
+        copies
     }
 
     /// A batch of blocks, before them what is in each.
@@ -261,7 +306,6 @@ impl<'a> Plan<'a> {
             _ => Vec::new(),
         };
         let metas = blocks.iter().map(|it| meta::document_name(it).into_bytes());
-        let metas = metas.filter(|it| self.members.has(it));
         let blocks_names = blocks.iter().map(|it| block_name(it).into_bytes());
         let names: Vec<Vec<u8>> = guides.into_iter().chain(metas).chain(blocks_names).collect();
         self.planned.blocks += blocks.len() as u64;
@@ -296,18 +340,24 @@ impl<'a> Plan<'a> {
         self.put(&names)
     }
 
-    /// Whether a document that is there is on too few tapes, as it is now.
+    /// Whether a document is on too few tapes, as it is now. A manifest that no volume has right is
+    /// too: whoever adds it names it.
     fn is_wanted(&mut self, name: &[u8]) -> Result<bool> {
-        let Some(digest) = self.members.digest(name)? else { return Ok(false) };
+        let Some(digest) = self.members.digest(name)? else {
+            return Ok(Kind::of(name) == Kind::Manifest);
+        };
         let coming = u64::from(self.waiting.documents.contains(name));
         let Some(tapes) = &self.tapes else { return Ok(coming < self.wanted) };
-        Ok(tapes.copies_of_document(name, &digest, &self.options.pool)? + coming < self.wanted)
+        let places = tapes.places_of_document(name, &digest)?;
+        Ok(self.count(places) + coming < self.wanted)
     }
 
     fn put(&mut self, names: &[Vec<u8>]) -> Result<()> {
         let now = Time::now().secs;
         self.planned.batches += 1;
-        let Some(spool) = self.spool else { return Ok(()) };
+        if !self.is_made {
+            return Ok(());
+        }
         let job = match &mut self.job {
             Some(job) => job,
             none => {
@@ -317,10 +367,12 @@ impl<'a> Plan<'a> {
                 fields.set("catalog", bytes_of(self.catalog))?;
                 fields.set("pool", &self.options.pool)?;
                 fields.set("run", self.options.run.to_string())?;
+                fields.set("run-uuid", self.reader.run(self.options.run)?.uuid)?;
                 fields.set("hash", self.reader.settings()?.hash.as_str())?;
-                spool.create_job(&uuid, JobKind::Write, now, &fields)?;
+                fields.set(PLAN, BEGUN)?;
+                self.spool.create_job(&uuid, JobKind::Write, now, &fields)?;
                 self.planned.job.clone_from(&uuid);
-                none.insert(spool.take_job(&uuid)?)
+                none.insert(self.spool.take_job(&uuid)?)
             }
         };
         job.add_batch(now, &Fields::default(), names.iter().map(|it| Ok(it.clone())))?;
@@ -328,12 +380,11 @@ impl<'a> Plan<'a> {
     }
 
     fn finish(mut self) -> Result<Option<Planned>> {
-        if let Some(job) = &mut self.job
-            && !self.avoid.is_empty()
-        {
+        if let Some(job) = &mut self.job {
             for (number, label) in self.avoid.iter().enumerate() {
                 job.set(&format!("avoid-{number}"), label)?;
             }
+            job.set(PLAN, WHOLE)?;
         }
         Ok(self.job.is_some().then_some(self.planned))
     }
@@ -343,7 +394,7 @@ impl<'a> Plan<'a> {
         if let Some(job) = self.job.take() {
             let uuid = job.uuid().to_owned();
             drop(job);
-            if let Some(Err(e)) = self.spool.map(|it| it.revoke(&uuid)) {
+            if let Err(e) = self.spool.revoke(&uuid) {
                 log::warn!("{e}: job {uuid} is not whole and should be revoked");
             }
         }

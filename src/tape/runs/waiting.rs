@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::catalog::RunId;
+use super::is_of;
+use super::plan::is_begun;
+use crate::catalog::{Reader, RunId};
 use crate::error::Result;
 use crate::tape::spool::Spool;
 use crate::tape::spool::job::{JobKind, JobStatus};
@@ -28,16 +30,16 @@ pub struct Waiting {
 
 /// The jobs of the catalog at `catalog` that wait, of all pools.
 pub fn waiting(spool: &Spool, catalog: &Path) -> Result<Vec<Waiting>> {
-    let catalog = std::os::unix::ffi::OsStrExt::as_bytes(catalog.as_os_str());
+    let reader = Reader::open(catalog)?;
     let mut found = Vec::new();
     for uuid in spool.jobs(false)? {
         let job = spool.job(&uuid)?;
-        let fields = job.fields();
-        if job.kind() != JobKind::Write || fields.get("catalog") != Some(catalog) {
+        if job.kind() != JobKind::Write || !is_of(&job, catalog, &reader)? {
             continue;
         }
+        let fields = job.fields();
         let status = job.status()?;
-        if matches!(status, Some(JobStatus::Revoked | JobStatus::Cloned)) {
+        if matches!(status, Some(JobStatus::Revoked | JobStatus::Cloned)) || is_begun(&job) {
             continue;
         }
         let mut waiting = Waiting {

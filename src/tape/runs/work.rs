@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::plan::{Options, Planned, plan, unfinished};
+use super::plan::{Options, Planned, plan, revoke_begun, unfinished};
 use super::{Members, Noter};
 use crate::error::Result;
 use crate::progress::Progress;
@@ -106,6 +106,7 @@ fn write_all(
     done: &mut Archived,
     progress: &Progress,
 ) -> Result<()> {
+    revoke_begun(spool, catalog, &options.pool)?;
     for uuid in unfinished(spool, catalog, &options.pool)? {
         progress.set_phase("writing");
         writer.job(spool.take_job(&uuid)?)?;
