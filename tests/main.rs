@@ -121,6 +121,8 @@ mod tape_formats;
 mod tape_loaded;
 /// Runs on tape, and back.
 mod tape_recall;
+/// A catalog from tapes of which not all are right.
+mod tape_rebuild;
 /// The spool of tape jobs: its files, and what crashes leave of them.
 mod tape_spool;
 /// The commands of t0p.

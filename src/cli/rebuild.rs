@@ -59,8 +59,7 @@ pub fn rebuildmeta(catalog: &Path, args: &Rebuildmeta) -> Result<u8> {
         return from_tapes(catalog, into, args);
     }
     let progress = Progress::default();
-    let Rebuildmeta { volumes, allow_gaps, .. } = args;
-    let options = Options { volumes: volumes.clone(), allow_gaps: *allow_gaps, tapes: false };
+    let options = Options { volumes: args.volumes.clone(), allow_gaps: args.allow_gaps };
     let mut out = show::Out::new();
     let summary = bar::with_bar(&progress, || {
         rebuild::run(catalog, &options, &progress, &mut |block, file| {
@@ -106,8 +105,6 @@ fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
         ];
         show::put_counts(&mut map, &counts);
         map.insert("tape_problem_list".into(), show::problems_json(&found.problems));
-        let gone = summary.volumes_gone.iter().map(|it| it.uuid.clone());
-        map.insert("volumes_gone".into(), gone.collect::<Value>());
         out.json(&Value::Object(map))?;
     } else {
         out.line(&format!(
@@ -119,15 +116,6 @@ fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
         ))?;
         out.line(&format!("rebuilt {} runs, {} blocks", summary.runs, summary.blocks))?;
         say_missing(&mut out, &summary)?;
-        for volume in &summary.volumes_gone {
-            out.line(&format!(
-                "  volume {} ({}) is not here; its blocks are on tape: retire it with raidtape \
-                 volumes --retire {}",
-                volume.number,
-                quoted(&volume.path),
-                volume.uuid
-            ))?;
-        }
         out.line(&format!(
             "  everything can be seen now; raidtape tape recall brings blocks to {}",
             quoted(into)
@@ -195,6 +183,8 @@ fn summary_json(summary: &Summary) -> Map<String, Value> {
     ];
     let mut map = Map::new();
     show::put_counts(&mut map, &counts);
+    let gone = summary.volumes_gone.iter().map(|it| it.uuid.clone());
+    map.insert("volumes_gone".into(), gone.collect::<Value>());
     map.insert("problem_list".into(), show::problems_json(&summary.problems));
     map
 }
@@ -211,6 +201,15 @@ fn say_missing(out: &mut show::Out, summary: &Summary) -> Result<()> {
     }
     if summary.problem_count > 0 {
         out.line(&format!("  {} things did not fit, named above", summary.problem_count))?;
+    }
+    for volume in &summary.volumes_gone {
+        out.line(&format!(
+            "  volume {} ({}) is not here; its blocks are on tape: retire it with raidtape \
+             volumes --retire {}",
+            volume.number,
+            quoted(&volume.path),
+            volume.uuid
+        ))?;
     }
     Ok(())
 }

@@ -41,8 +41,6 @@ pub struct Options {
     pub volumes: Vec<PathBuf>,
     /// Whether to go on without runs that are lost, and without those that are changes of them.
     pub allow_gaps: bool,
-    /// Whether a block that is on a tape, as is known beside the catalog, is not missing.
-    pub tapes: bool,
 }
 
 /// What came of it.
@@ -163,7 +161,8 @@ fn make(
     let settings = put_settings(&rebuild, &sources, &history, notes)?;
     let known = history.newest.as_ref().map(|it| &*it.volumes).unwrap_or_default();
     let built = fill(rebuild, &mut sources, (&history, known), settings.hash, notes)?;
-    let tapes = if options.tapes { Tapes::look(catalog)? } else { None };
+    // A block that is on a tape, as is known beside the catalog, is not missing.
+    let tapes = Tapes::look(catalog)?;
     let reader = built.catalog.open()?;
     progress.set_phase("comparing metas");
     metas::compare(&reader, &sources, settings.hash, notes, progress)?;

@@ -1,16 +1,17 @@
 //! Checking a whole tape: label, marks, every archive, every position that the spool has recorded.
 //!
-//! Invariant: whatever is wrong is told, and the check goes on with the next tape file. What is
-//! remembered is one line for each tape file.
+//! Invariant: whatever is wrong is told, once, and the check goes on with the next tape file that
+//! it gets to. What it has not got to is not called missing. What is remembered is one line for
+//! each tape file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use super::cpio::Member;
-use super::drive::Moved;
+use super::drive::{Drive, Moved};
 use super::loaded::{First, Loaded};
 use super::read::{End, TapeFile, Visit};
-use super::recorded::{Place, Recorded, place_of};
+use super::recorded::{Cut, Place, Recorded, place_of};
 use super::spool::Spool;
 use super::spool::batch::{BatchId, BatchStatus};
 use super::spool::job::JobKind;
@@ -55,8 +56,15 @@ struct Check<'a> {
     checked: Checked,
     /// The label's text.
     label: Option<Vec<u8>>,
-    /// The log of the tape: of two lines with a number the later one.
+    /// The log of the tape, but for the files that were met: of two lines with a number the later
+    /// one.
     logged: BTreeMap<u64, Logged>,
+    /// Number of the last tape file that was met, or gone to.
+    last: u64,
+    /// Files of the log that were not got to.
+    unreached: BTreeSet<u64>,
+    /// Whether the end of data was met.
+    is_ended: bool,
 }
 
 /// Checks the tape in a drive, from its beginning to its end.
@@ -73,6 +81,9 @@ pub fn check(
         checked: Checked::default(),
         label: loaded.label().map(|it| it.text().to_vec()),
         logged: BTreeMap::new(),
+        last: 0,
+        unreached: BTreeSet::new(),
+        is_ended: true,
     };
     let hash = loaded.hash().map(|it| format!(", hash {it}")).unwrap_or_default();
     let has_label = loaded.label().is_some();
@@ -98,18 +109,14 @@ pub fn check(
             return check.finish();
         }
     }
-    let mut visit = Visit::new(loaded.drive(), first);
-    loop {
-        let next = match visit.next_file() {
-            Ok(next) => next,
-            Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
-            Err(e) => {
-                check.wrong(None, format!("the tape cannot be read on: {e}"))?;
-                break;
-            }
+    let mut from = Some(first);
+    while let Some(filenum) = from {
+        let done = check.files(loaded.drive(), filenum)?;
+        check.is_ended = done.is_ok();
+        from = match done {
+            Ok(()) => None,
+            Err(e) => check.resume(loaded.drive(), &e)?,
         };
-        let Some(mut file) = next else { break };
-        check.file(&mut file)?;
     }
     check.finish()
 }
@@ -167,11 +174,47 @@ impl Check<'_> {
         self.wrong(Some(0), what)
     }
 
+    /// Checks all tape files from where the drive stands. Inside, why it does not get on.
+    fn files(
+        &mut self,
+        drive: &mut dyn Drive,
+        filenum: u64,
+    ) -> Result<std::result::Result<(), Error>> {
+        let mut visit = Visit::new(drive, filenum);
+        loop {
+            match visit.next_file() {
+                Ok(Some(mut file)) => self.file(&mut file)?,
+                Ok(None) => return Ok(Ok(())),
+                Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+                Err(e) => return Ok(Err(e)),
+            }
+        }
+    }
+
+    /// Goes to the next tape file whose position the log has.
+    fn resume(&mut self, drive: &mut dyn Drive, error: &Error) -> Result<Option<u64>> {
+        self.wrong(None, format!("the tape cannot be read on behind file {}: {error}", self.last))?;
+        for (filenum, logged) in self.logged.range(self.last + 1..) {
+            self.unreached.insert(*filenum);
+            match drive.locate(logged.position) {
+                Ok(Moved::There) => {
+                    self.last = *filenum;
+                    return Ok(Some(*filenum));
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
     fn file(&mut self, file: &mut TapeFile<'_, '_>) -> Result<()> {
         self.progress.check()?;
         let (filenum, position) = (file.filenum(), file.position());
+        self.last = filenum;
         self.checked.tape_files += 1;
         let logged = self.logged.remove(&filenum);
+        self.unreached.remove(&filenum);
         if let Some(logged) = logged.as_ref().filter(|it| it.position != position) {
             let what = format!("it begins at position {position}, and the log has {}", {
                 logged.position
@@ -188,6 +231,7 @@ impl Check<'_> {
             Some(logged) => self.recorded(logged)?,
             None => None,
         };
+        let (known, cut) = known.unzip();
         let wrong = std::cell::RefCell::new((&mut self.say, 0));
         let progress = self.progress;
         let mut take = |member: &Member, _: &mut dyn Read| {
@@ -203,7 +247,8 @@ impl Check<'_> {
         let job = logged.as_ref().map(|it| (it.job.clone(), it.batch));
         let mut next = known.map(|mut it| move || it.next_file());
         let recorded = next.as_mut().map(|it| it as &mut verify::Recorded<'_>);
-        let walked = walk(file, Work { job, recorded, take: &mut take, tell: &mut tell });
+        let cut = cut.flatten();
+        let walked = walk(file, Work { job, recorded, cut, take: &mut take, tell: &mut tell });
         self.checked.findings += wrong.into_inner().1;
         let walked = match walked {
             // Another batch than it should be, or damage in the spool.
@@ -222,10 +267,10 @@ impl Check<'_> {
     }
 
     /// What the spool has recorded of a batch that the tape's log has.
-    fn recorded(&mut self, logged: &Logged) -> Result<Option<Recorded>> {
+    fn recorded(&mut self, logged: &Logged) -> Result<Option<(Recorded, Option<Cut>)>> {
         let Some(spool) = self.spool else { return Ok(None) };
         let filenum = Some(logged.filenum);
-        let opened = || -> Result<Option<Recorded>> {
+        let opened = || -> Result<Option<(Recorded, Option<Cut>)>> {
             let job = match spool.job(&logged.job) {
                 Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
                 job => job?,
@@ -241,10 +286,11 @@ impl Check<'_> {
             };
             // It may have been written once more since, and be somewhere else.
             let place = place_of(spool, &job, id)?;
-            match (&place.tape, place.filenum) == (&here.tape, here.filenum) {
-                true => Recorded::open(&job, id, &here),
-                false => Ok(None),
+            if (&place.tape, place.filenum) != (&here.tape, here.filenum) {
+                return Ok(None);
             }
+            let cut = Cut::of(&job, id)?;
+            Ok(Recorded::open(&job, id, &here)?.map(|it| (it, cut)))
         };
         match opened() {
             Ok(found) => Ok(found),
@@ -279,11 +325,16 @@ impl Check<'_> {
 
     /// What should have been met, and was not.
     fn finish(mut self) -> Result<Checked> {
-        for (filenum, logged) in std::mem::take(&mut self.logged) {
+        let left = std::mem::take(&mut self.logged);
+        for (filenum, logged) in &left {
+            let what = match self.unreached.contains(filenum) {
+                true => "could not be got to",
+                false => "is not on the tape, though its log has it",
+            };
             let name = format!("batch {} of job {}", logged.batch, logged.job);
-            self.wrong(Some(filenum), format!("{name} is not on the tape, though its log has it"))?;
+            self.wrong(Some(*filenum), format!("{name} {what}"))?;
         }
-        let met = self.checked.tape_files;
+        let tape = self.known_tape()?;
         let (Some(spool), Some(label)) = (self.spool, self.label.clone()) else {
             return Ok(self.checked);
         };
@@ -307,9 +358,23 @@ impl Check<'_> {
                 };
                 let Some(summary) = summary else { continue };
                 let filenum = summary.number("filenum").unwrap_or(0u64);
-                if summary.get("tape") == Some(&*label) && filenum > met {
-                    let what = format!("batch {} of job {uuid} should be here", id.number);
-                    self.wrong(Some(filenum), format!("{what}, and the tape ends before"))?;
+                let is_told = left
+                    .get(&filenum)
+                    .is_some_and(|it| (&*it.job, it.batch) == (&*uuid, id.number));
+                if summary.get("tape") != Some(&*label) || filenum <= self.last || is_told {
+                    continue;
+                }
+                let begun = summary.number("begin").unwrap_or(0);
+                let is_gone = tape
+                    .as_ref()
+                    .map_or(Ok(false), |it| it.has_lost(filenum, &uuid, id.number, begun));
+                if !is_gone? {
+                    let what = match self.is_ended {
+                        true => "the tape ends before",
+                        false => "could not be got to",
+                    };
+                    let name = format!("batch {} of job {uuid}", id.number);
+                    self.wrong(Some(filenum), format!("{name} should be here, and {what}"))?;
                 }
             }
         }

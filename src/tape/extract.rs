@@ -3,7 +3,8 @@
 //! Invariant: whatever an archive says, nothing outside of the directory is made, changed or
 //! followed. Names are walked one component at a time by open directories and through no link; `..`
 //! is refused, and what begins at the root begins at the directory. A file gets its name when it is
-//! complete. What has the name already stays, unless the caller says otherwise.
+//! complete. What has the name already stays, unless the caller says otherwise. Files are linked to
+//! each other only within one archive.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -28,6 +29,8 @@ const TARGET_BYTES_MAX: u64 = 4096;
 const COPY_BYTES: usize = 256 << 10;
 /// What is behind the name of a file that has turned out to be damaged.
 const DAMAGED: &[u8] = b".damaged";
+/// Such names that are tried for one file, with a number behind.
+const DAMAGED_MAX: u32 = 1000;
 
 /// A directory that members are written below.
 pub struct Target {
@@ -35,7 +38,8 @@ pub struct Target {
     may_replace: bool,
     /// The directory that was last written in: its path below the root.
     parent: Option<(Vec<u8>, OwnedFd)>,
-    /// The first name of each file that has others, and the sum of its content.
+    /// Of the archive at hand: the first name of each file that has others, and the sum of its
+    /// content.
     links: HashMap<(u64, u64), Linked>,
     link_bytes: usize,
     /// Directories, which get their metadata when nothing more is made in them.
@@ -91,6 +95,25 @@ impl Target {
         })
     }
 
+    /// Begins with another archive, in which the same numbers are other files.
+    pub fn begin_archive(&mut self) {
+        self.links.clear();
+        self.link_bytes = 0;
+    }
+
+    /// Whether a file that was made is empty, and has fewer names than it had: some programs write
+    /// the content of a file with only one of its names, which may be one that was not made.
+    pub fn lacks_content(&mut self, name: &[u8], nlink: u64) -> bool {
+        let mut look = || {
+            let parts = components(name)?;
+            let Some((name, dirs)) = parts.split_last() else { return Ok(false) };
+            self.enter(dirs)?;
+            let now = at::stat(self.parent_fd()?, OsStr::from_bytes(name)).map_err(making)?;
+            Ok::<bool, Error>(now.is_file() && now.size == 0 && now.nlink < nlink)
+        };
+        look().unwrap_or(false)
+    }
+
     /// Makes what a member is. What fails is this file's trouble, unless the disk is full.
     pub fn put(&mut self, member: &Member, content: &mut dyn Read) -> Result<()> {
         let parts = components(&member.name)?;
@@ -116,15 +139,27 @@ impl Target {
         }
     }
 
-    /// Says by its name that a file is not what was written.
+    /// Says by its name that a file that was made is not what was written. What is called so
+    /// already stays.
     pub fn set_damaged(&mut self, name: &[u8]) -> Result<()> {
         let parts = components(name)?;
         let Some((name, dirs)) = parts.split_last() else { return Ok(()) };
         self.enter(dirs)?;
-        let dir = self.parent_fd()?;
-        let new = [name, DAMAGED].concat();
-        at::rename(dir, OsStr::from_bytes(name), dir, OsStr::from_bytes(&new), 0)
-            .map_err(|e| Error::io("renaming it, since it is damaged", e))
+        let mut number = 1;
+        loop {
+            let mut new = [name, DAMAGED].concat();
+            if number > 1 {
+                new.extend(format!(".{number}").into_bytes());
+            }
+            match self.rename(OsStr::from_bytes(name), OsStr::from_bytes(&new), false) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists && number < DAMAGED_MAX => {
+                    number += 1;
+                }
+                done => {
+                    return done.map_err(|e| Error::io("renaming it, since it is damaged", e));
+                }
+            }
+        }
     }
 
     /// Gives directories their metadata, and waits until all is on the disk. `tell` gets what
@@ -205,18 +240,25 @@ impl Target {
 
     /// Gives what was made its name.
     fn settle(&self, temp: &OsStr, name: &OsStr) -> Result<()> {
-        let dir = self.parent_fd()?;
-        let flags = if self.may_replace { 0 } else { c::RENAME_NOREPLACE };
-        let mut done = at::rename(dir, temp, dir, name, flags);
-        // Not every file system can do that: NFS cannot.
-        if matches!(&done, Err(e) if !self.may_replace && e.raw_os_error() == Some(c::EINVAL)) {
-            done = at::link(dir, temp, dir, name).and_then(|()| at::unlink(dir, temp));
-        }
+        self.rename(temp, name, self.may_replace).map_err(making)?;
         // Two names of one file are not renamed over each other.
-        if done.is_ok() && self.may_replace {
-            let _ = at::unlink(dir, temp);
+        if self.may_replace {
+            let _ = at::unlink(self.parent_fd()?, temp);
         }
-        done.map_err(making)
+        Ok(())
+    }
+
+    /// Renames something in the directory at hand.
+    fn rename(&self, from: &OsStr, to: &OsStr, may_replace: bool) -> io::Result<()> {
+        let Some((_, dir)) = &self.parent else { return Err(io::ErrorKind::NotFound.into()) };
+        let flags = if may_replace { 0 } else { c::RENAME_NOREPLACE };
+        match at::rename(dir, from, dir, to, flags) {
+            // Not every file system can do that: NFS cannot.
+            Err(e) if !may_replace && e.raw_os_error() == Some(c::EINVAL) => {
+                at::link(dir, from, dir, to).and_then(|()| at::unlink(dir, from))
+            }
+            done => done,
+        }
     }
 
     fn put_dir(&mut self, path: &[u8], header: &Header) -> Result<()> {

@@ -11,6 +11,7 @@ pub mod drive;
 pub mod extract;
 pub mod image;
 pub mod label;
+mod listed;
 pub mod load;
 pub mod loaded;
 pub mod medium;

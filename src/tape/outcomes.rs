@@ -34,8 +34,9 @@ impl Outcomes {
         self.met.put(at, &[&errno.to_le_bytes(), name].concat())
     }
 
-    /// Calls `each` with every file: position, error number, name.
-    pub fn merge(self, each: &mut Each<'_>) -> Result<()> {
+    /// Calls `each` with every file: position, error number, name. Before, `made_bad` gets the
+    /// names of those that were made, and are not what was written.
+    pub fn merge(self, made_bad: &mut dyn FnMut(&[u8]), each: &mut Each<'_>) -> Result<()> {
         let mut met = self.met.read()?;
         let mut lost = Told::of(self.lost)?;
         let mut bad = Told::of(self.bad)?;
@@ -44,6 +45,9 @@ impl Outcomes {
             let errno = i32::from_le_bytes(*errno);
             let is_lost = lost.pass(at, name, each)?;
             let is_bad = bad.pass(at, name, each)?;
+            if errno == 0 && is_bad {
+                made_bad(name);
+            }
             let errno = if errno == 0 && (is_lost || is_bad) { c::EIO } else { errno };
             each(at, errno, name)?;
         }

@@ -333,6 +333,13 @@ pub enum Own<'a> {
 }
 
 impl<'a> Own<'a> {
+    /// The job.
+    pub fn job(self) -> &'a str {
+        match self {
+            Own::Batch(job, _) | Own::Job(job) | Own::Sums(job, _) => job,
+        }
+    }
+
     /// Tells what a name stands for, if it is one of a job's own.
     pub fn of(name: &'a [u8]) -> Option<Own<'a>> {
         let mut parts = name.rsplit(|it| *it == b'/');

@@ -4,7 +4,6 @@
 //! what was written below the directory is on the disk by then. A file that turns out not to be
 //! what was written is told, and loses its name.
 
-use std::collections::{HashMap, HashSet};
 use std::io::{self, Read};
 
 use super::changer::Wanted as Asked;
@@ -14,23 +13,21 @@ use super::extract::Target;
 use super::load;
 use super::loaded::Loaded;
 use super::outcomes::{Each, Outcomes, Sums};
-use super::read::{Own, TapeFile, Visit};
-use super::recorded::{Place, Recorded, place_of};
+use super::read::{TapeFile, Visit};
+use super::recorded::{Cut, Place, Recorded, place_of};
 use super::seek;
+use super::spill::Spill;
 use super::spool::Spool;
 use super::spool::batch::{BatchId, BatchStatus, Results, Summary};
 use super::spool::drive::TakenDrive;
-use super::spool::find::{Found, absolute};
-use super::spool::job::{Job, JobKind, JobStatus, OpenJob};
+use super::spool::job::OpenJob;
 use super::verify::{self, About, Finding, is_same_name, take_content, walk};
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
-use crate::sys::{self, Time, c, quoted};
+use crate::sys::{Time, c};
 
 /// What is read over to get to a file. Beyond it the drive goes there.
 const SKIP_BYTES: u64 = 64 << 20;
-/// Most bytes of names that are looked for at once.
-const NAMES_BYTES_MAX: usize = 64 << 20;
 
 /// What was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,12 +65,18 @@ pub struct Reading<'a> {
     pub tally: Tally,
 }
 
-fn errno_of(error: &Error) -> i32 {
+pub(super) fn errno_of(error: &Error) -> i32 {
     error.errno().unwrap_or(match error.kind() {
         ErrorKind::Denied => c::EACCES,
         ErrorKind::NotFound => c::ENOENT,
+        ErrorKind::WrongTape => c::ENOMEDIUM,
         _ => c::EIO,
     })
+}
+
+/// Whether what has failed for one batch fails for the others too.
+pub fn ends_all(error: &Error) -> bool {
+    error.is_shortage() || matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Interrupted)
 }
 
 /// Writes a file below the directory, if there is one. Inside, what has gone wrong with it.
@@ -89,13 +92,39 @@ fn put(
     }
 }
 
+/// Takes its name from a file that was made, and is not what was written.
+fn set_aside(target: &mut Option<Target>, progress: &Progress, name: &[u8]) {
+    if let Some(target) = target
+        && let Err(e) = target.set_damaged(name)
+    {
+        progress.note(&Problem::new(name, &e));
+    }
+}
+
+/// Refuses a file of which only a name was made.
+fn look_for_content(target: &mut Option<Target>, name: &[u8], nlink: u64) -> Result<()> {
+    if nlink < 2 || !target.as_mut().is_some_and(|it| it.lacks_content(name, nlink)) {
+        return Ok(());
+    }
+    let what = "it is empty, and its content may be with another name: read the batch as a whole";
+    Err(Error::new(ErrorKind::Io, what))
+}
+
+/// What the spool knows of an archive.
+#[derive(Default)]
+struct Known<'a> {
+    job: Option<(String, u64)>,
+    recorded: Option<&'a mut verify::Recorded<'a>>,
+    cut: Option<Cut>,
+}
+
 impl Reading<'_> {
-    fn problem(&self, path: &[u8], error: &Error) {
+    pub(super) fn problem(&self, path: &[u8], error: &Error) {
         self.progress.note(&Problem::new(path, error));
     }
 
     /// Brings a tape into the drive, if it is not there.
-    fn need(&mut self, tape: &[u8]) -> Result<()> {
+    pub(super) fn need(&mut self, tape: &[u8]) -> Result<()> {
         if let Some(loaded) = self.loaded.take() {
             if loaded.label().is_some_and(|it| it.text() == tape) {
                 self.loaded = Some(loaded);
@@ -108,33 +137,38 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Does something with a tape file.
-    fn with_file<T>(
+    /// Does something with a tape file, which is told what to call it.
+    pub(super) fn with_file<T>(
         &mut self,
         filenum: u64,
         position: Option<u64>,
-        act: impl FnOnce(&mut Self, &mut TapeFile<'_, '_>) -> Result<T>,
+        act: impl FnOnce(&mut Self, &mut TapeFile<'_, '_>, &str) -> Result<T>,
     ) -> Result<T> {
         let mut loaded = match self.loaded.take() {
             Some(loaded) => loaded,
             None => load::open_noted(self.spool, self.taken, Access::Read)?,
         };
+        if let Some(target) = &mut self.target {
+            target.begin_archive();
+        }
+        let name = format!("{} file {filenum}", loaded.describe());
         let drive = loaded.drive();
         let done = seek::to_file(drive, filenum, position).and_then(|()| {
             let mut visit = Visit::new(drive, filenum);
             let file = visit.next_file()?;
             let missing = || Error::new(ErrorKind::NotFound, "the tape ends before it");
             let mut file = file.ok_or_else(missing)?;
-            act(self, &mut file)
+            act(self, &mut file, &name)
         });
         self.loaded = Some(loaded);
-        done.map_err(|e| e.context(format_args!("tape file {filenum}")))
+        done.map_err(|e| e.context(name))
     }
 
     /// Reads a tape file of which nothing is known; all of it, or the files that are wanted.
     pub fn tape_file(&mut self, filenum: u64, is_wanted: Option<&IsWanted<'_>>) -> Result<()> {
-        let outcomes = self
-            .with_file(filenum, None, |this, file| this.walk_file(file, None, None, is_wanted))?;
+        let outcomes = self.with_file(filenum, None, |this, file, name| {
+            this.walk_file(file, name, Known::default(), is_wanted)
+        })?;
         self.count(outcomes, is_wanted, &mut |_, _, _| Ok(()))
     }
 
@@ -160,15 +194,16 @@ impl Reading<'_> {
                         found => return Ok(found),
                     }
                 };
-                self.with_file(place.filenum, place.position, |this, file| {
+                self.with_file(place.filenum, place.position, |this, file, _| {
                     this.pick(file, &mut next, &mut sums)
                 })?
             }
             (recorded, _) => {
                 let mut next = recorded.as_mut().map(|it| move || it.next_file());
-                let next = next.as_mut().map(|it| it as &mut verify::Recorded<'_>);
-                self.with_file(place.filenum, place.position, |this, file| {
-                    this.walk_file(file, Some(key), next, is_wanted)
+                let recorded = next.as_mut().map(|it| it as &mut verify::Recorded<'_>);
+                let known = Known { job: Some(key), recorded, cut: Cut::of(job, id)? };
+                self.with_file(place.filenum, place.position, |this, file, name| {
+                    this.walk_file(file, name, known, is_wanted)
                 })?
             }
         };
@@ -202,7 +237,7 @@ impl Reading<'_> {
     }
 
     /// Has what was written below the directory last.
-    fn sync(&mut self) -> Result<()> {
+    pub(super) fn sync(&mut self) -> Result<()> {
         self.target.as_ref().map_or(Ok(()), Target::sync)
     }
 
@@ -213,8 +248,8 @@ impl Reading<'_> {
         is_wanted: Option<&IsWanted<'_>>,
         each: &mut Each<'_>,
     ) -> Result<()> {
-        let tally = &mut self.tally;
-        outcomes.merge(&mut |at, errno, name| {
+        let Reading { target, progress, tally, .. } = self;
+        outcomes.merge(&mut |name| set_aside(target, progress, name), &mut |at, errno, name| {
             if is_wanted.is_some_and(|it| !it(name)) {
                 return Ok(());
             }
@@ -230,22 +265,33 @@ impl Reading<'_> {
     fn walk_file(
         &mut self,
         file: &mut TapeFile<'_, '_>,
-        job: Option<(String, u64)>,
-        recorded: Option<&mut verify::Recorded<'_>>,
+        called: &str,
+        known: Known<'_>,
         is_wanted: Option<&IsWanted<'_>>,
     ) -> Result<Outcomes> {
         let outcomes = std::cell::RefCell::new(Outcomes::default());
         let progress = self.progress;
         let mut target = self.target.take();
+        // Files whose contents may be with other names.
+        let mut empty = Spill::new();
         let mut errors = 0;
         let mut bytes = 0;
         let mut take = |member: &Member, content: &mut dyn Read| {
             progress.check()?;
-            if Own::of(&member.name).is_some() || is_wanted.is_some_and(|it| !it(&member.name)) {
+            if is_wanted.is_some_and(|it| !it(&member.name)) {
                 return Ok(());
             }
             let errno = match put(&mut target, member, content)? {
-                Ok(()) => 0,
+                Ok(()) => {
+                    let nlink = member.header.nlink;
+                    if is_wanted.is_some() && nlink > 1 && member.header.size == 0 {
+                        empty.put(
+                            member.position,
+                            &[&nlink.to_le_bytes(), &*member.name].concat(),
+                        )?;
+                    }
+                    0
+                }
                 Err(e) => {
                     progress.note(&Problem::new(&*member.name, &e));
                     errno_of(&e)
@@ -258,7 +304,7 @@ impl Reading<'_> {
         };
         let mut tell = |finding: Finding| {
             let Finding { about, at, path, error } = finding;
-            let path = path.unwrap_or_default();
+            let path = path.unwrap_or_else(|| called.as_bytes().to_vec());
             if is_wanted.is_some_and(|it| about != About::Archive && !it(&path)) {
                 return Ok(());
             }
@@ -270,36 +316,34 @@ impl Reading<'_> {
             }
             Ok(())
         };
+        let Known { job, recorded, cut } = known;
         let mut next = recorded.map(|it| move || it());
         let recorded = next.as_mut().map(|it| it as &mut verify::Recorded<'_>);
-        let work = verify::Work { job, recorded, take: &mut take, tell: &mut tell };
+        let work = verify::Work { job, recorded, cut, take: &mut take, tell: &mut tell };
         let walked = walk(file, work);
         self.target = target;
         let walked = walked?;
         self.tally.errors += errors;
         self.tally.bytes += bytes;
+        let mut outcomes = outcomes.into_inner();
+        // Where there are sums, each name has the whole content.
         if !walked.has_sums {
-            self.tally.unsummed += outcomes.borrow().met.count();
-        }
-        let outcomes = outcomes.into_inner();
-        self.set_aside(outcomes)
-    }
-
-    /// Takes their names from files that are not what was written.
-    fn set_aside(&mut self, mut outcomes: Outcomes) -> Result<Outcomes> {
-        let Some(target) = &mut self.target else { return Ok(outcomes) };
-        let mut bad = std::mem::take(&mut outcomes.bad).read()?;
-        while let Some((at, path)) = bad.next_item()? {
-            outcomes.bad.put(at, &path)?;
-            if let Err(e) = target.set_damaged(&path) {
-                self.progress.note(&Problem::new(path, &e));
+            self.tally.unsummed += outcomes.met.count();
+            let mut empty = empty.read()?;
+            while let Some((at, item)) = empty.next_item()? {
+                let Some((nlink, name)) = item.split_first_chunk() else { continue };
+                if let Err(e) = look_for_content(&mut self.target, name, u64::from_le_bytes(*nlink))
+                {
+                    self.problem(name, &e);
+                    outcomes.bad.put(at, name)?;
+                }
             }
         }
         Ok(outcomes)
     }
 
     /// Reads files at positions that are known.
-    fn pick(
+    pub(super) fn pick(
         &mut self,
         file: &mut TapeFile<'_, '_>,
         next: &mut verify::Recorded<'_>,
@@ -375,135 +419,22 @@ impl Reading<'_> {
         Progress::add(&self.progress.bytes, bytes);
         Progress::add(&self.progress.entries, 1);
         let is_regular = member.header.mode & c::S_IFMT == c::S_IFREG;
-        match sums.of(&member.name).filter(|_| is_regular) {
+        // Nothing else has one, and to look for one is to pass over all others.
+        let wanted = if is_regular { sums.of(&member.name) } else { None };
+        let proved = match wanted {
             Some(wanted) if wanted != sum => {
-                if let Some(target) = target {
-                    target.set_damaged(&member.name)?;
-                }
-                Ok(Err(Error::corrupt("its content is not what was written")))
+                Err(Error::corrupt("its content is not what was written"))
             }
-            Some(_) => Ok(Ok(())),
+            Some(_) => Ok(()),
             None => {
                 self.tally.unsummed += 1;
-                Ok(Ok(()))
+                look_for_content(target, &member.name, member.header.nlink)
             }
+        };
+        if proved.is_err() {
+            set_aside(target, self.progress, &member.name);
         }
-    }
-
-    /// Does a job that reads.
-    pub fn job(&mut self, mut job: OpenJob) -> Result<()> {
-        if job.kind() != JobKind::Read {
-            return Err(Error::usage(format!("job {} is one that writes", job.uuid())));
-        }
-        job.set_status(Some(JobStatus::Busy))?;
-        for id in job.pending()? {
-            if let Err(e) = self.read_listed(&mut job, id) {
-                let is_queued = self.spool.is_queued(job.uuid())?;
-                job.set_status(is_queued.then_some(JobStatus::Ready))?;
-                return Err(e);
-            }
-        }
-        self.spool.finish(job)
-    }
-
-    /// Reads the files that a batch of such a job lists, from wherever they are.
-    fn read_listed(&mut self, job: &mut OpenJob, id: BatchId) -> Result<()> {
-        let begin = Time::now().secs;
-        let before = self.tally.errors;
-        let mut results = job.begin_results()?;
-        let (mut tape, mut filenum) = (Vec::new(), 0);
-        let mut batch = job.batch(id)?;
-        loop {
-            let (mut names, mut bytes) = (Vec::new(), 0);
-            while bytes < NAMES_BYTES_MAX
-                && let Some(name) = batch.next_file()?
-            {
-                bytes += name.len() + 64;
-                names.push(name.to_vec());
-            }
-            if names.is_empty() {
-                break;
-            }
-            let mut files = self.look_up(job, &names)?;
-            let here = self.taken.tape()?.map(|it| it.name());
-            // What is in the drive comes first; each tape once, forwards.
-            files.sort_by_cached_key(|it| {
-                (Some(&it.tape) != here.as_ref(), it.tape.clone(), it.filenum, it.position)
-            });
-            let mut outcomes: HashMap<Vec<u8>, (u64, i32)> = HashMap::new();
-            let is_same = |a: &Found, b: &Found| {
-                (&a.tape, a.filenum, &a.job, a.batch) == (&b.tape, b.filenum, &b.job, b.batch)
-            };
-            for files in files.chunk_by(is_same) {
-                let Some(first) = files.first() else { continue };
-                self.need(&first.tape)?;
-                (tape, filenum) = (first.tape.clone(), first.filenum);
-                let source = self.spool.job(&first.job)?;
-                let known = self.spool.tape(&tape)?;
-                let known = known.map(|it| seek::known_file(&it, filenum)).transpose()?.flatten();
-                let mut sums = Sums::open(&source.dir().join(format!("sums{}", first.batch)));
-                let mut left = files.iter();
-                let mut give = || Ok(left.next().map(|it| (it.position, it.path.clone())));
-                let position = known.map(|it| it.position);
-                let done = self.with_file(filenum, position, |this, file| {
-                    this.pick(file, &mut give, &mut sums)
-                })?;
-                done.merge(&mut |at, errno, name| {
-                    outcomes.insert(name.to_vec(), (at, errno));
-                    Ok(())
-                })?;
-            }
-            for name in names {
-                let missing = Error::new(ErrorKind::NotFound, "no tape that is known has it");
-                let path = absolute(job, &name);
-                let (at, errno) = match outcomes.get(&path) {
-                    Some(outcome) => *outcome,
-                    None => {
-                        self.problem(&name, &missing);
-                        (0, c::ENOENT)
-                    }
-                };
-                note(&mut results, at, errno, &name)?;
-                match errno {
-                    0 => self.tally.files += 1,
-                    _ => self.tally.errors += 1,
-                }
-            }
-        }
-        self.sync()?;
-        self.tally.batches += u64::from(self.tally.errors == before);
-        let summary = Summary { begin, end: Time::now().secs, tape, filenum };
-        job.complete(id, results, &summary, BatchStatus::Read)?;
-        Ok(())
-    }
-
-    /// Where files are: of several places the one that was written last.
-    fn look_up(&self, job: &Job, names: &[Vec<u8>]) -> Result<Vec<Found>> {
-        let wanted: HashSet<Vec<u8>> = names.iter().map(|it| absolute(job, it)).collect();
-        let mut found: HashMap<Vec<u8>, Found> = HashMap::new();
-        self.spool.find(&|path| wanted.contains(path), &mut |it| {
-            let is_later = match found.get(&it.path) {
-                Some(known) => self.time_of(it)? >= self.time_of(known)?,
-                None => true,
-            };
-            if is_later {
-                found.insert(it.path.clone(), it.clone());
-            }
-            Ok(())
-        })?;
-        Ok(found.into_values().collect())
-    }
-
-    /// When the batch that has a file was written; within a second its file tells.
-    fn time_of(&self, found: &Found) -> Result<(i64, Time)> {
-        let job = self.spool.job(&found.job)?;
-        let id = job.batches()?.into_iter().find(|it| it.number == found.batch);
-        let Some(id) = id else { return Ok((0, Time::default())) };
-        let path = job.batch_path(id)?;
-        let stat = sys::stat(&path);
-        let stat = stat.map_err(|e| Error::io(format!("looking at {}", quoted(&path)), e))?;
-        let end = job.batch(id)?.summary()?.and_then(|it| it.number("end"));
-        Ok((end.unwrap_or(0), stat.mtime))
+        Ok(proved)
     }
 
     /// Gives directories their metadata; what was written lasts then.
@@ -524,7 +455,7 @@ fn is_named(path: &[u8], name: &[u8]) -> bool {
     is_same_name(path, name) || ends_so()
 }
 
-fn note(results: &mut Results, at: u64, errno: i32, name: &[u8]) -> Result<()> {
+pub(super) fn note(results: &mut Results, at: u64, errno: i32, name: &[u8]) -> Result<()> {
     // No list has such a name.
     if name.is_empty() || name.contains(&b'\n') {
         return Ok(());

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::BufReader;
+use std::path::PathBuf;
 
 use super::read::Own;
 use super::spool::Spool;
@@ -71,12 +72,29 @@ pub fn place_of(spool: &Spool, job: &Job, id: BatchId) -> Result<Place> {
     }
 }
 
+/// Where an archive ends that could not be closed.
+#[derive(Debug)]
+pub struct Cut {
+    /// Bytes of it that are good.
+    pub at: u64,
+    /// The spool's sums of its files: it has none itself.
+    pub sums: PathBuf,
+}
+
+impl Cut {
+    /// That of a batch, if it is such a one.
+    pub fn of(job: &Job, id: BatchId) -> Result<Option<Cut>> {
+        let at = job.batch(id)?.summary()?.and_then(|it| it.number("incomplete"));
+        Ok(at.map(|at| Cut { at, sums: job.sums_path(id.number) }))
+    }
+}
+
 /// Gives the positions and names of the files of a batch that are in its archive, in order.
 pub enum Recorded {
     /// From the results.
     Results(Batch<BufReader<File>>),
-    /// From the log, up to the next batch.
-    Log(Lines<BufReader<File>>),
+    /// From the log, up to the next batch of the job.
+    Log(Lines<BufReader<File>>, String),
     /// Nothing more.
     End,
 }
@@ -113,7 +131,7 @@ impl Recorded {
         for _ in 0..last {
             lines.advance()?;
         }
-        Ok(Some(Recorded::Log(lines)))
+        Ok(Some(Recorded::Log(lines, job.uuid().to_owned())))
     }
 
     /// The next file.
@@ -126,13 +144,15 @@ impl Recorded {
                     }
                 }
             }
-            Recorded::Log(lines) => {
+            Recorded::Log(lines, uuid) => {
                 while lines.advance()? {
                     if !lines.has_end() {
                         break;
                     }
                     match LogLine::parse(lines.line()) {
-                        LogLine::File { position, path } if Own::of(path).is_none() => {
+                        LogLine::File { position, path }
+                            if Own::of(path).is_none_or(|it| it.job() != uuid) =>
+                        {
                             return Ok(Some((position, path.to_vec())));
                         }
                         LogLine::BatchEnd { .. }

@@ -5,14 +5,15 @@
 //! sums come, at the end, is on disk.
 
 use std::collections::VecDeque;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 
 use sha2::{Digest, Sha256};
 
 use super::cpio::{Member, Reader};
 use super::read::{Content, End, Head, Own, TapeFile};
+use super::recorded::Cut;
 use super::spill::{Spill, Spilled};
-use super::spool::text::Lines;
+use super::spool::text::{self, Lines};
 use super::sums::{self, Sum, Summer};
 use crate::error::{Error, Quoted, Result};
 use crate::sys::c;
@@ -67,6 +68,8 @@ pub struct Work<'a> {
     pub job: Option<(String, u64)>,
     /// What the spool knows of it.
     pub recorded: Option<&'a mut Recorded<'a>>,
+    /// Where it ends, if it could not be closed.
+    pub cut: Option<Cut>,
     /// Gets every file. What it leaves of the content is read all the same.
     pub take: &'a mut dyn FnMut(&Member, &mut dyn Read) -> Result<()>,
     /// Is told what is wrong.
@@ -168,7 +171,8 @@ struct Walk<'a> {
     walked: Walked,
     /// The next one that is recorded.
     next: Option<(u64, Vec<u8>)>,
-    /// Every regular file that was read: position, sum of its name, sum of its content.
+    /// Every regular file that was read and can have a sum: position, sum of its name, sum of its
+    /// content.
     files: Option<Spill>,
     tries: u32,
 }
@@ -209,7 +213,10 @@ impl Walk<'_> {
         let at = reader.position();
         match found? {
             Ok(()) => {
-                self.end(file)?;
+                match self.work.cut.take() {
+                    Some(cut) if at >= cut.at => self.kept_sums(&cut)?,
+                    _ => self.end(file)?,
+                }
                 Ok(None)
             }
             Err(e) => {
@@ -233,7 +240,8 @@ impl Walk<'_> {
         Ok(None)
     }
 
-    /// Reads members up to the trailer. Inside, what is wrong with the archive.
+    /// Reads members up to the trailer, or to where there is nothing good any more. Inside, what is
+    /// wrong with the archive.
     fn members<R: Read>(
         &mut self,
         reader: &mut Reader<R>,
@@ -263,15 +271,17 @@ impl Walk<'_> {
         // The first member behind damage has to be the one that is recorded.
         let mut must_match = !is_start;
         loop {
+            let is_cut = self.work.cut.as_ref().is_some_and(|it| reader.position() >= it.at);
             let member = match pending.take() {
                 Some(member) => member,
+                None if is_cut => return Ok(Ok(())),
                 None => match reader.next_member() {
                     Ok(Some(member)) => member,
                     Ok(None) => return Ok(Ok(())),
                     Err(e) => return Ok(Err(e)),
                 },
             };
-            if self.is_own(&member, reader)? {
+            if self.is_sums(&member, reader)? {
                 continue;
             }
             self.compare(&member)?;
@@ -288,8 +298,10 @@ impl Walk<'_> {
                 Ok((sum, bytes)) => {
                     self.walked.files += 1;
                     self.walked.bytes += bytes;
-                    let is_regular = member.header.mode & c::S_IFMT == c::S_IFREG;
-                    if let Some(files) = self.files.as_mut().filter(|_| is_regular) {
+                    // What is not recorded has failed when it was written, and has no sum.
+                    let has_sum = member.header.mode & c::S_IFMT == c::S_IFREG
+                        && (is_match || !self.walked.is_recorded);
+                    if let Some(files) = self.files.as_mut().filter(|_| has_sum) {
                         let name: Sum = Sha256::digest(&member.name).into();
                         files.put(member.position, &[name, sum].concat())?;
                     }
@@ -322,34 +334,37 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Whether a member is of the job's own; its sums are compared.
-    fn is_own<R: Read>(&mut self, member: &Member, reader: &mut Reader<R>) -> Result<bool> {
+    /// Whether a member is the batch's sums, which are compared. What is recorded is a file of the
+    /// list, whatever its name.
+    fn is_sums<R: Read>(&mut self, member: &Member, reader: &mut Reader<R>) -> Result<bool> {
         let job = self.walked.job.as_ref().or(self.work.job.as_ref());
-        let Some((uuid, number)) = job else { return Ok(false) };
-        match Own::of(&member.name) {
-            Some(Own::Sums(job, batch)) if job == uuid && batch == *number => {
-                if let Some(files) = self.files.take() {
-                    self.walked.has_sums = true;
-                    self.sums(member, reader, files)?;
-                }
-                Ok(true)
-            }
-            Some(Own::Batch(job, batch)) => Ok(job == uuid && batch == *number),
-            Some(Own::Job(job)) => Ok(job == uuid),
-            _ => Ok(false),
+        let is_own = match (job, Own::of(&member.name)) {
+            (Some((uuid, number)), Some(Own::Sums(job, batch))) => job == uuid && batch == *number,
+            _ => false,
+        };
+        if !is_own || self.next.as_ref().is_some_and(|it| it.0 == member.position) {
+            return Ok(false);
+        }
+        if let Some(files) = self.files.take() {
+            self.sums(member.position, BufReader::new(Content(reader)), files)?;
+        }
+        Ok(true)
+    }
+
+    /// Compares the sums that the spool has kept of an archive without an end.
+    fn kept_sums(&mut self, cut: &Cut) -> Result<()> {
+        match (text::open(&cut.sums), self.files.take()) {
+            (Ok(input), Some(files)) => self.sums(cut.at, input, files),
+            _ => Ok(()),
         }
     }
 
     /// Compares every sum with the file that was read. Files that have none have failed when they
     /// were written; the others are in the same order.
-    fn sums<R: Read>(
-        &mut self,
-        member: &Member,
-        reader: &mut Reader<R>,
-        files: Spill,
-    ) -> Result<()> {
+    fn sums(&mut self, at: u64, input: impl BufRead, files: Spill) -> Result<()> {
+        self.walked.has_sums = true;
         let mut files = Window { files: files.read()?, near: VecDeque::new() };
-        let mut lines = Lines::new(BufReader::new(Content(reader)));
+        let mut lines = Lines::new(input);
         let mut told = 0;
         loop {
             let line = match lines.advance() {
@@ -360,7 +375,7 @@ impl Walk<'_> {
             let (sum, name) = match line {
                 Ok(it) => it,
                 Err(e) => {
-                    self.tell(member.position, None, e.context("the sums of the batch"))?;
+                    self.tell(at, None, e.context("the sums of the batch"))?;
                     return Ok(());
                 }
             };
@@ -375,7 +390,7 @@ impl Walk<'_> {
                     told += 1;
                     if told <= TOLD_MAX {
                         let error = Error::corrupt("the sums have it and the archive has not");
-                        self.tell(member.position, Some(name), error)?;
+                        self.tell(at, Some(name), error)?;
                     }
                 }
                 None => {}

@@ -115,7 +115,6 @@ pub fn seek(spool: &Spool, args: &SeekArgs) -> Result<u8> {
     let text = args.to.to_string_lossy();
     let drive = args.device.drive(spool)?;
     let taken = drive.take()?;
-    let tape = taken.tape()?;
     let is_relative = text.starts_with(['+', '-']);
     let bad = || Error::usage(format!("'{text}' is no place of a tape"));
     // A relative motion begins where the drive stands, so nothing may be read before it.
@@ -129,6 +128,8 @@ pub fn seek(spool: &Spool, args: &SeekArgs) -> Result<u8> {
         }
     };
     open.set_block_size(BlockSize::Variable)?;
+    // Not before: it may be another one than it was.
+    let tape = taken.tape()?;
     let known = |filenum: u64| -> Result<Option<u64>> {
         let found = tape.as_ref().map(|it| seek::known_file(it, filenum)).transpose()?.flatten();
         Ok(found.map(|it| it.position))
@@ -151,7 +152,7 @@ pub fn seek(spool: &Spool, args: &SeekArgs) -> Result<u8> {
         let job = spool.job(job.rsplit('/').next().unwrap_or(job))?;
         let id = job.batches()?.into_iter().find(|it| it.number == number);
         let place = place_of(spool, &job, id.ok_or_else(bad)?)?;
-        let here = taken.tape()?.map(|it| it.name());
+        let here = tape.as_ref().map(Tape::name);
         if here.as_deref() != Some(&place.tape) {
             let message = format!("it is on tape {}, which is not here", Quoted(&place.tape));
             return Err(Error::new(ErrorKind::WrongTape, message));

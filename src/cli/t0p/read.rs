@@ -1,17 +1,18 @@
 //! `t0read` and `t0ck`.
 
+use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use clap::{ArgGroup, Args};
 
 use super::Device;
 use super::jobs::name_of;
 use crate::cli::{bar, exit, show, terminal};
-use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::{Progress, Said as ProgressSaid};
 use crate::tape::changer::Wanted as Asked;
 use crate::tape::check::{self, Said};
@@ -20,7 +21,7 @@ use crate::tape::drive::Access;
 use crate::tape::extract::Target;
 use crate::tape::load;
 use crate::tape::read::{Head, Visit};
-use crate::tape::readback::{IsWanted, Reading, Tally};
+use crate::tape::readback::{IsWanted, Reading, Tally, ends_all};
 use crate::tape::recorded::place_of;
 use crate::tape::seek;
 use crate::tape::spool::Spool;
@@ -71,11 +72,20 @@ pub fn ask(wanted: Asked<'_>) -> bool {
 }
 
 /// The files that are wanted of a batch.
-struct Files(Vec<File>);
+struct Files<'a>(Vec<File<'a>>);
 
-enum File {
-    Path(Vec<u8>),
-    Pattern(globset::GlobMatcher),
+struct File<'a> {
+    word: &'a OsStr,
+    pattern: Option<globset::GlobMatcher>,
+    /// Whether there was one.
+    is_met: Cell<bool>,
+}
+
+/// The pattern that a word is, if it is one. It may be meant as it stands, too: names may have
+/// anything in them.
+pub fn pattern(word: &OsStr) -> Option<globset::GlobMatcher> {
+    let text = word.to_str().filter(|it| it.contains(['*', '?', '[']))?;
+    globset::Glob::new(text).ok().map(|it| it.compile_matcher())
 }
 
 fn plain(name: &[u8]) -> &[u8] {
@@ -86,30 +96,39 @@ fn plain(name: &[u8]) -> &[u8] {
     name.strip_suffix(b"/").unwrap_or(name)
 }
 
-impl Files {
-    fn parse(words: &[OsString]) -> Result<Files> {
-        let parse = |word: &OsString| {
-            let Some(text) = word.to_str().filter(|it| it.contains(['*', '?', '['])) else {
-                return Ok(File::Path(plain(word.as_bytes()).to_vec()));
-            };
-            let glob = globset::Glob::new(text.trim_start_matches('/')).map_err(|e| {
-                let what = format!("pattern {}", Quoted(text.as_bytes()));
-                Error::with_source(ErrorKind::Usage, what, e)
-            })?;
-            Ok(File::Pattern(glob.compile_matcher()))
+impl<'a> Files<'a> {
+    fn parse(words: &'a [OsString]) -> Files<'a> {
+        let parse = |word: &'a OsString| {
+            let pattern = pattern(OsStr::from_bytes(plain(word.as_bytes())));
+            File { word, pattern, is_met: Cell::new(false) }
         };
-        words.iter().map(parse).collect::<Result<Vec<_>>>().map(Files)
+        Files(words.iter().map(parse).collect())
     }
 
     fn has(&self, name: &[u8]) -> bool {
         let name = plain(name);
-        self.0.iter().any(|it| match it {
-            File::Path(path) => {
-                let below = name.strip_prefix(&**path);
-                below.is_some_and(|it| it.is_empty() || it.starts_with(b"/"))
+        let mut has = false;
+        for File { word, pattern, is_met } in &self.0 {
+            let below = name.strip_prefix(plain(word.as_bytes()));
+            let path = Path::new(OsStr::from_bytes(name));
+            if below.is_some_and(|it| it.is_empty() || it.starts_with(b"/"))
+                || pattern.as_ref().is_some_and(|it| it.is_match(path))
+            {
+                is_met.set(true);
+                has = true;
             }
-            File::Pattern(glob) => glob.is_match(Path::new(OsStr::from_bytes(name))),
-        })
+        }
+        has
+    }
+
+    /// Names the words that no file was met for; whether there are any.
+    fn tell_missing(&self) -> bool {
+        let missing: Vec<&File<'_>> = self.0.iter().filter(|it| !it.is_met.get()).collect();
+        let error = Error::new(ErrorKind::NotFound, "there is no such file in what was read");
+        missing
+            .iter()
+            .for_each(|it| eprintln!("t0p: {}", Problem::new(it.word.as_bytes(), &error)));
+        !missing.is_empty()
     }
 }
 
@@ -144,7 +163,7 @@ pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
     if args.all && !words.is_empty() {
         return Err(Error::usage("-a reads whole jobs: name no files"));
     }
-    let files = Files::parse(words)?;
+    let files = Files::parse(words);
     if args.device.is_dry {
         return dry_run(spool, args, job.as_ref());
     }
@@ -156,12 +175,20 @@ pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
         Some(dir) => Some(Target::open(dir, args.force)?),
         None => None,
     };
-    let is_damaged = Arc::new(AtomicBool::new(false));
+    let code = Arc::new(AtomicU8::new(exit::PROBLEMS));
     let progress = Progress::with_listener(Box::new({
-        let is_damaged = is_damaged.clone();
+        let code = code.clone();
         move |said: ProgressSaid<'_>| {
-            if matches!(&said, ProgressSaid::Problem(it) if it.kind == ErrorKind::Corrupt) {
-                is_damaged.store(true, Ordering::Relaxed);
+            if let ProgressSaid::Problem(it) = &said {
+                let was = code.load(Ordering::Relaxed);
+                // Damage outranks a tape that is not here, and that outranks the rest.
+                match it.kind {
+                    ErrorKind::Corrupt => code.store(exit::DAMAGED, Ordering::Relaxed),
+                    kind @ ErrorKind::WrongTape if was != exit::DAMAGED => {
+                        code.store(exit::of_kind(kind), Ordering::Relaxed);
+                    }
+                    _ => {}
+                }
             }
             say_problem(said);
         }
@@ -208,14 +235,12 @@ pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
         ));
     }
     done.and(finished)?;
-    if tally.errors > 0 {
-        let is_damaged = is_damaged.load(Ordering::Relaxed);
-        return Ok(if is_damaged { exit::DAMAGED } else { exit::PROBLEMS });
-    }
-    if is_wanted.is_some() && tally.files == 0 {
-        return Err(Error::new(ErrorKind::NotFound, "there is no such file in what was read"));
-    }
-    Ok(exit::DONE)
+    let is_missing = files.tell_missing();
+    Ok(match tally.errors {
+        0 if is_missing => exit::FAILED,
+        0 => exit::DONE,
+        _ => code.load(Ordering::Relaxed),
+    })
 }
 
 fn read_job(
@@ -237,12 +262,25 @@ fn read_job(
     if batches.is_empty() {
         return Err(Error::new(ErrorKind::NotFound, format!("job {name} has no such batch")));
     }
+    // What is in the drive comes first: to get another tape is to give it out.
+    let here = reading.taken.tape()?.map(|it| it.name());
+    batches.sort_by_cached_key(|it| {
+        let place = place_of(spool, &job, *it);
+        place.is_ok_and(|place| Some(&place.tape) != here.as_ref())
+    });
     for id in batches {
-        if id.status == BatchStatus::Pending {
-            let what = format!("batch {} of job {name} has not been written", id.number);
-            return Err(Error::usage(what));
+        let done = match id.status {
+            BatchStatus::Pending => Err(Error::usage("it has not been written")),
+            _ => reading.batch(&mut job, id, is_wanted),
+        };
+        match done {
+            Err(e) if !ends_all(&e) => {
+                let path = format!("batch {} of job {name}", id.number);
+                reading.progress.note(&Problem::new(path, &e));
+                reading.tally.errors += 1;
+            }
+            done => done?,
         }
-        reading.batch(&mut job, id, is_wanted)?;
     }
     Ok(())
 }
@@ -283,7 +321,7 @@ fn list(
     spool: &Spool,
     args: &ReadArgs,
     taken: &crate::tape::spool::drive::TakenDrive,
-    files: &Files,
+    files: &Files<'_>,
 ) -> Result<u8> {
     let mut loaded = load::open_noted(spool, taken, Access::Read)?;
     args.device.expect(&loaded)?;
@@ -307,7 +345,7 @@ fn list(
         }
     }
     out.finish()?;
-    Ok(exit::DONE)
+    Ok(if files.tell_missing() { exit::FAILED } else { exit::DONE })
 }
 
 pub fn ck(spool: &Spool, args: &CkArgs) -> Result<u8> {

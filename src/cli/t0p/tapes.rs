@@ -5,7 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use clap::{Args, ValueEnum};
+use globset::GlobMatcher;
 
+use super::read::pattern;
 use crate::cli::{exit, show};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::tape::spool::Spool;
@@ -13,7 +15,7 @@ use crate::tape::spool::tape::Tape;
 
 #[derive(Args)]
 pub struct FindArgs {
-    /// Paths; one with `*`, `?` or `[` is a pattern, of which `*` also stands for slashes
+    /// Paths; one with `*`, `?` or `[` is a pattern too, of which `*` also stands for slashes
     #[arg(required = true)]
     paths: Vec<OsString>,
 }
@@ -43,36 +45,15 @@ pub struct MoveArgs {
     tapes: Vec<OsString>,
 }
 
-/// Whether a path is wanted.
-enum Wanted {
-    Path(Vec<u8>),
-    Pattern(globset::GlobMatcher),
-}
-
-impl Wanted {
-    fn parse(word: &OsStr) -> Result<Wanted> {
-        let Some(text) = word.to_str().filter(|it| it.contains(['*', '?', '['])) else {
-            return Ok(Wanted::Path(word.as_bytes().to_vec()));
-        };
-        let glob = globset::Glob::new(text).map_err(|e| {
-            Error::with_source(ErrorKind::Usage, format!("pattern {}", Quoted(text.as_bytes())), e)
-        })?;
-        Ok(Wanted::Pattern(glob.compile_matcher()))
-    }
-
-    fn has(&self, path: &[u8]) -> bool {
-        match self {
-            Wanted::Path(wanted) => wanted == path,
-            Wanted::Pattern(glob) => glob.is_match(Path::new(OsStr::from_bytes(path))),
-        }
-    }
-}
-
 pub fn find(spool: &Spool, args: &FindArgs) -> Result<u8> {
-    let wanted = args.paths.iter().map(|it| Wanted::parse(it)).collect::<Result<Vec<_>>>()?;
+    let wanted: Vec<_> = args.paths.iter().map(|it| (it.as_bytes(), pattern(it))).collect();
+    let is_wanted = |path: &[u8]| {
+        let is_match = |it: &GlobMatcher| it.is_match(Path::new(OsStr::from_bytes(path)));
+        wanted.iter().any(|(word, pattern)| *word == path || pattern.as_ref().is_some_and(is_match))
+    };
     let mut out = show::Out::new();
     let mut has_found = false;
-    spool.find(&|path| wanted.iter().any(|it| it.has(path)), &mut |it| {
+    spool.find(&is_wanted, &mut |it| {
         has_found = true;
         let (tape, path) = (Quoted(&it.tape), Quoted(&it.path));
         out.line(&format!("{tape} {} {} {}/{} {path}", it.filenum, it.position, it.job, it.batch))

@@ -4,9 +4,11 @@
 //! yet, and where the blocks are is noted beside the catalog. Then the catalog is made of that
 //! volume as of any other. Recall brings the blocks to it, where the catalog expects them.
 //!
-//! Invariant: nothing is a volume, and there is no catalog, before all of that is there; until then
-//! it can be begun again with the same directory.
+//! Invariant: nothing is a volume, and there is no catalog, before all of that is there and lasts;
+//! until then it can be begun again with the same directory. What is damaged or of another catalog
+//! takes the place of nothing.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -88,7 +90,11 @@ pub fn rebuild(
         return Err(Error::usage(what));
     }
     if into.join(".rt_volume_manifest").symlink_metadata().is_ok() {
-        let what = format!("{} is a volume already: give a new directory", quoted(into));
+        let what = format!(
+            "{} is a volume already: give a new directory, or make the catalog of what it has with \
+             rebuildmeta --volumes",
+            quoted(into)
+        );
         return Err(Error::usage(what));
     }
     let failed = |e| Error::io(format!("creating {}", quoted(into)), e);
@@ -102,23 +108,37 @@ pub fn rebuild(
         progress,
         done: Gathered::default(),
         said: None,
+        read: BTreeMap::new(),
         tape: None,
+        is_put: false,
         file: None,
+        is_right: true,
         hash: HashAlgo::Blake3,
         members: Vec::new(),
     };
     progress.set_phase("reading tapes");
-    while let Some(mut loaded) = next()? {
+    loop {
         progress.check()?;
-        work.take(&mut loaded)?;
-        loaded.close()?;
+        match next() {
+            Ok(Some(mut loaded)) => {
+                work.take(&mut loaded)?;
+                loaded.close()?;
+            }
+            Ok(None) => break,
+            Err(e) if is_of_disk(&e) => return Err(e),
+            Err(e) => work.done.note(progress, "a tape".to_owned(), &e),
+        }
     }
     work.make_volume()?;
     let done = work.done;
     let volumes = vec![into.to_path_buf()];
-    let options = rebuild::Options { volumes, allow_gaps, tapes: true };
-    let summary = rebuild::run(catalog, &options, progress, lacking)?;
-    Ok((done, summary))
+    let options = rebuild::Options { volumes, allow_gaps };
+    let made = rebuild::run(catalog, &options, progress, lacking);
+    // The tapes need not be read once more for that.
+    let made = made.map_err(|e| {
+        e.context(format!("the volume {} is made, but no catalog of it", quoted(into)))
+    });
+    Ok((done, made?))
 }
 
 struct Gather<'a> {
@@ -128,8 +148,14 @@ struct Gather<'a> {
     done: Gathered,
     /// What a volume of the catalog has said of itself.
     said: Option<VolumeManifest>,
+    /// The tapes that have something of a catalog: by their labels, with the hashes of those.
+    read: BTreeMap<Vec<u8>, [u8; 32]>,
     tape: Option<Tape>,
+    /// Whether it is noted: it has something of a catalog.
+    is_put: bool,
     file: Option<TapeFile>,
+    /// Nothing of the file at hand is wrong so far.
+    is_right: bool,
     hash: HashAlgo,
     members: Vec<Noted>,
 }
@@ -149,10 +175,7 @@ impl Gather<'_> {
             pool: "any".to_owned(),
             block_bytes: crate::tape::write::BLOCK_BYTES,
         };
-        // What was noted of it before may be of an attempt that was stopped.
-        self.tapes.forget(&tape.label)?;
-        self.tapes.put_tape(&tape)?;
-        self.tape = Some(tape);
+        (self.tape, self.is_put) = (Some(tape), false);
         self.done.tapes += 1;
         let mut others = Vec::new();
         let progress = self.progress;
@@ -185,23 +208,73 @@ impl Gather<'_> {
 
     fn put_document(&mut self, kind: Kind, member: &Member, content: &mut dyn Read) -> Result<()> {
         let path = self.into.join(OsStr::from_bytes(&member.name));
-        if let (Kind::Meta(_), Ok(there)) = (kind, path.metadata())
-            // Of two metas of a block the longer one knows of more files.
-            && there.len() >= member.header.size
-        {
-            return Ok(());
-        }
-        let mut new = path.clone().into_os_string();
-        new.push(".new");
+        let new = sys::new_name(&path);
         let failed = |e| Error::io(format!("writing {}", quoted(&path)), e);
         let mut options = sys::private_file();
         let file = options.write(true).create(true).truncate(true).open(&new);
         let mut file = file.map_err(failed)?;
         copy_content(content, &mut file, &path)?;
         drop(file);
+        let is_better = self.is_better(kind, &new, &path);
+        if !matches!(is_better, Ok(true)) {
+            std::fs::remove_file(&new).map_err(failed)?;
+            return is_better.map(|_| ());
+        }
         std::fs::rename(&new, &path).map_err(failed)?;
         self.done.documents += 1;
         Ok(())
+    }
+
+    /// Whether a document is right, and not one that is there already, under the name `path`.
+    fn is_better(&self, kind: Kind, new: &Path, path: &Path) -> Result<bool> {
+        let is_there = path.symlink_metadata().is_ok();
+        if let Kind::Meta(id) = kind {
+            let index = meta_read::read_meta(new, &mut |_| Ok(()))?;
+            if index.id != id {
+                return Err(Error::corrupt("it is of another block"));
+            }
+            let len = |it: &Path| it.metadata().map_or(0, |it| it.len());
+            // Of two metas of a block the longer one knows of more files.
+            return Ok(len(new) > len(path));
+        }
+        let check = || self.progress.check();
+        let survey = history::survey(new, &check)?;
+        if !is_there {
+            return Ok(true);
+        }
+        let there = history::survey(path, &check)?;
+        if there.head.uuid != survey.head.uuid {
+            let what = format!(
+                "it is of another catalog than the tapes before it, whose run {} is {}: give only \
+                 tapes of one catalog",
+                there.head.run, there.head.uuid
+            );
+            return Err(Error::corrupt(what));
+        }
+        Ok(survey.head.format > there.head.format)
+    }
+
+    /// Notes the tape at hand, before the first of its files; `false` if that cannot be.
+    fn put_tape(&mut self, tape: &Tape) -> Result<bool> {
+        if self.read.get(&tape.label).is_some_and(|it| *it != tape.hash) {
+            let error = Error::new(ErrorKind::WrongTape, "another tape has the same label");
+            self.done.note(self.progress, format!("tape {}", Quoted(&tape.label)), &error);
+            return Ok(false);
+        }
+        if !self.is_put {
+            // What was noted of it before may be of an attempt that was stopped.
+            self.tapes.forget(&tape.label)?;
+        }
+        match self.tapes.put_tape(tape) {
+            Err(e) if e.kind() == ErrorKind::Usage => {
+                self.done.note(self.progress, format!("tape {}", Quoted(&tape.label)), &e);
+                return Ok(false);
+            }
+            put => put?,
+        }
+        self.read.insert(tape.label.clone(), tape.hash);
+        self.is_put = true;
+        Ok(true)
     }
 
     /// What a volume says of itself tells the settings of its catalog.
@@ -242,6 +315,9 @@ impl Gather<'_> {
         };
         let hash = said.map_or(self.hash, |it| it.hash);
         let into = self.into;
+        // All documents at once, before they are a volume's.
+        let synced = File::open(into).and_then(sys::target::sync_file_system);
+        synced.map_err(|e| Error::io(format!("syncing {}", quoted(into)), e))?;
         Volume::create(into, &config, hash, facts, || make_index(into, &config, self.progress))
     }
 
@@ -313,10 +389,14 @@ impl Visitor for Gather<'_> {
         if let Some(hash) = word("hash").and_then(|it| it.parse().ok()) {
             self.hash = hash;
         }
-        if let Some(tape) = &mut self.tape {
-            tape.pool = word("pool").unwrap_or("any").to_owned();
-            tape.block_bytes = u32::try_from(file.block_bytes).unwrap_or(u32::MAX).max(1);
-            self.tapes.put_tape(tape)?;
+        let Some(mut tape) = self.tape.take() else { return Ok(false) };
+        tape.pool = word("pool").unwrap_or("any").to_owned();
+        tape.block_bytes = u32::try_from(file.block_bytes).unwrap_or(u32::MAX).max(1);
+        let is_put = self.put_tape(&tape)?;
+        // Of one that is passed over no other file is looked at.
+        self.tape = Some(tape).filter(|_| is_put);
+        if !is_put {
+            return Ok(false);
         }
         let (job, batch) = file.head.job.clone().unwrap_or_default();
         self.file = Some(TapeFile {
@@ -329,6 +409,7 @@ impl Visitor for Gather<'_> {
             verified: None,
         });
         self.members.clear();
+        self.is_right = true;
         Ok(true)
     }
 
@@ -342,12 +423,8 @@ impl Visitor for Gather<'_> {
                     self.done.blocks += 1;
                     self.done.bytes += len;
                 }
-                Ok(false) => {
-                    let error = Error::corrupt("its bytes have another hash");
-                    self.done.note(self.progress, self.name_of(member), &error);
-                }
-                // The archive ends there, and says so.
-                Err(e) => log::debug!("{e}"),
+                Ok(false) => self.bad(member, &Error::corrupt("its bytes have another hash")),
+                Err(e) => self.bad(member, &e),
             },
             Kind::Guide if member.name == GUIDE_NAME => {}
             Kind::Guide => self.put_guide(member, content)?,
@@ -355,13 +432,10 @@ impl Visitor for Gather<'_> {
             Kind::Catalog => {}
             Kind::Meta(_) | Kind::Manifest => match self.put_document(kind, member, content) {
                 Err(e) if is_of_disk(&e) => return Err(e),
-                Err(e) => self.done.note(self.progress, self.name_of(member), &e),
+                Err(e) => self.bad(member, &e),
                 Ok(()) => {}
             },
-            Kind::Other => {
-                let error = Error::corrupt("it is nothing of a catalog");
-                self.done.note(self.progress, self.name_of(member), &error);
-            }
+            Kind::Other => self.bad(member, &Error::corrupt("it is nothing of a catalog")),
         }
         Ok(())
     }
@@ -371,8 +445,9 @@ impl Visitor for Gather<'_> {
         if let Some(e) = error {
             let name = format!("tape {}, file {}", Quoted(&tape.label), file.filenum);
             self.done.note(self.progress, name, &e);
+            self.is_right = false;
         }
-        let verified = Some(Time::now());
+        let verified = self.is_right.then(Time::now);
         let mut noting = self.tapes.begin(&tape.label, &TapeFile { bytes, verified, ..file })?;
         self.members.iter().try_for_each(|it| noting.add(it))?;
         noting.finish()?;
@@ -383,6 +458,11 @@ impl Visitor for Gather<'_> {
 }
 
 impl Gather<'_> {
+    fn bad(&mut self, member: &Member, error: &Error) {
+        self.is_right = false;
+        self.done.note(self.progress, self.name_of(member), error);
+    }
+
     fn name_of(&self, member: &Member) -> String {
         let label = self.tape.as_ref().map(|it| Quoted(&it.label).to_string()).unwrap_or_default();
         let file = self.file.as_ref().map_or(0, |it| it.filenum);

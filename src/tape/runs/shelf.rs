@@ -249,16 +249,12 @@ impl<'a> Magazine<'a> {
         Ok(Magazine { spool, taken, names: names.map(Into::into), by_hand })
     }
 
-    /// The next tape. One that cannot be loaded is told, and the next one is taken.
+    /// The next tape. Behind an error, which is one of a tape, there may be others.
     pub fn next_tape(&mut self, ask: &mut Ask<'_>) -> Result<Option<Loaded>> {
         let Some(names) = &mut self.names else { return self.by_hand.next_tape(ask) };
-        while let Some(name) = names.pop_front() {
-            match load::load(self.spool, self.taken, &name, &mut |_| false, Access::Read) {
-                Ok(loaded) => return Ok(Some(loaded)),
-                Err(e) => log::error!("tape {} cannot be read: {e}", Quoted(&name)),
-            }
-        }
-        Ok(None)
+        let Some(name) = names.pop_front() else { return Ok(None) };
+        let loaded = load::load(self.spool, self.taken, &name, &mut |_| false, Access::Read);
+        loaded.map(Some).map_err(|e| e.context(format!("tape {}", Quoted(&name))))
     }
 }
 

@@ -1,5 +1,8 @@
-//! Going over a whole tape, member by member, and proving each: a block by its name, anything else
-//! by the sums of its archive.
+//! Going over a whole tape, member by member, and proving each block by its name.
+//!
+//! Invariant: damage costs the members that it is in. Behind it the next one is looked for: a
+//! header whose name is one that a volume has. What looks like one by chance, or is in what is
+//! stored, is no harm: a block counts by its hash.
 
 use std::io::Read;
 
@@ -10,7 +13,14 @@ use crate::progress::Progress;
 use crate::tape::cpio::{Member, Reader};
 use crate::tape::drive::Moved;
 use crate::tape::loaded::Loaded;
-use crate::tape::read::{Content, Head, Own, Visit};
+use crate::tape::read::{Content, Head, Own, TapeFile, Visit};
+
+/// What a header begins with.
+const MAGIC: &[u8] = b"070707";
+/// How much is looked at at once behind damage.
+const SCAN_BYTES: usize = 64 << 10;
+/// Blocks that cannot be read, one after another, before a tape file is given up.
+const UNREADABLE_MAX: u32 = 64;
 
 /// A tape file that is begun.
 pub struct File<'a> {
@@ -30,7 +40,7 @@ pub trait Visitor {
     fn begin(&mut self, file: &File<'_>) -> Result<bool>;
     /// A member, with its content; `at` is where that begins in the tape file.
     fn member(&mut self, member: &Member, at: u64, content: &mut dyn Read) -> Result<()>;
-    /// The archive has ended after so many bytes; or broken off, if there is an error.
+    /// The archive has ended after so many bytes. An error is the first of those in it.
     fn end(&mut self, bytes: u64, error: Option<Error>) -> Result<()>;
 }
 
@@ -76,13 +86,25 @@ pub fn walk(
             continue;
         }
         let mut next = head.member.map(Ok);
-        let error = loop {
+        let mut error = None;
+        loop {
             progress.check()?;
             let member = match next.take().map_or_else(|| members.next_member(), |it| it.map(Some))
             {
                 Ok(Some(member)) => member,
-                Ok(None) => break None,
-                Err(e) => break Some(e),
+                Ok(None) => break,
+                Err(e) if e.is_shortage() || e.kind() == ErrorKind::Interrupted => return Err(e),
+                Err(e) => {
+                    error.get_or_insert(e);
+                    let damage_at = members.position();
+                    let file = members.into_inner();
+                    let found = find_member(file, damage_at + 1, progress)?;
+                    members = Reader::at(file, found.unwrap_or(damage_at));
+                    match found {
+                        Some(_) => continue,
+                        None => break,
+                    }
+                }
             };
             if Own::of(&member.name).is_some() {
                 continue;
@@ -92,15 +114,70 @@ pub fn walk(
             visitor.member(&member, at, &mut content)?;
             Progress::add(&progress.entries, 1);
             Progress::add(&progress.bytes, member.header.size);
-        };
-        if let Some(e) = &error
-            && (e.is_shortage() || e.kind() == ErrorKind::Interrupted)
-        {
-            progress.check()?;
         }
         visitor.end(members.position(), error)?;
     }
     Ok(())
+}
+
+/// Goes to the next member behind damage, from this byte on; gives where it begins.
+fn find_member(file: &mut TapeFile<'_, '_>, from: u64, progress: &Progress) -> Result<Option<u64>> {
+    let block_bytes = file.block_bytes() as u64;
+    let mut buffer = vec![0; SCAN_BYTES];
+    let (mut at, mut unreadable) = (from, 0);
+    while unreadable < UNREADABLE_MAX && block_bytes > 0 {
+        let found =
+            file.seek_to(at).and_then(|()| find_magic(file, &mut at, &mut buffer, progress));
+        match found {
+            Ok(false) => return Ok(None),
+            Ok(true) if is_member(file, at) => return file.seek_to(at).map(|()| Some(at)),
+            Ok(true) => (at, unreadable) = (at + 1, 0),
+            Err(_) if file.end().is_some() => return Ok(None),
+            Err(_) => {
+                progress.check()?;
+                // One block after another, so that the end of the file is met.
+                let bad = file.offset().max(at);
+                (at, unreadable) = ((bad / block_bytes + 1) * block_bytes, unreadable + 1);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Reads from `at`, where the file is, to the next bytes that a header begins with, and sets `at`
+/// to there; `false` if the file ends before.
+fn find_magic(
+    file: &mut TapeFile<'_, '_>,
+    at: &mut u64,
+    buffer: &mut [u8],
+    progress: &Progress,
+) -> Result<bool> {
+    // Bytes that have been looked at, and may begin what follows.
+    let mut held = 0;
+    loop {
+        progress.check()?;
+        let read = file.read(buffer.get_mut(held..).unwrap_or_default());
+        let len = match read.map_err(|e| Error::io("reading the tape", e))? {
+            0 => return Ok(false),
+            len => len,
+        };
+        let end = held + len;
+        let bytes = buffer.get(..end).unwrap_or_default();
+        if let Some(found) = bytes.windows(MAGIC.len()).position(|it| it == MAGIC) {
+            *at += found as u64;
+            return Ok(true);
+        }
+        held = end.min(MAGIC.len() - 1);
+        buffer.copy_within(end - held..end, 0);
+        *at += (end - held) as u64;
+    }
+}
+
+/// Whether a member of ours begins at this byte.
+fn is_member(file: &mut TapeFile<'_, '_>, at: u64) -> bool {
+    let found = file.seek_to(at).and_then(|()| Reader::at(&mut *file, at).next_member());
+    let is_ours = |it: Member| Own::of(&it.name).is_some() || Kind::of(&it.name) != Kind::Other;
+    found.is_ok_and(|it| it.is_some_and(is_ours))
 }
 
 /// Reads the content of a member to its end; whether it is the block that its name says.

@@ -231,6 +231,11 @@ impl Job {
         self.dir.join("log")
     }
 
+    /// The file with the sums of a batch's files.
+    pub fn sums_path(&self, number: u64) -> PathBuf {
+        self.dir.join(format!("sums{number}"))
+    }
+
     /// Its batches by number. Of two files of one number the further one counts.
     pub fn batches(&self) -> Result<Vec<BatchId>> {
         let names = lock::names_in(&self.dir)?;
@@ -467,11 +472,6 @@ impl OpenJob {
     /// Begins the results of a batch.
     pub fn begin_results(&self) -> Result<Results> {
         Results::create(&self.dir.join("results"))
-    }
-
-    /// The file with the sums of a batch's files.
-    pub fn sums_path(&self, number: u64) -> PathBuf {
-        self.dir.join(format!("sums{number}"))
     }
 
     /// A batch has been written, or read back. On return that lasts.

@@ -154,6 +154,23 @@ impl Tape {
         })
     }
 
+    /// Whether a batch that was begun at this time is gone, because the tape has got its label
+    /// since. What its log has, which is set aside with a label, is there, whatever clocks say.
+    pub fn has_lost(&self, filenum: u64, job: &str, batch: u64, begun: i64) -> Result<bool> {
+        // A copy of a label that is damaged says nothing; checking the tape tells of it.
+        let label = self.label().ok().flatten();
+        let created = label.and_then(|it| text::parse_number(it.get(b"created")?));
+        if created.is_none_or(|it: i64| it <= begun) {
+            return Ok(false);
+        }
+        let mut is_there = false;
+        self.files(&mut |it| {
+            is_there |= (it.filenum, &*it.job, it.batch) == (filenum, job, batch);
+            Ok(())
+        })?;
+        Ok(!is_there)
+    }
+
     /// Puts the log aside, as `log.<time>`: what it tells of has been written over.
     pub fn set_log_aside(&self, now: i64) -> Result<()> {
         let log = self.dir.join("log");
