@@ -5,20 +5,25 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use raidtape::catalog::tapes::Tapes;
+use raidtape::catalog::tapes::{Item, Tapes};
 use raidtape::catalog::{Reader, RunBlocks};
-use raidtape::error::{ErrorKind, Result};
+use raidtape::error::{Error, ErrorKind, Result};
 use raidtape::progress::Progress;
 use raidtape::tape::changer::{Changer, Library};
-use raidtape::tape::drive::{Access, Wrote};
+use raidtape::tape::drive::{Access, Read, Wrote};
+use raidtape::tape::image::Image;
+use raidtape::tape::label::Label;
 use raidtape::tape::loaded::Loaded;
 use raidtape::tape::medium::Medium;
 use raidtape::tape::runs::gather::{self, From};
 use raidtape::tape::runs::recall::{self, Recalled, Source};
 use raidtape::tape::runs::shelf::Shelf;
-use raidtape::tape::runs::{Archived, Means, Options, archive, verify};
+use raidtape::tape::runs::verify::{self, Verified};
+use raidtape::tape::runs::{Archived, Means, Options, archive};
 use raidtape::tape::write::Settings;
 
+use crate::common::disk::Disk;
+use crate::common::faultdrive::{FaultDrive, Plan, Trouble};
 use crate::common::tape::{scratch, vm};
 use crate::common::tapeworld::TapeWorld;
 use crate::common::tree::{Tree, assert_same};
@@ -56,13 +61,18 @@ impl Scene {
     }
 
     pub fn archive(&self, copies: u64) -> Archived {
+        self.archive_in(copies, 2 << 20)
+    }
+
+    /// With batches of so many bytes.
+    fn archive_in(&self, copies: u64, batch_bytes: u64) -> Archived {
         let spool = self.world.spool();
         let drive = spool.drive(None).unwrap();
         let taken = drive.take().unwrap();
         let device = drive.device().unwrap();
         let loaded = Loaded::open(&device, Access::Write).unwrap();
         let run = Reader::open(self.catalog()).unwrap().latest(None).unwrap().unwrap().id;
-        let options = Options { run, pool: "any".to_owned(), copies, batch_bytes: 2 << 20 };
+        let options = Options { run, pool: "any".to_owned(), copies, batch_bytes };
         let means = Means {
             spool: &spool,
             drive: &taken,
@@ -96,9 +106,23 @@ impl Scene {
 
     pub fn recall(&self, catalog: &Path, drives: usize) -> Recalled {
         let drives = (0..drives).map(|_| self.any_tape()).collect();
+        self.recall_by(catalog, drives).unwrap()
+    }
+
+    fn recall_by(&self, catalog: &Path, drives: Vec<Source<'_>>) -> Result<Recalled> {
         let (needed, progress) = (self.needed(catalog), Progress::default());
         let plan = recall::plan(catalog, &needed, &progress).unwrap();
-        recall::recall(catalog, (&needed, plan), drives, &progress).unwrap()
+        recall::recall(catalog, (&needed, plan), drives, &progress)
+    }
+
+    fn verify(&self, label: &str) -> Result<Verified> {
+        let mut loaded = Loaded::open(&self.world.image(label), Access::Read).unwrap();
+        verify::verify(self.catalog(), &mut loaded, &Progress::default())
+    }
+
+    /// How many members of a tape are known to be bad.
+    fn bad(&self, label: &str) -> u64 {
+        self.tapes().tape(label.as_bytes()).unwrap().unwrap().bad
     }
 
     fn lose_blocks(&self) -> usize {
@@ -120,6 +144,26 @@ fn open(dir: &Path, label: &[u8]) -> Result<Loaded> {
 
 fn from<'a>(into: &'a Path, next: &'a mut dyn FnMut() -> Result<Option<Loaded>>) -> From<'a> {
     From { into, next, allow_gaps: false }
+}
+
+/// Marks an object of an image, counted from 0, as a block that could not be read.
+fn spoil(image: &Path, number: u64) {
+    let mut bytes = fs::read(image).unwrap();
+    let word = |bytes: &[u8], at: usize| {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
+    };
+    let mut at = 0;
+    for _ in 0..number {
+        at += match word(&bytes, at) {
+            0 => 4,
+            len => 8 + len.next_multiple_of(2),
+        };
+    }
+    let len = word(&bytes, at);
+    assert!(len > 0 && word(&bytes, at + 4 + len) == len, "no block of even length");
+    bytes[at + 3] |= 0x80;
+    bytes[at + 4 + len + 3] |= 0x80;
+    fs::write(image, bytes).unwrap();
 }
 
 fn image(scene: &Scene, label: &str) -> PathBuf {
@@ -201,6 +245,241 @@ fn a_damaged_block_is_taken_from_another_tape() {
     let done = scene.recall(scene.catalog(), 1);
     assert_eq!((done.blocks, done.missing), (count, 0), "{done:?}");
     scene.sandbox.assert_valid();
+}
+
+#[test]
+fn behind_a_block_of_tape_that_cannot_be_read_all_else_is_read() {
+    let scene = Scene::new(&["T0"], None);
+    scene.archive_in(1, 64 << 20);
+    let tapes = scene.tapes();
+    let file = tapes.files(b"T0").unwrap().remove(0);
+    let mut blocks = Vec::new();
+    let mut each = |it: raidtape::catalog::tapes::Member| {
+        if matches!(it.item, Item::Block(_)) {
+            blocks.push((it.at, it.len));
+        }
+        Ok(())
+    };
+    tapes.members((b"T0", file.filenum), &mut each).unwrap();
+    let (at, len) = blocks[1];
+    assert!(blocks.len() > 4 && len > 256 << 10, "{blocks:?}");
+    spoil(&image(&scene, "T0"), file.position + (at + len / 2) / (32 << 10));
+    let count = scene.lose_blocks() as u64;
+    assert_eq!(count, blocks.len() as u64);
+    let done = scene.recall(scene.catalog(), 1);
+    assert_eq!((done.blocks, done.missing, scene.bad("T0")), (count - 1, 1, 1), "{done:?}");
+    assert_eq!((done.problems.len(), done.problem_count), (1, 1));
+    for _ in 0..2 {
+        let found = scene.verify("T0").unwrap();
+        assert_eq!((found.blocks, scene.bad("T0")), (count - 1, 1), "{found:?}");
+        // The tape file, and the block.
+        assert_eq!((found.problems.len(), found.problem_count), (2, 2), "{found:?}");
+    }
+    // The very first block of the tape file: it is no archive that can be told.
+    spoil(&image(&scene, "T0"), file.position);
+    assert_eq!(scene.verify("T0").unwrap().blocks, count - 1);
+}
+
+#[test]
+fn a_disk_or_a_drive_that_fails_makes_no_tape_bad() {
+    let scene = Scene::new(&["T0"], None);
+    scene.archive(1);
+    let count = scene.lose_blocks() as u64;
+    let tmp = scene.sandbox.path("volume/tmp");
+    let path = image(&scene, "T0");
+    let get = |_: &[u8]| {
+        fs::remove_dir_all(&tmp).unwrap();
+        fs::write(&tmp, "no directory").unwrap();
+        Loaded::open(&path, Access::Read).map(Some)
+    };
+    let source = Source { has: None, get: Box::new(get) };
+    let error = scene.recall_by(scene.catalog(), vec![source]).unwrap_err();
+    assert!(error.to_string().contains("volume/tmp"), "{error}");
+    assert_eq!(scene.bad("T0"), 0);
+    fs::remove_file(&tmp).unwrap();
+    // It fails amid a tape, and then whatever is asked of it.
+    let get = |_: &[u8]| {
+        let plan = Plan { trouble: Trouble::Medium, at: 60, for_ever: true };
+        Loaded::with(FaultDrive::open(&path, Some(plan)).0, &path).map(Some)
+    };
+    let source = Source { has: None, get: Box::new(get) };
+    let done = scene.recall_by(scene.catalog(), vec![source]).unwrap();
+    assert!(done.blocks > 0 && done.missing == count - done.blocks, "{done:?}");
+    assert_eq!(scene.bad("T0"), 0);
+    let done = scene.recall(scene.catalog(), 1);
+    assert_eq!((done.missing, done.problem_count), (0, 0), "{done:?}");
+    scene.sandbox.assert_valid();
+}
+
+#[test]
+fn another_tape_of_the_same_label_is_not_taken_for_it() {
+    let scene = Scene::new(&["T0", "T1"], None);
+    scene.archive(1);
+    scene.lose_blocks();
+    let (path, aside) = (image(&scene, "T0"), scene.world.base.join("aside.tap"));
+    fs::rename(&path, &aside).unwrap();
+    Image::create(&path, &Medium::default()).unwrap();
+    let mut loaded = Loaded::open(&path, Access::Write).unwrap();
+    let mut label = Label::new("T0").unwrap();
+    label.add("comment", "of somebody else").unwrap();
+    loaded.write_label(&label).unwrap();
+    loaded.close().unwrap();
+    let error = scene.verify("T0").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::WrongTape);
+    assert!(error.to_string().contains("tape forget T0"), "{error}");
+    let done = scene.recall(scene.catalog(), 1);
+    assert!(done.blocks == 0 && done.is_tape_missing, "{done:?}");
+    assert_eq!(scene.bad("T0"), 0);
+    fs::rename(&aside, &path).unwrap();
+    assert_eq!(scene.verify("T0").unwrap().problem_count, 0);
+    assert_eq!(scene.recall(scene.catalog(), 1).missing, 0);
+}
+
+#[test]
+fn a_copy_on_disk_that_was_found_bad_comes_back_from_tape() {
+    let scene = Scene::new(&["T0"], None);
+    scene.archive(1);
+    let (block, len) = scene.sandbox.blocks("volume").remove(0);
+    fs::write(&block, vec![7; usize::try_from(len).unwrap()]).unwrap();
+    // Nobody has looked yet.
+    assert_eq!(scene.recall(scene.catalog(), 1).blocks, 0);
+    let aside = scene.sandbox.path("aside");
+    fs::rename(&scene.sandbox.source, &aside).unwrap();
+    let ran = scene.sandbox.run(["validate", "--repair"]).code(4);
+    let said = ran.text() + &ran.errors();
+    assert!(said.contains("raidtape tape recall"), "{said}");
+    fs::rename(&aside, &scene.sandbox.source).unwrap();
+    let done = scene.recall(scene.catalog(), 1);
+    assert_eq!((done.blocks, done.missing), (1, 0), "{done:?}");
+    scene.sandbox.assert_valid();
+    scene.assert_restores("restored");
+    assert_eq!(scene.recall(scene.catalog(), 1).blocks, 0);
+}
+
+#[test]
+fn a_tape_stays_in_its_drive_when_more_is_wanted_of_it() {
+    let scene = Scene::new(&["T0", "T1", "T2"], None);
+    scene.archive(2);
+    let count = scene.lose_blocks() as u64;
+    let path = image(&scene, "T0");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    // Each drive gets only the tape that is in it.
+    let tapes = scene.world.base.join("tapes");
+    let drive = |has: &'static str| {
+        let tapes = tapes.clone();
+        let get = move |label: &[u8]| match label == has.as_bytes() {
+            true => open(&tapes, label).map(Some),
+            false => Err(Error::new(ErrorKind::WrongTape, "it is in another drive")),
+        };
+        Source { has: Some(has.into()), get: Box::new(get) }
+    };
+    let drives = ["T2", "T0", "T1"].map(drive);
+    let done = scene.recall_by(scene.catalog(), drives.into()).unwrap();
+    assert_eq!((done.blocks, done.missing, done.problem_count), (count, 0, 1), "{done:?}");
+}
+
+#[test]
+fn what_has_come_back_takes_room_once() {
+    let scene = Scene::new(&["T0"], None);
+    scene.archive(1);
+    let blocks = scene.sandbox.blocks("volume");
+    let bytes: u64 = blocks.iter().map(|it| it.1).sum();
+    fs::remove_dir_all(scene.sandbox.path("volume")).unwrap();
+    let disk = Disk::ext4(&scene.sandbox, "disk", 64);
+    scene.sandbox.ok(args!["add-volume", &disk.point]);
+    // What a volume leaves free for its tables, and half as much again as comes back.
+    let left = (4 << 20) + bytes + bytes / 2;
+    let filler = fs::File::create(disk.point.join("filler")).unwrap();
+    let flags = rustix::fs::FallocateFlags::empty();
+    rustix::fs::fallocate(&filler, flags, 0, disk.free() - left).unwrap();
+    let done = scene.recall(scene.catalog(), 1);
+    assert_eq!((done.blocks, done.missing), (blocks.len() as u64, 0), "{done:?}");
+}
+
+#[test]
+fn one_tape_that_cannot_be_read_leaves_the_others_alone() {
+    let scene = Scene::new(&["T0", "T1"], None);
+    scene.archive(2);
+    fs::write(image(&scene, "T0"), "no image").unwrap();
+    let tapes = scene.world.base.join("tapes");
+    let line = args!["tape", "verify", "T0", "T1", "--json", "--tapes", &tapes];
+    let ran = scene.sandbox.run(line);
+    assert_eq!(ran.exit_code(), Some(5), "{}", ran.errors());
+    let told = ran.json();
+    assert_eq!((&told[0]["tape"], &told[0]["problems"]), (&"T0".into(), &1.into()), "{told}");
+    let count = scene.lose_blocks() as u64;
+    assert_eq!((&told[1]["blocks"], &told[1]["problems"]), (&count.into(), &0.into()), "{told}");
+    scene.sandbox.run(args!["tape", "recall", "latest", "--tapes", &tapes]).code(0);
+    scene.sandbox.assert_valid();
+    // A second drive, which has the tape that is wanted.
+    let mut drives = Vec::new();
+    for (name, label) in [("e0", "none"), ("e1", "T1")] {
+        let drive = scene.sandbox.path(name);
+        fs::create_dir(&drive).unwrap();
+        std::os::unix::fs::symlink(image(&scene, label), drive.join("loaded")).unwrap();
+        drives.push(drive);
+    }
+    scene.world.add_tape("none", &Medium::default());
+    let mut shelf = Shelf::of(&drives).unwrap();
+    let found = shelf.get(b"T1", &mut |_, _| Ok(false)).unwrap();
+    assert_eq!(found.unwrap().name(), drives[1]);
+}
+
+#[test]
+fn what_a_killed_writer_has_left_is_no_fault_of_a_tape() {
+    let scene = Scene::new(&["T0"], None);
+    scene.archive(1);
+    let count = scene.sandbox.blocks("volume").len() as u64;
+    let mut loaded = Loaded::open(&image(&scene, "T0"), Access::Write).unwrap();
+    let drive = loaded.drive();
+    drive.locate(scene.tapes().files(b"T0").unwrap()[0].position).unwrap();
+    let mut block = vec![0; 64 << 10];
+    let Read::Block(len) = drive.read(&mut block).unwrap() else { panic!("no block") };
+    drive.to_end_of_data().unwrap();
+    assert_eq!(drive.write(&block[..len]).unwrap(), Wrote::Whole);
+    assert_eq!(drive.write_filemarks(1).unwrap(), Wrote::Whole);
+    loaded.close().unwrap();
+    let found = scene.verify("T0").unwrap();
+    assert_eq!((found.blocks, found.problem_count), (count, 0), "{found:?}");
+    // An archive that is known is missed.
+    let mut tapes = Tapes::open(scene.catalog()).unwrap();
+    let last = tapes.files(b"T0").unwrap().pop().unwrap();
+    let (filenum, position) = (last.filenum + 1, last.position + 1000);
+    let gone = raidtape::catalog::tapes::TapeFile { filenum: filenum + 1, position, ..last };
+    tapes.begin(b"T0", &gone).unwrap().finish().unwrap();
+    assert_eq!(scene.verify("T0").unwrap().problem_count, 1);
+}
+
+#[test]
+fn the_cut_archive_of_a_worm_tape_is_no_fault() {
+    let scene = Scene::new(&["T0", "T1"], None);
+    let medium = Medium {
+        capacity: Some(4 << 20),
+        early_warning: 64 << 10,
+        worm: true,
+        ..Medium::default()
+    };
+    medium.write(&image(&scene, "T0")).unwrap();
+    let done = scene.archive_in(1, 64 << 20);
+    assert_eq!(done.tally.errors, 0, "{done:?}");
+    let trailer = b"TRAILER!!!";
+    let bytes = fs::read(image(&scene, "T0")).unwrap();
+    let ends = bytes.windows(trailer.len()).filter(|it| it == trailer).count();
+    let known = scene.tapes().tape(b"T0").unwrap().unwrap();
+    assert!(known.files > ends as u64 && known.blocks > 0, "{known:?}, {ends} trailers");
+    let found = scene.verify("T0").unwrap();
+    assert_eq!((found.blocks, found.problem_count), (known.blocks, 0), "{found:?}");
+    assert_eq!(scene.bad("T0"), 0);
+}
+
+#[test]
+fn problems_are_named_up_to_a_limit_and_counted() {
+    let mut found = Verified::default();
+    (0..1001).for_each(|_| found.note("it", &Error::corrupt("bad")));
+    assert_eq!((found.problems.len(), found.problem_count), (1000, 1001));
 }
 
 #[test]

@@ -134,12 +134,11 @@ pub fn recall(catalog: &Path, args: &Recall) -> Result<u8> {
     let done = args.from.with_drives(|drives| {
         bar::with_bar(&progress, || recall::recall(catalog, (&needed, plan), drives, &progress))
     })?;
-    show::print_problems(&done.problems, done.problems.len() as u64);
+    show::print_problems(&done.problems, done.problem_count);
     say_recalled(run, here, &done, args.json)?;
-    let is_away = done.problems.iter().any(|it| it.kind == ErrorKind::WrongTape);
     Ok(match done.missing {
         0 => exit::DONE,
-        _ if is_away => exit::of_kind(ErrorKind::WrongTape),
+        _ if done.is_tape_missing => exit::of_kind(ErrorKind::WrongTape),
         _ => exit::PROBLEMS,
     })
 }
@@ -210,6 +209,7 @@ fn say_recalled(run: RunId, blocks_here: u64, done: &Recalled, as_json: bool) ->
             "bytes": done.bytes,
             "blocks_here": blocks_here,
             "missing": done.missing,
+            "problems": done.problem_count,
             "problem_list": show::problems_json(&done.problems),
         }))?;
         return out.finish();
@@ -230,29 +230,38 @@ pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
     let labels = labels(catalog, &args.what)?;
     let mut out = show::Out::new();
     let mut all = Vec::new();
-    let (mut is_bad, mut is_away) = (false, false);
+    let (mut is_bad, mut is_away, mut failed) = (false, false, None);
     args.from.with_drives(|mut drives| {
         let missing = || Error::usage("there is no drive");
         let get = &mut drives.first_mut().ok_or_else(missing)?.get;
         for label in &labels {
-            let Some(mut loaded) = get(label)? else {
-                is_away = true;
-                show::note(format_args!("tape {} could not be had", Quoted(label)));
-                continue;
+            let found = match get(label).and_then(|it| verify_one(catalog, it)) {
+                Ok(Some(found)) => {
+                    is_bad |= found.problem_count > 0;
+                    found
+                }
+                Ok(None) => {
+                    is_away = true;
+                    show::note(format_args!("tape {} could not be had", Quoted(label)));
+                    continue;
+                }
+                Err(e) if is_of_all(&e) => return Err(e),
+                // The others may well be read.
+                Err(e) => {
+                    let mut found = verify::Verified::default();
+                    found.note(format!("tape {}", Quoted(label)), &e);
+                    failed.get_or_insert(e.kind());
+                    found
+                }
             };
-            // With two bars of one progress an interrupt would count twice, and end the process.
-            let progress = Progress::default();
-            let found =
-                bar::with_bar(&progress, || verify::verify(catalog, &mut loaded, &progress))?;
-            loaded.close()?;
-            is_bad |= !found.problems.is_empty();
-            show::print_problems(&found.problems, found.problems.len() as u64);
+            show::print_problems(&found.problems, found.problem_count);
             if args.json {
                 let mut map = serde_json::Map::new();
                 show::put_name(&mut map, "tape", label);
                 let counts =
                     [("tape_files", found.files), ("blocks", found.blocks), ("bytes", found.bytes)];
                 show::put_counts(&mut map, &counts);
+                map.insert("problems".into(), found.problem_count.into());
                 map.insert("problem_list".into(), show::problems_json(&found.problems));
                 all.push(Value::Object(map));
             } else {
@@ -262,7 +271,7 @@ pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
                     found.files,
                     found.blocks,
                     show::bytes(found.bytes),
-                    found.problems.len()
+                    found.problem_count
                 ))?;
             }
         }
@@ -272,11 +281,27 @@ pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
         out.json(&Value::Array(all))?;
     }
     out.finish()?;
-    Ok(match (is_bad, is_away) {
-        (true, _) => exit::of_kind(ErrorKind::Corrupt),
-        (false, true) => exit::of_kind(ErrorKind::WrongTape),
-        (false, false) => exit::DONE,
+    Ok(match (is_bad, failed, is_away) {
+        (true, ..) => exit::of_kind(ErrorKind::Corrupt),
+        (false, Some(kind), _) => exit::of_kind(kind),
+        (false, None, true) => exit::of_kind(ErrorKind::WrongTape),
+        (false, None, false) => exit::DONE,
     })
+}
+
+/// Verifies a tape, if it was to be had.
+fn verify_one(catalog: &Path, loaded: Option<Loaded>) -> Result<Option<verify::Verified>> {
+    let Some(mut loaded) = loaded else { return Ok(None) };
+    // With two bars of one progress an interrupt would count twice, and end the process.
+    let progress = Progress::default();
+    let found = bar::with_bar(&progress, || verify::verify(catalog, &mut loaded, &progress))?;
+    loaded.close()?;
+    Ok(Some(found))
+}
+
+/// Whether every other tape would fail in the same way.
+fn is_of_all(error: &Error) -> bool {
+    error.is_shortage() || matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Interrupted)
 }
 
 /// The tapes that are meant: labels that are known, and the tapes of runs.

@@ -13,6 +13,7 @@ mod note;
 mod plan;
 pub mod recall;
 pub mod shelf;
+mod targets;
 pub mod verify;
 mod waiting;
 pub mod walk;
@@ -37,6 +38,9 @@ use crate::volume::BlockId;
 pub const GUIDE: &str = include_str!("TAPES.txt");
 /// Its name.
 pub const GUIDE_NAME: &[u8] = b"TAPES.txt";
+
+/// Problems that are kept with their texts; more are counted.
+const PROBLEMS_MAX: usize = 1000;
 
 /// What a member of an archive is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,38 +4,43 @@
 //! tape once, forwards. A block counts when all of its bytes have had the hash that is its name and
 //! its file is durable; then it gets its meta, its record and its row, as any further copy does.
 //! Whatever ends it, what has come back stays, and the next time only the rest is planned.
+//!
+//! A copy on tape is noted as bad for what the tape gave: another hash, an end that comes too
+//! early, or nothing, from a drive that reads other things of that tape. A disk that fails ends the
+//! recall, and says nothing of any tape.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Read;
 use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use parking_lot::Mutex;
 
+use super::PROBLEMS_MAX;
+use super::shelf::expect_known;
+use super::targets::{Fetched, Into, Targets};
 use crate::catalog::tapes::{Cover, OfTape, Piece, Tapes};
-use crate::catalog::{Reader, RunBlocks, meta};
+use crate::catalog::{Health, Reader, RunBlocks};
 use crate::chunk::HashAlgo;
-use crate::copies::{Store, tables_of, write_metas};
+use crate::copies::Store;
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
-use crate::sys::{Time, quoted};
 use crate::tape::drive::Moved;
 use crate::tape::loaded::Loaded;
-use crate::tape::read::Visit;
-use crate::volume::store::PendingBlock;
-use crate::volume::{BlockId, BlockIndex, CopyAt, Status, Volume, Volumes, Writer as BlockWriter};
+use crate::tape::read::{TapeFile, Visit};
+use crate::tape::verify::unwrapped;
+use crate::volume::{BlockId, Volumes};
 
 /// Blocks taken from the catalog at a time.
 const PAGE_BLOCKS: u64 = 1024;
 /// Pieces of a tape taken from the plan at a time.
 const PAGE_PIECES: u64 = 1024;
-/// Blocks that are made durable together, and their bytes.
-const GROUP_BLOCKS: usize = 16;
-const GROUP_BYTES: u64 = 256 << 20;
 /// Blocks that wait to be made durable, for each drive.
 const WAITING: usize = 2;
 /// A gap on a tape up to this many bytes is read over; a longer one is gone over by the drive.
 const GAP_BYTES: u64 = 64 << 20;
+/// Blocks that a drive fails to read one after another, before it is given up with this tape.
+const FAILURES_MAX: usize = 1000;
 /// Blocks that are named of those that are nowhere.
 const NAMED_MAX: usize = 5;
 /// What a drive is reckoned to read in a second, and how long another tape takes: for an estimate.
@@ -83,8 +88,22 @@ pub struct Recalled {
     pub bytes: u64,
     /// Blocks that are still missing.
     pub missing: u64,
-    /// What went wrong, each named.
+    /// What went wrong, each named; at most a thousand.
     pub problems: Vec<Problem>,
+    /// How much of it there was.
+    pub problem_count: u64,
+    /// Whether there was a tape that could not be had.
+    pub is_tape_missing: bool,
+}
+
+impl Recalled {
+    pub(super) fn note(&mut self, problem: Problem) {
+        log::warn!("{problem}");
+        self.problem_count += 1;
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push(problem);
+        }
+    }
 }
 
 /// Brings a tape into a drive; `None` if it cannot be had.
@@ -114,6 +133,7 @@ fn plan_without(
     let reader = Reader::open(catalog)?;
     let volumes = Volumes::open(reader.volumes()?);
     let tapes = Tapes::look(catalog)?;
+    let health = Health::open(catalog);
     let mut plan = Plan {
         tapes: Vec::new(),
         blocks_here: 0,
@@ -129,11 +149,15 @@ fn plan_without(
         after = *last;
         for number in page.into_iter().filter(|it| needed.has(*it)) {
             let row = reader.block(number)?;
-            let has = |it: &&i64| {
-                let len = volumes.get(**it).map(|it| it.store.len_of(&row.id));
-                matches!(len, Some(Ok(Some(len))) if len == row.stored_len)
+            // Only what somebody has found bad is known to be bad: a plan reads no block.
+            let has = |number: &i64| {
+                volumes.get(*number).is_some_and(|it| {
+                    let len = it.store.len_of(&row.id);
+                    matches!(len, Ok(Some(len)) if len == row.stored_len)
+                        && !health.is_bad(&it.config.uuid, &row.id)
+                })
             };
-            if row.volumes.iter().any(|it| has(&it)) {
+            if row.volumes.iter().any(has) {
                 plan.blocks_here += 1;
                 continue;
             }
@@ -183,15 +207,6 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// A block that has been read and is right, and waits for its name.
-struct Fetched {
-    number: u64,
-    id: BlockId,
-    len: u64,
-    volume: Volume,
-    pending: Box<dyn PendingBlock>,
-}
-
 /// What a drive has to say.
 enum Said {
     Block(Fetched),
@@ -199,6 +214,41 @@ enum Said {
     Bad(Vec<u8>, Piece, Error),
     /// A tape that cannot be had, or read any further.
     NoTape(Vec<u8>, Error),
+    /// Something that another tape would meet too.
+    Ended(Error),
+}
+
+/// What is at fault where something does not come back.
+enum Fault {
+    /// The tape, or the drive.
+    Tape(Error),
+    /// A disk, or the wish to stop.
+    Other(Error),
+}
+
+/// What all drives work with.
+struct Shared<'a> {
+    hash: HashAlgo,
+    targets: Targets<'a>,
+    rows: Mutex<Reader>,
+    tapes: Mutex<Tapes>,
+    cover: Mutex<Cover>,
+    /// Which tape each drive has, as far as is known.
+    held: Mutex<Vec<Option<Vec<u8>>>>,
+    progress: &'a Progress,
+}
+
+impl Shared<'_> {
+    /// Notes which tape a drive has: no other one has that now.
+    fn hold(&self, drive: usize, label: &[u8]) {
+        for (number, held) in self.held.lock().iter_mut().enumerate() {
+            if number == drive {
+                *held = Some(label.to_vec());
+            } else if held.as_deref() == Some(label) {
+                *held = None;
+            }
+        }
+    }
 }
 
 /// Brings blocks back as it was planned: `drives` work in parallel, each with a tape of its own.
@@ -212,6 +262,7 @@ pub fn recall(
     let mut done = Recalled::default();
     let mut away: BTreeSet<Vec<u8>> = BTreeSet::new();
     let mut first = Some(first);
+    let mut is_worth_it = true;
     loop {
         // A tape that could not be had is asked for once: another one may have the same.
         let plan = match first.take() {
@@ -219,15 +270,14 @@ pub fn recall(
             None => plan_without(catalog, needed, &away, progress)?,
         };
         done.missing = plan.blocks() + plan.blocks_lost;
-        if plan.tapes.is_empty() {
+        if plan.tapes.is_empty() || !is_worth_it {
             break;
         }
-        let before = (done.blocks, away.len());
+        let before = away.len();
         Progress::add(&progress.bytes_total, plan.bytes());
         let bad = read_tapes(catalog, plan, &mut drives, &mut away, &mut done, progress)?;
-        if !bad && before == (done.blocks, away.len()) {
-            break;
-        }
+        // There are only so many copies and tapes: this comes to an end.
+        is_worth_it = bad || away.len() > before;
     }
     progress.set_phase("done");
     Ok(done)
@@ -245,31 +295,33 @@ fn read_tapes(
 ) -> Result<bool> {
     let (store, volumes) = Store::open(catalog)?;
     progress.set_phase("reading tapes");
-    let targets = Targets { volumes: &volumes, planned: Mutex::new(BTreeMap::new()) };
-    let hash = store.settings.hash;
-    let rows = Reader::open(catalog)?;
-    let rows = Mutex::new(rows);
-    let (queue, cover) = (Mutex::new(plan.tapes), Mutex::new(plan.cover));
-    let held: Vec<Option<Vec<u8>>> = drives.iter_mut().map(|it| it.has.take()).collect();
-    let held = &held;
-    let mut into = Into { store, volumes: &volumes, group: Vec::new(), bytes: 0, done };
+    let shared = Shared {
+        hash: store.settings.hash,
+        targets: Targets::new(&volumes),
+        rows: Mutex::new(Reader::open(catalog)?),
+        tapes: Mutex::new(Tapes::open(catalog)?),
+        cover: Mutex::new(plan.cover),
+        held: Mutex::new(drives.iter_mut().map(|it| it.has.take()).collect()),
+        progress,
+    };
+    let queue = Mutex::new(plan.tapes);
+    let mut into = Into::new(store, &volumes, done);
     let mut has_bad = false;
     let (said, heard) = sync_channel::<Said>(WAITING * drives.len().max(1));
     let result = std::thread::scope(|scope| {
         for (drive, source) in drives.iter_mut().enumerate() {
             let get = &mut source.get;
-            let (queue, cover, said) = (&queue, &cover, said.clone());
-            let (targets, rows) = (&targets, &rows);
+            let (queue, shared, said) = (&queue, &shared, said.clone());
             scope.spawn(move || {
                 loop {
-                    let Some(of) = take_turn(&mut queue.lock(), held, drive) else { return };
-                    let label = of.label.clone();
-                    let pieces = Pieces::new(cover, &of);
-                    let read = pieces
-                        .and_then(|it| read_tape(it, get, hash, (targets, rows), &said, progress));
-                    if let Err(e) = read
-                        && said.send(Said::NoTape(label, e)).is_err()
-                    {
+                    let next = take_turn(&mut queue.lock(), &shared.held.lock(), drive);
+                    let Some(of) = next else { return };
+                    let fault = match read_tape(&of, (drive, get), shared, &said) {
+                        Ok(()) => continue,
+                        Err(Fault::Tape(e)) if !is_of_all(&e) => Said::NoTape(of.label, e),
+                        Err(Fault::Tape(e) | Fault::Other(e)) => Said::Ended(e),
+                    };
+                    if said.send(fault).is_err() {
                         return;
                     }
                 }
@@ -283,18 +335,14 @@ fn read_tapes(
                 Said::Bad(label, piece, error) => {
                     has_bad = true;
                     into.note(format!("block {} on tape {}", piece.id, Quoted(&label)), &error);
-                    Tapes::open(catalog)?.note_bad((&label, piece.filenum), piece.at)
-                }
-                Said::NoTape(_, error)
-                    if error.is_shortage() || error.kind() == ErrorKind::NoSpace =>
-                {
-                    Err(error)
+                    shared.tapes.lock().note_bad((&label, piece.filenum), piece.at)
                 }
                 Said::NoTape(label, error) => {
-                    into.note(format!("tape {}", Quoted(&label)), &error);
+                    into.note_tape(&label, &error);
                     away.insert(label);
                     Ok(())
                 }
+                Said::Ended(error) => Err(error),
             });
             if result.is_err() {
                 // Nobody hears the drives any more, and so they stop.
@@ -305,7 +353,15 @@ fn read_tapes(
     });
     // Also when it was stopped: what was read needs no second time.
     let settled = into.settle();
+    for (source, held) in drives.iter_mut().zip(shared.held.into_inner()) {
+        source.has = held;
+    }
     result.and(settled).map(|()| has_bad)
+}
+
+/// Whether every other tape would fail in the same way.
+fn is_of_all(error: &Error) -> bool {
+    error.is_shortage() || matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Interrupted)
 }
 
 /// The next tape for a drive: the one that is in it, or else one that is in no other, for whoever
@@ -319,236 +375,118 @@ fn take_turn(queue: &mut Vec<OfTape>, held: &[Option<Vec<u8>>], drive: usize) ->
 
 /// Reads what is wanted of a tape.
 fn read_tape(
-    mut pieces: Pieces<'_>,
-    get: &mut GetTape<'_>,
-    hash: HashAlgo,
-    (targets, rows): (&Targets<'_>, &Mutex<Reader>),
+    of: &OfTape,
+    (drive, get): (usize, &mut GetTape<'_>),
+    shared: &Shared<'_>,
     said: &SyncSender<Said>,
-    progress: &Progress,
-) -> Result<()> {
-    let label = &pieces.of.label;
+) -> std::result::Result<(), Fault> {
+    let label = &of.label;
+    let mut pieces = Pieces::new(&shared.cover, of).map_err(Fault::Other)?;
+    let known = shared.tapes.lock().tape(label).map_err(Fault::Other)?;
     let missing = || Error::new(ErrorKind::WrongTape, "it could not be had");
-    let mut loaded = get(label)?.ok_or_else(missing)?;
-    loaded.expect_label(label)?;
-    while let Some(first) = pieces.next(None)? {
-        let drive = loaded.drive();
-        if drive.locate(first.position)? != Moved::There {
-            let what = format!("it has no file {} at {}", first.filenum, first.position);
-            return Err(Error::corrupt(what));
-        }
-        let mut visit = Visit::new(drive, first.filenum);
-        let Some(mut file) = visit.next_file()? else {
-            return Err(Error::corrupt(format!("it ends before file {}", first.filenum)));
-        };
+    let loaded = get(label).and_then(|it| it.ok_or_else(missing));
+    let mut loaded = loaded.map_err(Fault::Tape)?;
+    loaded.expect_label(label).map_err(Fault::Tape)?;
+    shared.hold(drive, label);
+    expect_known(&loaded, known.as_ref()).map_err(Fault::Tape)?;
+    // What could not be read, as long as it may be the drive that reads nothing any more.
+    let mut failures: Vec<(Piece, Error)> = Vec::new();
+    let bad = |(piece, error)| said.send(Said::Bad(label.clone(), piece, error)).is_ok();
+    while let Some(first) = pieces.next(None).map_err(Fault::Other)? {
+        let mut visit = go_to(&mut loaded, &first).map_err(Fault::Tape)?;
+        let file = visit.next_file().map_err(Fault::Tape)?;
+        let ends = || Error::corrupt(format!("it ends before file {}", first.filenum));
+        let mut file = file.ok_or_else(ends).map_err(Fault::Tape)?;
         let filenum = first.filenum;
         let mut next = Some(first);
         while let Some(piece) = next {
-            progress.check()?;
+            shared.progress.check().map_err(Fault::Other)?;
             let read = seek(&mut file, piece.at)
-                .and_then(|()| read_block(&mut file, &piece, hash, targets, rows, progress));
-            let it = match read {
-                Ok(block) => Said::Block(block),
-                Err(e) if e.is_shortage() || is_of_target(&e) => return Err(e),
-                Err(e) => {
-                    progress.check()?;
-                    Said::Bad(pieces.of.label.clone(), piece, e)
+                .map_err(Fault::Tape)
+                .and_then(|()| read_block(&mut file, &piece, shared));
+            let is_heard = match read {
+                Ok(block) => {
+                    // The drive reads: those were bad.
+                    failures.drain(..).all(bad) && said.send(Said::Block(block)).is_ok()
                 }
+                Err(Fault::Tape(e)) if e.kind() == ErrorKind::Corrupt => bad((piece, e)),
+                Err(Fault::Tape(e)) if !is_of_all(&e) && failures.len() < FAILURES_MAX => {
+                    failures.push((piece, e));
+                    true
+                }
+                Err(fault) => return Err(fault),
             };
-            if said.send(it).is_err() {
+            if !is_heard {
                 return Ok(());
             }
-            next = pieces.next(Some(filenum))?;
+            next = pieces.next(Some(filenum)).map_err(Fault::Other)?;
         }
     }
-    loaded.close()
-}
-
-/// Whether a volume is at fault, and not the tape.
-fn is_of_target(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Interrupted | ErrorKind::Offline)
-}
-
-fn seek(file: &mut crate::tape::read::TapeFile<'_, '_>, at: u64) -> Result<()> {
-    let gap = at.checked_sub(file.offset());
-    match gap {
-        Some(0) => Ok(()),
-        Some(gap) if gap <= GAP_BYTES => {
-            let mut between = Read::take(Read::by_ref(file), gap);
-            let read = std::io::copy(&mut between, &mut std::io::sink());
-            match read.map_err(|e| Error::io("reading the tape", e))? {
-                read if read == gap => Ok(()),
-                _ => Err(Error::corrupt("the tape file ends before it")),
-            }
+    if !failures.is_empty() {
+        loaded.again().map_err(Fault::Tape)?;
+        if !failures.into_iter().all(bad) {
+            return Ok(());
         }
-        _ => file.seek_to(at),
     }
+    loaded.close().map_err(Fault::Tape)
+}
+
+/// Goes to the tape file of a piece.
+fn go_to<'a>(loaded: &'a mut Loaded, piece: &Piece) -> Result<Visit<'a>> {
+    let drive = loaded.drive();
+    if drive.locate(piece.position)? != Moved::There {
+        let what = format!("it has no file {} at {}", piece.filenum, piece.position);
+        return Err(Error::corrupt(what));
+    }
+    Ok(Visit::new(drive, piece.filenum))
+}
+
+/// Goes to a byte of a tape file: over what is between, unless that is much or cannot be read.
+fn seek(file: &mut TapeFile<'_, '_>, at: u64) -> Result<()> {
+    if let Some(gap @ 1..=GAP_BYTES) = at.checked_sub(file.offset()) {
+        let mut between = Read::take(Read::by_ref(file), gap);
+        match std::io::copy(&mut between, &mut std::io::sink()) {
+            Ok(read) if read == gap => return Ok(()),
+            Ok(_) => {}
+            Err(e) => log::debug!("before byte {at}: {e}"),
+        }
+    }
+    file.seek_to(at)
 }
 
 fn read_block(
     file: &mut dyn Read,
     piece: &Piece,
-    hash: HashAlgo,
-    targets: &Targets<'_>,
-    rows: &Mutex<Reader>,
-    progress: &Progress,
-) -> Result<Fetched> {
-    let copies = rows.lock().copies_of(piece.number)?;
-    let volume = targets.choose(&copies, piece.len)?;
-    let mut pending = volume.store.begin()?;
-    let mut hasher = hash.hasher();
+    shared: &Shared<'_>,
+) -> std::result::Result<Fetched, Fault> {
+    let corrupt = |what: String| Fault::Tape(Error::corrupt(what));
+    let copies = shared.rows.lock().copies_of(piece.number).map_err(Fault::Other)?;
+    let (volume, mut coming) = shared.targets.choose(&copies, piece.len).map_err(Fault::Other)?;
+    let mut pending = volume.store.begin().map_err(Fault::Other)?;
+    let mut hasher = shared.hash.hasher();
     let mut buffer = vec![0; 1 << 20];
     let mut left = piece.len;
     while left > 0 {
-        progress.check()?;
+        shared.progress.check().map_err(Fault::Other)?;
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
         let read = file.read(buffer.get_mut(..len).unwrap_or_default());
         let len = match read {
-            Ok(0) => return Err(Error::corrupt("the tape file ends in the middle of it")),
+            Ok(0) => return Err(corrupt("the tape file ends in the middle of it".to_owned())),
             Ok(len) => len,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Error::io("reading the tape", e)),
+            Err(e) => return Err(Fault::Tape(unwrapped(e))),
         };
         let bytes = buffer.get(..len).unwrap_or_default();
         hasher.update(bytes);
-        pending.append(bytes)?;
+        pending.append(bytes).map_err(Fault::Other)?;
+        coming.written(len as u64);
         left -= len as u64;
-        Progress::add(&progress.bytes, len as u64);
+        Progress::add(&shared.progress.bytes, len as u64);
     }
     let found = hasher.finish();
     if found != piece.id {
-        return Err(Error::corrupt(format!("what the tape has there has the hash {found}")));
+        return Err(corrupt(format!("what the tape has there has the hash {found}")));
     }
     let (number, id, len) = (piece.number, piece.id, piece.len);
     Ok(Fetched { number, id, len, volume, pending })
-}
-
-/// The volumes that blocks come to.
-struct Targets<'a> {
-    volumes: &'a Volumes,
-    /// Bytes that are on their way to each.
-    planned: Mutex<BTreeMap<i64, u64>>,
-}
-
-impl Targets<'_> {
-    /// Where a block goes: to where the catalog has it, if that is there, or where there is most
-    /// room.
-    fn choose(&self, copies: &[CopyAt], len: u64) -> Result<Volume> {
-        if let Some(volume) = copies.iter().find_map(|it| self.volumes.get(it.volume)) {
-            return Ok(volume.clone());
-        }
-        let mut planned = self.planned.lock();
-        let mut best: Option<(u64, &Volume)> = None;
-        for volume in self.volumes.present() {
-            if volume.config.status != Status::Active {
-                continue;
-            }
-            let taken = planned.get(&volume.config.number).copied().unwrap_or(0);
-            let room = volume.room()?.saturating_sub(taken);
-            if room >= len && best.is_none_or(|it| it.0 < room) {
-                best = Some((room, volume));
-            }
-        }
-        let Some((_, volume)) = best else {
-            let message = format!("no volume has room for {len} bytes: add one with add-volume");
-            return Err(Error::new(ErrorKind::NoSpace, message));
-        };
-        // Only an estimate until the group is durable; a full disk says so itself.
-        let entry = planned.entry(volume.config.number).or_default();
-        *entry = (*entry + len).min(GROUP_BYTES * 2);
-        Ok(volume.clone())
-    }
-}
-
-/// What takes blocks in.
-struct Into<'a> {
-    store: Store,
-    volumes: &'a Volumes,
-    group: Vec<Fetched>,
-    bytes: u64,
-    done: &'a mut Recalled,
-}
-
-impl Into<'_> {
-    fn note(&mut self, name: String, error: &Error) {
-        let problem = Problem::new(name, error);
-        log::warn!("{problem}");
-        self.done.problems.push(problem);
-    }
-
-    fn take(&mut self, block: Fetched) -> Result<()> {
-        self.bytes += block.len;
-        self.group.push(block);
-        if self.group.len() < GROUP_BLOCKS && self.bytes < GROUP_BYTES {
-            return Ok(());
-        }
-        self.settle()
-    }
-
-    /// Makes a group durable and known.
-    fn settle(&mut self) -> Result<()> {
-        self.bytes = 0;
-        let mut by_volume: BTreeMap<i64, Vec<Fetched>> = BTreeMap::new();
-        for block in self.group.drain(..) {
-            by_volume.entry(block.volume.config.number).or_default().push(block);
-        }
-        for (number, blocks) in by_volume {
-            let Some(volume) = self.volumes.get(number) else { continue };
-            let mut pending = Vec::new();
-            let mut known = Vec::new();
-            for block in blocks {
-                known.push((block.number, block.id, block.len));
-                pending.push((block.pending, block.id));
-            }
-            volume.store.publish(pending)?;
-            for (block, id, len) in known {
-                volume.store.forget(&id);
-                self.register(volume, block, &id)?;
-                self.done.blocks += 1;
-                self.done.bytes += len;
-            }
-        }
-        Ok(())
-    }
-
-    /// Notes a block that is durable on a volume.
-    fn register(&mut self, volume: &Volume, block: u64, id: &BlockId) -> Result<()> {
-        let uuid = &volume.config.uuid;
-        let copies = self.store.reader.copies_of(block)?;
-        if copies.iter().any(|it| it.volume == volume.config.number) {
-            self.store.health.note_healed(uuid, id);
-            return Ok(());
-        }
-        let hash = self.store.settings.hash;
-        let index: BlockIndex = tables_of(&self.store.reader, self.volumes, hash, block, &copies)
-            .or_else(|_| {
-            let mut all = copies.clone();
-            // Its record comes only now; its bytes are there.
-            let at = i64::MAX.cast_unsigned();
-            all.push(CopyAt { volume: volume.config.number, record_at: at });
-            tables_of(&self.store.reader, self.volumes, hash, block, &all)
-        })?;
-        let mut names = meta::DirNames::default();
-        write_metas(&self.store.reader, volume, &[&index], hash, &mut names)?;
-        let blocks = BlockWriter::new(
-            self.volumes,
-            hash,
-            self.store.settings.block_bytes,
-            self.store.writer.next_block()?,
-            self.store.index_lens().to_vec(),
-        );
-        let at = blocks.add_record(volume.config.number, block, &index)?;
-        let lens = blocks.index_lens();
-        let known: Vec<(i64, u64)> = self
-            .volumes
-            .present()
-            .iter()
-            .zip(&lens)
-            .filter_map(|(it, len)| Some((it.config.number, (*len)?)))
-            .collect();
-        self.store.set_index_lens(lens);
-        self.store.writer.put_copies(&[(block, at)], &known)?;
-        self.store.health.note_good(&[(uuid, *id)], Time::now());
-        log::debug!("block {id} is back on {}", quoted(&volume.config.path));
-        Ok(())
-    }
 }

@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::catalog::tapes::KnownTape;
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::{self, c, quoted};
 use crate::tape::drive::Access;
 use crate::tape::image::LOADED;
+use crate::tape::label::LabelHash;
 use crate::tape::load;
 use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
@@ -70,28 +72,43 @@ impl Shelf {
         Ok(images)
     }
 
-    /// The tape with this label; `None` if it is not there.
+    /// The tape with this label; `None` if it is not there. A person is asked to put it into the
+    /// first drive, when none has it.
     pub fn get(&mut self, label: &[u8], ask: &mut Ask<'_>) -> Result<Option<Loaded>> {
-        if let Some(loaded) = self.image(label)? {
-            return Ok(Some(loaded));
-        }
-        let Some(device) = self.drives.first() else { return Ok(None) };
-        let mut loaded = Loaded::open(device, Access::Read);
-        loop {
-            match loaded {
-                Ok(it) if it.label().is_some_and(|it| it.text() == label) => return Ok(Some(it)),
-                Ok(mut it) => {
-                    log::info!("{} is in {}", it.describe(), quoted(device));
-                    it.drive().unload()?;
-                    it.close()?;
-                }
-                Err(e) if e.kind() == ErrorKind::WrongTape => {}
-                Err(e) => return Err(e),
+        match self.image(label) {
+            Ok(None) => {}
+            Err(e) if !self.drives.is_empty() && !e.is_shortage() => {
+                log::warn!("tape {} is looked for in drives: {e}", Quoted(label));
             }
+            found => return found,
+        }
+        loop {
+            let mut first = None;
+            for (number, device) in self.drives.iter().enumerate() {
+                match Loaded::open(device, Access::Read) {
+                    Ok(it) if it.label().is_some_and(|it| it.text() == label) => {
+                        return Ok(Some(it));
+                    }
+                    Ok(it) => {
+                        log::info!("{} is in {}", it.describe(), quoted(device));
+                        match number {
+                            0 => first = Some(it),
+                            _ => it.close()?,
+                        }
+                    }
+                    Err(e) if e.kind() == ErrorKind::WrongTape => {}
+                    Err(e) if number == 0 || e.is_shortage() => return Err(e),
+                    Err(e) => log::warn!("{}: {e}", quoted(device)),
+                }
+            }
+            if let Some(mut it) = first {
+                it.drive().unload()?;
+                it.close()?;
+            }
+            let Some(device) = self.drives.first() else { return Ok(None) };
             if !ask(Some(label), device)? {
                 return Ok(None);
             }
-            loaded = Loaded::open(device, Access::Read);
         }
     }
 
@@ -137,6 +154,25 @@ impl Shelf {
         let images = self.images()?.into();
         Ok(All { images, drives: self.drives.into(), is_first: true })
     }
+}
+
+/// Refuses a tape that has the label of one that is known, and is another one.
+pub fn expect_known(loaded: &Loaded, known: Option<&KnownTape>) -> Result<()> {
+    let (Some(label), Some(hash), Some(known)) = (loaded.label(), loaded.hash(), known) else {
+        return Ok(());
+    };
+    // The spool may have a label that says the same in other words.
+    let same = [Some(hash), LabelHash::of(&label.to_block())];
+    if same.into_iter().flatten().any(|it| it.bytes() == known.tape.hash) {
+        return Ok(());
+    }
+    let shown = Quoted(label.text());
+    let message = format!(
+        "{} has another tape than the one that is known by the label {shown}: look for that one; \
+         if it was labelled anew, what was on it is gone: raidtape tape forget {shown}",
+        quoted(loaded.name())
+    );
+    Err(Error::new(ErrorKind::WrongTape, message))
 }
 
 fn failed(path: &Path, error: std::io::Error) -> Error {
