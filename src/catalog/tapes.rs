@@ -168,8 +168,8 @@ impl Tapes {
         &self.path
     }
 
-    /// Notes a tape. One that is known already keeps its files, and stays lost if it is, and in its
-    /// pool if the other one is `any`; the same label on a tape with another label block is refused.
+    /// Notes a tape. One that is known already keeps its files, and stays lost if it is, and of
+    /// its pool if the other is `any`; the same label on a tape with another block is refused.
     pub fn put_tape(&mut self, tape: &Tape) -> Result<()> {
         if tape.label.is_empty() || tape.label.len() > LABEL_BYTES_MAX {
             return Err(Error::usage(format!("a label has 1 to {LABEL_BYTES_MAX} bytes")));

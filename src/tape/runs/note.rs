@@ -50,8 +50,8 @@ impl<'a> Noter<'a> {
         Ok((noted, kept))
     }
 
-    /// Notes a tape file of which a writer tells, if its job is of this catalog; gives the number of
-    /// blocks in it. One that was written earlier is told once more, and is noted if it was not.
+    /// Notes a tape file of which a writer tells, if its job is of this catalog; gives how many
+    /// blocks are in it. One that was written earlier is told once more, and noted if it was not.
     pub fn note(&mut self, spool: &Spool, written: &Written) -> Result<u64> {
         let digests = self.members.take_digests();
         let job = spool.job(&written.job)?;
@@ -74,8 +74,8 @@ impl<'a> Noter<'a> {
         is_of(job, &self.catalog, self.members.reader())
     }
 
-    /// Whether somebody has died between the results of a tape file and the note of it. Otherwise it
-    /// is noted, and what was found out of it since counts; or it was written over; or its tape,
+    /// Whether somebody has died between the results of a tape file and the note of it. Else it is
+    /// noted, and what was found out of it since counts; or it was written over; or its tape,
     /// which has earlier files of this catalog, was forgotten.
     fn is_left(&self, spool: &Spool, it: &Written) -> Result<bool> {
         if self.tapes.has_file(&it.tape, it.filenum, &it.job, it.batch)? {
