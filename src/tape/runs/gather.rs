@@ -440,6 +440,10 @@ impl Visitor for Gather<'_> {
         Ok(())
     }
 
+    fn goes_on(&self) -> bool {
+        true
+    }
+
     fn end(&mut self, bytes: u64, error: Option<Error>) -> Result<()> {
         let (Some(tape), Some(file)) = (&self.tape, self.file.take()) else { return Ok(()) };
         if let Some(e) = error {

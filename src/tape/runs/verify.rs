@@ -267,6 +267,11 @@ impl Visitor for Verify<'_> {
         Ok(())
     }
 
+    /// What is known is read by itself then.
+    fn goes_on(&self) -> bool {
+        false
+    }
+
     fn end(&mut self, bytes: u64, error: Option<Error>) -> Result<()> {
         let (filenum, found) = (self.filenum, std::mem::take(&mut self.found));
         let error = match error.map(|it| self.failed.take().unwrap_or(it)) {

@@ -1,7 +1,7 @@
 //! Going over a whole tape, member by member, and proving each block by its name.
 //!
-//! Invariant: damage costs the members that it is in. Behind it the next one is looked for: a
-//! header whose name is one that a volume has. What looks like one by chance, or is in what is
+//! Invariant: damage costs the members that it is in. For whoever does not know where the others
+//! are the next one behind it is looked for: a header whose name is one that a volume has. What looks like one by chance, or is in what is
 //! stored, is no harm: a block counts by its hash.
 
 use std::io::Read;
@@ -40,7 +40,10 @@ pub trait Visitor {
     fn begin(&mut self, file: &File<'_>) -> Result<bool>;
     /// A member, with its content; `at` is where that begins in the tape file.
     fn member(&mut self, member: &Member, at: u64, content: &mut dyn Read) -> Result<()>;
-    /// The archive has ended after so many bytes. An error is the first of those in it.
+    /// Whether to go on behind damage, with the next member that can be found.
+    fn goes_on(&self) -> bool;
+    /// The archive has ended after so many bytes; or broken off, if there is an error. Who goes on
+    /// is told the first of those in it.
     fn end(&mut self, bytes: u64, error: Option<Error>) -> Result<()>;
 }
 
@@ -96,6 +99,9 @@ pub fn walk(
                 Err(e) if e.is_shortage() || e.kind() == ErrorKind::Interrupted => return Err(e),
                 Err(e) => {
                     error.get_or_insert(e);
+                    if !visitor.goes_on() {
+                        break;
+                    }
                     let damage_at = members.position();
                     let file = members.into_inner();
                     let found = find_member(file, damage_at + 1, progress)?;
