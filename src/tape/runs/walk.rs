@@ -1,8 +1,8 @@
 //! Going over a whole tape, member by member, and proving each block by its name.
 //!
 //! Invariant: damage costs the members that it is in. For whoever does not know where the others
-//! are the next one behind it is looked for: a header whose name is one that a volume has. What looks like one by chance, or is in what is
-//! stored, is no harm: a block counts by its hash.
+//! are the next one behind it is looked for: a header whose name is one that a volume has. What
+//! looks like one by chance, or is in what is stored, is no harm: a block counts by its hash.
 
 use std::io::Read;
 
