@@ -241,23 +241,21 @@ impl Tapes {
 
     /// Where the good copies of a document with these very bytes are, by label and tape file.
     pub fn places_of_document(&self, name: &[u8], digest: &Digest) -> Result<Vec<Place>> {
-        let query = format!(
-            "SELECT t.label, t.pool, t.block_bytes, f.filenum, f.position, m.at, m.len \
-             FROM {GOOD} AND m.name = ?1 AND m.digest = ?2 ORDER BY t.label, f.filenum, m.at"
-        );
-        let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
-        let rows = statement.query_map((name, digest.0), place_from).map_err(sql)?;
-        rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
+        self.places_where("m.name = ?1 AND m.digest = ?2", (name, digest.0))
     }
 
     /// Where the good copies of a block are, by label and tape file.
     pub fn places(&self, block: &BlockId) -> Result<Vec<Place>> {
+        self.places_where("m.block = ?1", [block.0])
+    }
+
+    fn places_where(&self, condition: &str, values: impl rusqlite::Params) -> Result<Vec<Place>> {
         let query = format!(
             "SELECT t.label, t.pool, t.block_bytes, f.filenum, f.position, m.at, m.len \
-             FROM {GOOD} AND m.block = ?1 ORDER BY t.label, f.filenum, m.at"
+             FROM {GOOD} AND {condition} ORDER BY t.label, f.filenum, m.at"
         );
         let mut statement = self.conn.prepare_cached(&query).map_err(sql)?;
-        let rows = statement.query_map([block.0], place_from).map_err(sql)?;
+        let rows = statement.query_map(values, place_from).map_err(sql)?;
         rows.collect::<rusqlite::Result<_>>().map_err(|e| self.fail(e))
     }
 

@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::walk::{self, Visitor, prove, walk};
-use super::{GUIDE_NAME, Kind};
+use super::{GUIDE_NAME, Kind, PROBLEMS_MAX};
 use crate::catalog::tapes::{Item, Member as Noted, Tape, TapeFile, Tapes};
 use crate::catalog::{history, manifest, meta_read};
 use crate::chunk::HashAlgo;
@@ -28,8 +28,6 @@ use crate::tape::cpio::Member;
 use crate::tape::loaded::Loaded;
 use crate::volume::{Facts, IndexMender, Status, Volume, VolumeConfig, VolumeManifest};
 
-/// Problems that are kept with their texts; more are counted.
-const PROBLEMS_MAX: usize = 1000;
 /// Longest volume manifest, in bytes.
 const MANIFEST_BYTES_MAX: u64 = 64 << 10;
 /// Part of the file system that the new volume leaves free, in percent, if no tape says.
