@@ -18,7 +18,7 @@ use super::header::{self, Header, ODC_6_MAX, ODC_11_MAX};
 use super::{NAME_BYTES_MAX, TRAILER};
 use crate::error::{Error, Result};
 use crate::sys::{self, c};
-use crate::tape::sums::{Sum, Summer};
+use crate::tape::sums::{Sum, SumThread, Summer};
 
 /// Owner of what belongs to somebody with a number that odc cannot hold.
 const NOBODY: u32 = 65_534;
@@ -26,6 +26,8 @@ const NOBODY: u32 = 65_534;
 const LINKS_MAX: usize = 1 << 18;
 /// How much is read of a file at once.
 const COPY_BYTES: usize = 256 << 10;
+/// Length of a content that is worth waiting for another thread.
+const THREAD_BYTES_MIN: u64 = 1 << 20;
 /// Numbers that dev and ino hold together.
 const IDS_MAX: u64 = (ODC_6_MAX + 1) * (ODC_6_MAX + 1);
 
@@ -82,6 +84,14 @@ pub struct Archive<W> {
     /// Whether contents are summed up, and the sum of the last one.
     has_sums: bool,
     sum: Option<Sum>,
+    thread: Option<SumThread>,
+}
+
+/// How the content at hand is summed up.
+enum Summing {
+    No,
+    Here(Summer),
+    There(SumThread),
 }
 
 impl<W: Write> Archive<W> {
@@ -95,6 +105,7 @@ impl<W: Write> Archive<W> {
             buffer: Vec::new(),
             has_sums: false,
             sum: None,
+            thread: None,
         }
     }
 
@@ -180,10 +191,25 @@ impl<W: Write> Archive<W> {
         let position = self.position;
         self.put(&bytes)?;
         let is_summed = self.has_sums && header.mode & c::S_IFMT == c::S_IFREG;
-        let mut summer = is_summed.then(Summer::default);
-        match self.copy(content, header.size, summer.as_mut())? {
+        let mut summing = match self.thread.take() {
+            _ if !is_summed => Summing::No,
+            _ if header.size < THREAD_BYTES_MIN => Summing::Here(Summer::default()),
+            Some(thread) => Summing::There(thread),
+            None => Summing::There(SumThread::start()?),
+        };
+        let errno = self.copy(content, header.size, &mut summing)?;
+        let sum = match summing {
+            Summing::No => None,
+            Summing::Here(summer) => Some(summer.sum()),
+            Summing::There(mut thread) => {
+                let sum = thread.sum()?;
+                self.thread = Some(thread);
+                Some(sum)
+            }
+        };
+        match errno {
             None => {
-                self.sum = summer.map(Summer::sum);
+                self.sum = sum;
                 Ok(Added::Whole { position, notes })
             }
             Some(errno) => Ok(Added::Failed { errno }),
@@ -265,21 +291,21 @@ impl<W: Write> Archive<W> {
         &mut self,
         content: &mut dyn Read,
         size: u64,
-        summer: Option<&mut Summer>,
+        summing: &mut Summing,
     ) -> Result<Option<i32>> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(COPY_BYTES, 0);
-        let copied = self.copy_with(&mut buffer, content, size, summer);
+        let copied = self.copy_with(&mut buffer, content, size, summing);
         self.buffer = buffer;
         copied
     }
 
     fn copy_with(
         &mut self,
-        buffer: &mut [u8],
+        buffer: &mut Vec<u8>,
         content: &mut dyn Read,
         size: u64,
-        mut summer: Option<&mut Summer>,
+        summing: &mut Summing,
     ) -> Result<Option<i32>> {
         let mut left = size;
         while left > 0 {
@@ -290,8 +316,10 @@ impl<W: Write> Archive<W> {
                 Ok(read) => {
                     let part = part.get(..read).unwrap_or_default();
                     self.put(part)?;
-                    if let Some(summer) = &mut summer {
-                        summer.add(part);
+                    match summing {
+                        Summing::No => {}
+                        Summing::Here(summer) => summer.add(part),
+                        Summing::There(thread) => thread.add(buffer, read)?,
                     }
                     left -= read as u64;
                     continue;
