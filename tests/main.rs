@@ -115,6 +115,8 @@ mod shell;
 mod simulated;
 /// Backups of what comes through a pipe.
 mod streams;
+/// What reading tapes finds out, and what then counts.
+mod tape_doubt;
 /// Archives for tape, and the other programs that read and write them.
 mod tape_formats;
 /// Tapes, known by their first block.

@@ -20,7 +20,7 @@ use raidtape::tape::runs::recall::{self, Recalled, Source};
 use raidtape::tape::runs::shelf::Shelf;
 use raidtape::tape::runs::verify::{self, Verified};
 use raidtape::tape::runs::{Archived, Means, Options, archive};
-use raidtape::tape::write::Settings;
+use raidtape::tape::write::{NextTape, Settings, Wanted};
 
 use crate::common::disk::Disk;
 use crate::common::faultdrive::{FaultDrive, Plan, Trouble};
@@ -64,8 +64,29 @@ impl Scene {
         self.archive_in(copies, 2 << 20)
     }
 
+    /// Where nobody brings another tape than the one in the drive.
+    pub fn archive_alone(&self, copies: u64) -> Result<Archived> {
+        self.archive_with(copies, 2 << 20, &mut |_, _| Ok(None))
+    }
+
     /// With batches of so many bytes.
     fn archive_in(&self, copies: u64, batch_bytes: u64) -> Archived {
+        let device = self.world.spool().drive(None).unwrap().device().unwrap();
+        let mut next_tape = |loaded: Loaded, wanted: &Wanted| {
+            let Some(label) = wanted.labels.first() else { return Ok(None) };
+            loaded.close()?;
+            self.world.insert(std::str::from_utf8(label).unwrap());
+            Loaded::open(&device, Access::Write).map(Some)
+        };
+        self.archive_with(copies, batch_bytes, &mut next_tape).unwrap()
+    }
+
+    fn archive_with(
+        &self,
+        copies: u64,
+        batch_bytes: u64,
+        next_tape: &mut NextTape<'_>,
+    ) -> Result<Archived> {
         let spool = self.world.spool();
         let drive = spool.drive(None).unwrap();
         let taken = drive.take().unwrap();
@@ -78,14 +99,9 @@ impl Scene {
             drive: &taken,
             settings: Settings { block_bytes: Some(32 << 10), ..Settings::default() },
             tell: &mut |_| {},
-            next_tape: &mut |loaded, wanted| {
-                let Some(label) = wanted.labels.first() else { return Ok(None) };
-                loaded.close()?;
-                self.world.insert(std::str::from_utf8(label).unwrap());
-                Loaded::open(&device, Access::Write).map(Some)
-            },
+            next_tape,
         };
-        archive(self.catalog(), &options, means, loaded, &Progress::default()).unwrap()
+        archive(self.catalog(), &options, means, loaded, &Progress::default())
     }
 
     pub fn tapes(&self) -> Tapes {
@@ -109,45 +125,45 @@ impl Scene {
         self.recall_by(catalog, drives).unwrap()
     }
 
-    fn recall_by(&self, catalog: &Path, drives: Vec<Source<'_>>) -> Result<Recalled> {
+    pub fn recall_by(&self, catalog: &Path, drives: Vec<Source<'_>>) -> Result<Recalled> {
         let (needed, progress) = (self.needed(catalog), Progress::default());
         let plan = recall::plan(catalog, &needed, &progress).unwrap();
         recall::recall(catalog, (&needed, plan), drives, &progress)
     }
 
-    fn verify(&self, label: &str) -> Result<Verified> {
+    pub fn verify(&self, label: &str) -> Result<Verified> {
         let mut loaded = Loaded::open(&self.world.image(label), Access::Read).unwrap();
         verify::verify(self.catalog(), &mut loaded, &Progress::default())
     }
 
     /// How many members of a tape are known to be bad.
-    fn bad(&self, label: &str) -> u64 {
+    pub fn bad(&self, label: &str) -> u64 {
         self.tapes().tape(label.as_bytes()).unwrap().unwrap().bad
     }
 
-    fn lose_blocks(&self) -> usize {
+    pub fn lose_blocks(&self) -> usize {
         let blocks = self.sandbox.blocks("volume");
         blocks.iter().for_each(|it| fs::remove_file(&it.0).unwrap());
         blocks.len()
     }
 
-    fn assert_restores(&self, name: &str) {
+    pub fn assert_restores(&self, name: &str) {
         let found = self.sandbox.revert(1, name);
         assert_same(&Tree::of(&self.sandbox.source), &Tree::of(&found));
     }
 }
 
-fn open(dir: &Path, label: &[u8]) -> Result<Loaded> {
+pub fn open(dir: &Path, label: &[u8]) -> Result<Loaded> {
     let path = dir.join(format!("{}.tap", std::str::from_utf8(label).unwrap()));
     Loaded::open(&path, Access::Read)
 }
 
-fn from<'a>(into: &'a Path, next: &'a mut dyn FnMut() -> Result<Option<Loaded>>) -> From<'a> {
+pub fn from<'a>(into: &'a Path, next: &'a mut dyn FnMut() -> Result<Option<Loaded>>) -> From<'a> {
     From { into, next, allow_gaps: false }
 }
 
 /// Marks an object of an image, counted from 0, as a block that could not be read.
-fn spoil(image: &Path, number: u64) {
+pub fn spoil(image: &Path, number: u64) {
     let mut bytes = fs::read(image).unwrap();
     let word = |bytes: &[u8], at: usize| {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize

@@ -9,6 +9,7 @@
 
 mod anew;
 mod cover;
+mod found;
 
 use std::path::{Path, PathBuf};
 
@@ -169,12 +170,18 @@ impl Tapes {
     }
 
     /// Notes a tape. One that is known already keeps its files, and stays lost if it is, and of
-    /// its pool if the other is `any`; the same label on a tape with another block is refused.
+    /// its pool if the other is `any`. The same label on a tape with another block is refused, or
+    /// if the one that was known is lost takes its place.
     pub fn put_tape(&mut self, tape: &Tape) -> Result<()> {
         if tape.label.is_empty() || tape.label.len() > LABEL_BYTES_MAX {
             return Err(Error::usage(format!("a label has 1 to {LABEL_BYTES_MAX} bytes")));
         }
-        if self.tape(&tape.label)?.is_some_and(|it| it.tape.hash != tape.hash) {
+        let other = self.tape(&tape.label)?.filter(|it| it.tape.hash != tape.hash);
+        if let Some(other) = other {
+            if other.is_lost {
+                self.forget(&tape.label)?;
+                return self.put_tape(tape);
+            }
             let label = Quoted(&tape.label);
             let message = format!(
                 "another tape was known by the label {label}: if that one is gone or was \
@@ -381,42 +388,6 @@ impl Tapes {
             let (at, len) = (row.get(0).map_err(sql)?, row.get(1).map_err(sql)?);
             each(Member { at, len, item })?;
         }
-        Ok(())
-    }
-
-    /// Notes that a tape file was read whole at `now`, and which of its members were not right: the
-    /// others are.
-    pub fn note_read(
-        &mut self,
-        (label, filenum): (&[u8], u64),
-        bad: &[u64],
-        now: Time,
-    ) -> Result<()> {
-        let tx = self.conn.transaction().map_err(sql)?;
-        let query = "SELECT f.number FROM tape_files f JOIN tapes t ON t.number = f.tape \
-                     WHERE t.label = ?1 AND f.filenum = ?2";
-        let number = tx.query_row(query, (label, filenum), |row| row.get::<_, i64>(0));
-        let number = number.optional().map_err(sql)?.ok_or_else(|| {
-            let message = format!("tape {}: file {filenum} is not known", Quoted(label));
-            Error::new(ErrorKind::NotFound, message)
-        })?;
-        let verified = Some(now.secs).filter(|_| bad.is_empty());
-        let query = "UPDATE tape_files SET verified_s = ?2 WHERE number = ?1";
-        tx.execute(query, (number, verified)).map_err(sql)?;
-        tx.execute("UPDATE members SET is_bad = 0 WHERE tape_file = ?1", [number]).map_err(sql)?;
-        for at in bad {
-            let query = "UPDATE members SET is_bad = 1 WHERE tape_file = ?1 AND at = ?2";
-            tx.execute(query, (number, at)).map_err(sql)?;
-        }
-        tx.commit().map_err(sql)
-    }
-
-    /// Notes that a member, whose content begins at `at`, was not right when it was read.
-    pub fn note_bad(&mut self, (label, filenum): (&[u8], u64), at: u64) -> Result<()> {
-        let query = "UPDATE members SET is_bad = 1 WHERE at = ?3 AND tape_file = \
-                     (SELECT f.number FROM tape_files f JOIN tapes t ON t.number = f.tape \
-                      WHERE t.label = ?1 AND f.filenum = ?2)";
-        self.conn.execute(query, (label, filenum, at)).map_err(|e| self.fail(e))?;
         Ok(())
     }
 
@@ -629,7 +600,7 @@ mod tests {
         let expected =
             [at(b"T0", 1, 100), at(b"T0", 2, 50), at(b"T1", 1, 100), at(b"T\xff", 1, 100)];
         assert_eq!(places(&tapes, 1), expected);
-        tapes.note_read((b"T0", 1), &[100], Time { secs: 9, nanos: 0 }).unwrap();
+        tapes.note_read((b"T0", 1), &[100], &[], Time { secs: 9, nanos: 0 }).unwrap();
         tapes.set_lost(b"T1", true).unwrap();
         assert_eq!(places(&tapes, 1), [at(b"T0", 2, 50), at(b"T\xff", 1, 100)]);
         assert_eq!(tapes.copies(&id(2), Some("full")).unwrap(), 1);
@@ -637,7 +608,7 @@ mod tests {
         assert_eq!((known.files, known.bytes, known.blocks, known.bad), (2, 3000, 3, 1));
         assert_eq!(tapes.files(b"T0").unwrap()[0].verified, None);
         // It was read again, and is right.
-        tapes.note_read((b"T0", 1), &[], Time { secs: 10, nanos: 0 }).unwrap();
+        tapes.note_read((b"T0", 1), &[], &[], Time { secs: 10, nanos: 0 }).unwrap();
         assert_eq!(tapes.files(b"T0").unwrap()[0].verified.unwrap().secs, 10);
         assert_eq!(tapes.copies(&id(1), Some("full")).unwrap(), 1);
         drop(tapes);
@@ -718,8 +689,27 @@ mod tests {
         assert_eq!(tapes.copies(&id(1), Some("incr")).unwrap(), 1);
         tapes.put_tape(&tape(b"T0", "any")).unwrap();
         assert_eq!(tapes.copies(&id(1), Some("incr")).unwrap(), 1);
-        tapes.forget(b"T0").unwrap();
+        tapes.set_lost(b"T0", true).unwrap();
         tapes.put_tape(&other).unwrap();
+        let known = tapes.tape(b"T0").unwrap().unwrap();
+        assert_eq!((known.tape, known.is_lost, known.files), (other, false, 0));
+    }
+
+    #[test]
+    fn a_meta_that_was_found_bad_costs_a_copy_until_it_is_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tapes = Tapes::open(&dir.path().join("c")).unwrap();
+        tapes.put_tape(&tape(b"T0", "full")).unwrap();
+        put(&mut tapes, b"T0", 1, &[block(100, 1), block(200, 2)]);
+        let now = Time { secs: 9, nanos: 0 };
+        tapes.note_read((b"T0", 1), &[], &[(50, id(1))], now).unwrap();
+        assert_eq!((tapes.bad_metas(&id(1)).unwrap(), tapes.bad_metas(&id(2)).unwrap()), (1, 0));
+        assert_eq!(tapes.files(b"T0").unwrap()[0].verified, None);
+        // The block itself can be had.
+        assert_eq!(tapes.places(&id(1)).unwrap().len(), 1);
+        tapes.note_read((b"T0", 1), &[], &[], now).unwrap();
+        assert_eq!(tapes.bad_metas(&id(1)).unwrap(), 0);
+        assert_eq!(tapes.files(b"T0").unwrap()[0].verified, Some(now));
     }
 
     #[test]

@@ -72,6 +72,7 @@ impl Archiving {
         ask: &mut NextTape<'_>,
     ) -> Result<(RunId, Archived)> {
         let options = self.options(catalog, spool)?;
+        runs::note_written_over(spool, catalog)?;
         let drive = spool.drive(self.drive.as_deref())?;
         let is_new = runs::unfinished(spool, catalog, &options.pool)?.is_empty();
         let members = Members::open(catalog)?;

@@ -1,5 +1,6 @@
 //! `tape recall`, `tape verify`, and tapes for `rebuildmeta`.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::open_spool;
-use crate::catalog::{Reader, RunBlocks, RunId};
+use crate::catalog::{Reader, RunBlocks, RunId, manifest};
 use crate::cli::commands::CACHE_BYTES;
 use crate::cli::{bar, exit, show, terminal};
 use crate::error::{Error, ErrorKind, Quoted, Result};
@@ -18,11 +19,12 @@ use crate::tape::loaded::Loaded;
 use crate::tape::runs::recall::{self, Plan, Recalled, Source};
 use crate::tape::runs::shelf::{Magazine, Shelf, in_drive};
 use crate::tape::runs::verify;
+use crate::volume::BlockId;
 
 /// Where tapes are read.
 #[derive(clap::Args)]
 pub struct From {
-    /// A drive of the spool; several read in parallel [default: the spool's default one]
+    /// A drive of the spool; several recall in parallel [default: the spool's default one]
     #[arg(long, value_name = "DRIVE")]
     drive: Vec<OsString>,
     /// Images of tapes, directories of images, or devices, instead of a drive of the spool
@@ -127,9 +129,10 @@ pub fn recall(catalog: &Path, args: &Recall) -> Result<u8> {
     let plan = bar::with_bar(&planning, || recall::plan(catalog, &needed, &planning))?;
     let here = plan.blocks_here;
     if plan.tapes.is_empty() {
-        let done = Recalled { missing: plan.blocks_lost, ..Recalled::default() };
+        let Plan { blocks_lost, lost, bad_on, .. } = plan;
+        let done = Recalled { missing: blocks_lost, lost, bad_on, ..Recalled::default() };
         say_recalled(run, here, &done, args.json)?;
-        return Ok(if plan.blocks_lost > 0 { exit::PROBLEMS } else { exit::DONE });
+        return Ok(if blocks_lost > 0 { exit::PROBLEMS } else { exit::DONE });
     }
     let done = args.from.with_drives(|drives| {
         bar::with_bar(&progress, || recall::recall(catalog, (&needed, plan), drives, &progress))
@@ -190,12 +193,12 @@ fn say_plan(run: RunId, plan: &Plan, as_json: bool) -> Result<()> {
         out.line(&format!("  about {minutes} minutes with one drive, reckoned at 120 MB/s"))?;
     }
     if plan.blocks_lost > 0 {
-        let names: Vec<String> = plan.lost.iter().map(ToString::to_string).collect();
         out.line(&format!(
-            "  {} blocks are on no volume that is here and on no tape: {}",
+            "  {} blocks are on no volume that is here and on no tape known to be good: {}",
             plan.blocks_lost,
-            names.join(", ")
+            names(&plan.lost)
         ))?;
+        say_bad(&mut out, &plan.bad_on)?;
     }
     out.finish()
 }
@@ -209,6 +212,7 @@ fn say_recalled(run: RunId, blocks_here: u64, done: &Recalled, as_json: bool) ->
             "bytes": done.bytes,
             "blocks_here": blocks_here,
             "missing": done.missing,
+            "missing_list": done.lost.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "problems": done.problem_count,
             "problem_list": show::problems_json(&done.problems),
         }))?;
@@ -221,12 +225,35 @@ fn say_recalled(run: RunId, blocks_here: u64, done: &Recalled, as_json: bool) ->
         out.line(&format!("run {run}: {} blocks of {bytes} are back", done.blocks))?;
     }
     if done.missing > 0 {
-        out.line(&format!("  {} blocks are still missing", done.missing))?;
+        let lost = match &*done.lost {
+            [] => String::new(),
+            lost => format!("; on no tape known to be good: {}", names(lost)),
+        };
+        out.line(&format!("  {} blocks are still missing{lost}", done.missing))?;
+        say_bad(&mut out, &done.bad_on)?;
     }
     out.finish()
 }
 
+fn names(blocks: &[BlockId]) -> String {
+    blocks.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Says what may be tried with blocks that were found bad on tape.
+fn say_bad(out: &mut show::Out, bad_on: &BTreeSet<Vec<u8>>) -> Result<()> {
+    for label in bad_on {
+        let tape = Quoted(label);
+        out.line(&format!(
+            "  tape {tape} has some of them, found bad: tape verify {tape} reads it once more"
+        ))?;
+    }
+    Ok(())
+}
+
 pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
+    if args.from.drive.len() > 1 {
+        return Err(Error::usage("a tape is verified in one drive: give --drive once"));
+    }
     let labels = labels(catalog, &args.what)?;
     let mut out = show::Out::new();
     let mut all = Vec::new();
@@ -308,7 +335,7 @@ fn is_of_all(error: &Error) -> bool {
 fn labels(catalog: &Path, words: &[OsString]) -> Result<Vec<Vec<u8>>> {
     let missing = || Error::new(ErrorKind::NotFound, "nothing is known of any tape");
     let tapes = crate::catalog::Tapes::look(catalog)?.ok_or_else(missing)?;
-    let mut labels = std::collections::BTreeSet::new();
+    let mut labels = BTreeSet::new();
     for word in words {
         if tapes.tape(word.as_bytes())?.is_some() {
             labels.insert(word.as_bytes().to_vec());
@@ -320,17 +347,25 @@ fn labels(catalog: &Path, words: &[OsString]) -> Result<Vec<Vec<u8>>> {
             let what = format!("there is no tape {shown}: see raidtape tape list");
             return Err(Error::new(ErrorKind::NotFound, what));
         };
-        let (_, needed) = wanted(catalog, &wish, None)?;
+        let (run, needed) = wanted(catalog, &wish, None)?;
         let reader = Reader::open(catalog)?;
+        // Without the manifests of it and of those before it nobody makes it of tapes.
+        for other in reader.runs()?.iter().filter(|it| it.id <= run) {
+            let name = manifest::document_name(other.id);
+            labels.extend(tapes.labels_with_document(name.as_bytes())?);
+        }
         let mut after = 0;
         loop {
             let page = reader.block_numbers(after, 1024)?;
             let Some(last) = page.last() else { break };
             after = *last;
             for number in page.into_iter().filter(|it| needed.has(*it)) {
-                let places = tapes.places(&reader.block_id(number)?)?;
-                labels.extend(places.into_iter().map(|it| it.label));
+                labels.extend(tapes.labels_with(&reader.block_id(number)?)?);
             }
+        }
+        if labels.is_empty() {
+            let what = format!("nothing of run {run} is on any tape: see raidtape tape list");
+            return Err(Error::new(ErrorKind::NotFound, what));
         }
     }
     Ok(labels.into_iter().collect())

@@ -11,7 +11,7 @@ use crate::catalog::{Amount, Reader, Run, Tapes};
 use crate::cli::{exit, show};
 use crate::error::{ErrorKind, Quoted, Result};
 use crate::sys::quoted;
-use crate::tape::runs::waiting;
+use crate::tape::runs::{waiting, written_over};
 use crate::tape::spool::Spool;
 use crate::tape::spool::drive::{Drive, DriveStatus};
 
@@ -72,6 +72,14 @@ pub fn status(catalog: &Path, args: &Status) -> Result<u8> {
     }
     for it in &jobs {
         out.line(&format!("waiting: {}", waiting_line(it)))?;
+    }
+    if let (Some(spool), Some(tapes)) = (&spool, Tapes::look(catalog)?) {
+        for label in written_over(spool, &tapes)? {
+            out.line(&format!(
+                "tape {} was labelled anew: what it had goes to another one with tape archive",
+                Quoted(&label)
+            ))?;
+        }
     }
     if let Some(Newest { run, all, lacking }) = &newest {
         let what = match lacking.blocks {

@@ -29,9 +29,11 @@ pub use work::{Archived, Means, archive};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::catalog::{Reader, copy, manifest, meta};
-use crate::error::{ErrorKind, Result};
+use crate::catalog::{Reader, Tapes, copy, manifest, meta};
+use crate::error::{ErrorKind, Quoted, Result};
+use crate::tape::spool::Spool;
 use crate::tape::spool::job::Job;
+use crate::tape::spool::log::TapeFile as LogFile;
 use crate::volume::BlockId;
 
 /// How to get data out with nothing but `mt`, `dd` and `cpio`: in each archive job.
@@ -97,6 +99,44 @@ fn is_of(job: &Job, catalog: &Path, reader: &Reader) -> Result<bool> {
     }
     // One that was made before jobs had such names has only the path.
     Ok(fields.get("catalog") == Some(catalog.as_os_str().as_bytes()))
+}
+
+/// The tapes that hold something of a catalog as far as it knows, and were labelled anew since: the
+/// spool has put aside the log that tells of their files.
+pub fn written_over(spool: &Spool, tapes: &Tapes) -> Result<Vec<Vec<u8>>> {
+    let mut gone = Vec::new();
+    for known in tapes.tapes()?.into_iter().filter(|it| !it.is_lost) {
+        let label = known.tape.label;
+        let Some(tape) = spool.tape(&label)? else { continue };
+        let files = tapes.files(&label)?;
+        let is_known = |it: &LogFile| {
+            files.iter().any(|file| {
+                let noted = (file.filenum, file.position, &*file.job, file.batch);
+                noted == (it.filenum, it.position, &*it.job, it.batch)
+            })
+        };
+        if tape.has_put_aside(&is_known)? {
+            gone.push(label);
+        }
+    }
+    Ok(gone)
+}
+
+/// Notes that those are lost. What they had goes to other tapes.
+pub fn note_written_over(spool: &Spool, catalog: &Path) -> Result<()> {
+    let Some(tapes) = Tapes::look(catalog)? else { return Ok(()) };
+    let gone = written_over(spool, &tapes)?;
+    if gone.is_empty() {
+        return Ok(());
+    }
+    drop(tapes);
+    let mut tapes = Tapes::open(catalog)?;
+    for label in gone {
+        let shown = Quoted(&label);
+        log::warn!("tape {shown} was labelled anew: what it had of this catalog counts no more");
+        tapes.set_lost(&label, true)?;
+    }
+    Ok(())
 }
 
 /// The name of a block on a volume.

@@ -63,7 +63,10 @@ impl<'a> Noter<'a> {
         if !is_new && !self.is_left(spool, written)? {
             return Ok(0);
         }
-        if is_new && self.tapes.tape(&written.tape)?.is_some_and(|it| it.is_lost) {
+        if is_new
+            && let Some(known) = self.tapes.tape(&written.tape)?.filter(|it| it.is_lost)
+            && label_hash(spool, &written.tape)?.is_some_and(|it| it.bytes() == known.tape.hash)
+        {
             // It is in the drive.
             self.tapes.set_lost(&written.tape, false)?;
         }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{GUIDE_NAME, GUIDES, Kind, Members, block_name, is_of};
+use super::{GUIDE_NAME, GUIDES, Kind, Members, block_name, is_of, written_over};
 use crate::catalog::tapes::{Place, Tapes};
 use crate::catalog::{NumberSet, Reader, Run, RunId, copy, manifest, meta};
 use crate::error::{Error, ErrorKind, Result};
@@ -115,7 +115,9 @@ pub fn plan(
     progress: &Progress,
 ) -> Result<Option<Planned>> {
     progress.set_phase(LOOKING);
-    let mut job = Plan::new((catalog, members), spool, options, wanted, Waiting::default())?;
+    // Those that wait for a tape are written when there is one.
+    let waiting = Waiting::of(spool, catalog, &options.pool)?;
+    let mut job = Plan::new((catalog, members), spool, options, wanted, waiting)?;
     job.is_made = true;
     match job.make(progress) {
         Ok(()) => job.finish(),
@@ -135,11 +137,7 @@ pub fn count(
     progress: &Progress,
 ) -> Result<Planned> {
     progress.set_phase(LOOKING);
-    let reader = Reader::open(catalog)?;
-    let mut waiting = Waiting::default();
-    for uuid in unfinished(spool, catalog, &options.pool)? {
-        waiting.add(&spool.job(&uuid)?, &reader)?;
-    }
+    let mut waiting = Waiting::of(spool, catalog, &options.pool)?;
     let mut all = Planned::default();
     for wanted in 1..=options.copies {
         let mut job = Plan::new((catalog, members), spool, options, wanted, waiting)?;
@@ -179,6 +177,16 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// What the jobs of a pool bring that are not done.
+    fn of(spool: &Spool, catalog: &Path, pool: &str) -> Result<Waiting> {
+        let reader = Reader::open(catalog)?;
+        let mut waiting = Waiting::default();
+        for uuid in unfinished(spool, catalog, pool)? {
+            waiting.add(&spool.job(&uuid)?, &reader)?;
+        }
+        Ok(waiting)
+    }
+
     fn add(&mut self, job: &Job, reader: &Reader) -> Result<()> {
         for id in job.pending()? {
             let mut batch = job.batch(id)?;
@@ -209,6 +217,8 @@ struct Plan<'a> {
     members: &'a Members,
     reader: Reader,
     tapes: Option<Tapes>,
+    /// Tapes that were labelled anew since: nothing on them counts.
+    gone: BTreeSet<Vec<u8>>,
     job: Option<OpenJob>,
     /// Labels of tapes that have some of it already.
     avoid: BTreeSet<Vec<u8>>,
@@ -226,6 +236,8 @@ impl<'a> Plan<'a> {
         wanted: u64,
         waiting: Waiting,
     ) -> Result<Plan<'a>> {
+        let tapes = Tapes::look(catalog)?;
+        let gone = tapes.as_ref().map(|it| written_over(spool, it)).transpose()?;
         Ok(Plan {
             spool,
             is_made: false,
@@ -236,7 +248,8 @@ impl<'a> Plan<'a> {
             wanted,
             members,
             reader: Reader::open(catalog)?,
-            tapes: Tapes::look(catalog)?,
+            tapes,
+            gone: gone.unwrap_or_default().into_iter().collect(),
             job: None,
             avoid: BTreeSet::new(),
             planned: Planned::default(),
@@ -283,14 +296,17 @@ impl<'a> Plan<'a> {
     /// On how many tapes of the pool a block is; they are noted, if it is to be on further ones.
     fn copies(&mut self, id: &BlockId) -> Result<u64> {
         let Some(tapes) = &self.tapes else { return Ok(0) };
-        let places = tapes.places(id)?;
-        Ok(self.count(places))
+        let (places, bad_metas) = (tapes.places(id)?, tapes.bad_metas(id)?);
+        Ok(self.count(places).saturating_sub(bad_metas))
     }
 
     /// The tapes among these that are of the pool: by the spool, which may have one in several, or
     /// because they were written as such.
     fn count(&mut self, places: Vec<Place>) -> u64 {
-        let is_in = |it: &&Place| it.pool == self.options.pool || self.pool.contains(&it.label);
+        let is_in = |it: &&Place| {
+            let is_in_pool = it.pool == self.options.pool || self.pool.contains(&it.label);
+            is_in_pool && !self.gone.contains(&it.label)
+        };
         let labels: BTreeSet<&[u8]> = places.iter().filter(is_in).map(|it| &*it.label).collect();
         let copies = labels.len() as u64;
         if (1..self.wanted).contains(&copies) {

@@ -5,9 +5,9 @@
 //! its file is durable; then it gets its meta, its record and its row, as any further copy does.
 //! Whatever ends it, what has come back stays, and the next time only the rest is planned.
 //!
-//! A copy on tape is noted as bad for what the tape gave: another hash, an end that comes too
-//! early, or nothing, from a drive that reads other things of that tape. A disk that fails ends the
-//! recall, and says nothing of any tape.
+//! A copy on tape is noted as bad for what the tape gave twice: another hash, an end that comes too
+//! early, or nothing, from a drive that still reads the label of that tape. A disk that fails ends
+//! the recall, and says nothing of any tape.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::Read;
@@ -58,6 +58,8 @@ pub struct Plan {
     pub blocks_lost: u64,
     /// The first of them.
     pub lost: Vec<BlockId>,
+    /// Tapes on which some of those were found bad: they may be read once more.
+    pub bad_on: BTreeSet<Vec<u8>>,
     /// What is to be read of each tape.
     cover: Cover,
 }
@@ -88,6 +90,10 @@ pub struct Recalled {
     pub bytes: u64,
     /// Blocks that are still missing.
     pub missing: u64,
+    /// The first of those that are on no tape that is known to be good.
+    pub lost: Vec<BlockId>,
+    /// Tapes on which some of those were found bad.
+    pub bad_on: BTreeSet<Vec<u8>>,
     /// What went wrong, each named; at most a thousand.
     pub problems: Vec<Problem>,
     /// How much of it there was.
@@ -139,6 +145,7 @@ fn plan_without(
         blocks_here: 0,
         blocks_lost: 0,
         lost: Vec::new(),
+        bad_on: BTreeSet::new(),
         cover: Cover::new()?,
     };
     let mut after = 0;
@@ -166,6 +173,8 @@ fn plan_without(
             if places.is_empty() {
                 plan.blocks_lost += 1;
                 if plan.lost.len() < NAMED_MAX {
+                    let bad_on = tapes.as_ref().map(|it| it.labels_bad(&row.id)).transpose()?;
+                    plan.bad_on.extend(bad_on.unwrap_or_default());
                     plan.lost.push(row.id);
                 }
                 continue;
@@ -270,6 +279,7 @@ pub fn recall(
             None => plan_without(catalog, needed, &away, progress)?,
         };
         done.missing = plan.blocks() + plan.blocks_lost;
+        (done.lost, done.bad_on) = (plan.lost.clone(), plan.bad_on.clone());
         if plan.tapes.is_empty() || !is_worth_it {
             break;
         }
@@ -389,56 +399,88 @@ fn read_tape(
     loaded.expect_label(label).map_err(Fault::Tape)?;
     shared.hold(drive, label);
     expect_known(&loaded, known.as_ref()).map_err(Fault::Tape)?;
-    // What could not be read, as long as it may be the drive that reads nothing any more.
-    let mut failures: Vec<(Piece, Error)> = Vec::new();
-    let bad = |(piece, error)| said.send(Said::Bad(label.clone(), piece, error)).is_ok();
+    // What could not be read is read once more in the end: it may have been the drive.
+    let mut failures: Vec<Piece> = Vec::new();
     while let Some(first) = pieces.next(None).map_err(Fault::Other)? {
-        let mut visit = go_to(&mut loaded, &first).map_err(Fault::Tape)?;
-        let file = visit.next_file().map_err(Fault::Tape)?;
-        let ends = || Error::corrupt(format!("it ends before file {}", first.filenum));
-        let mut file = file.ok_or_else(ends).map_err(Fault::Tape)?;
         let filenum = first.filenum;
         let mut next = Some(first);
+        let mut visit = None;
+        let mut file = match &next {
+            Some(first) => open_file(&mut loaded, first, &mut visit),
+            None => return Ok(()),
+        };
         while let Some(piece) = next {
             shared.progress.check().map_err(Fault::Other)?;
-            let read = seek(&mut file, piece.at)
-                .map_err(Fault::Tape)
-                .and_then(|()| read_block(&mut file, &piece, shared));
-            let is_heard = match read {
+            let read = match &mut file {
+                Ok(file) => seek(file, piece.at)
+                    .map_err(Fault::Tape)
+                    .and_then(|()| read_block(file, &piece, shared)),
+                Err(e) => Err(Fault::Tape(Error::new(e.kind(), e.to_string()))),
+            };
+            match read {
                 Ok(block) => {
-                    // The drive reads: those were bad.
-                    failures.drain(..).all(bad) && said.send(Said::Block(block)).is_ok()
+                    if said.send(Said::Block(block)).is_err() {
+                        // Nobody hears it any more.
+                        return Ok(());
+                    }
                 }
-                Err(Fault::Tape(e)) if e.kind() == ErrorKind::Corrupt => bad((piece, e)),
                 Err(Fault::Tape(e)) if !is_of_all(&e) && failures.len() < FAILURES_MAX => {
-                    failures.push((piece, e));
-                    true
+                    log::warn!("block {} on tape {}: {e}", piece.id, Quoted(label));
+                    failures.push(piece);
                 }
                 Err(fault) => return Err(fault),
-            };
-            if !is_heard {
-                return Ok(());
             }
             next = pieces.next(Some(filenum)).map_err(Fault::Other)?;
         }
     }
     if !failures.is_empty() {
         loaded.again().map_err(Fault::Tape)?;
-        if !failures.into_iter().all(bad) {
+    }
+    let mut bad = Vec::new();
+    for piece in failures {
+        shared.progress.check().map_err(Fault::Other)?;
+        let mut visit = None;
+        let read = open_file(&mut loaded, &piece, &mut visit)
+            .and_then(|mut file| file.seek_to(piece.at).map(|()| file))
+            .map_err(Fault::Tape)
+            .and_then(|mut file| read_block(&mut file, &piece, shared));
+        match read {
+            Ok(block) => {
+                if said.send(Said::Block(block)).is_err() {
+                    return Ok(());
+                }
+            }
+            Err(Fault::Tape(e)) if !is_of_all(&e) => bad.push((piece, e)),
+            Err(fault) => return Err(fault),
+        }
+    }
+    if !bad.is_empty() {
+        // A drive that reads nothing any more says nothing of the tape.
+        loaded.again().map_err(Fault::Tape)?;
+    }
+    for (piece, error) in bad {
+        if said.send(Said::Bad(label.clone(), piece, error)).is_err() {
             return Ok(());
         }
     }
     loaded.close().map_err(Fault::Tape)
 }
 
-/// Goes to the tape file of a piece.
-fn go_to<'a>(loaded: &'a mut Loaded, piece: &Piece) -> Result<Visit<'a>> {
+/// Opens the tape file of a piece.
+fn open_file<'v, 'd>(
+    loaded: &'d mut Loaded,
+    piece: &Piece,
+    visit: &'v mut Option<Visit<'d>>,
+) -> Result<TapeFile<'v, 'd>> {
     let drive = loaded.drive();
-    if drive.locate(piece.position)? != Moved::There {
+    let missing = || {
         let what = format!("it has no file {} at {}", piece.filenum, piece.position);
-        return Err(Error::corrupt(what));
+        Error::corrupt(what)
+    };
+    if drive.locate(piece.position)? != Moved::There {
+        return Err(missing());
     }
-    Ok(Visit::new(drive, piece.filenum))
+    visit.insert(Visit::new(drive, piece.filenum)).next_file()?.ok_or_else(missing)
 }
 
 /// Goes to a byte of a tape file: over what is between, unless that is much or cannot be read.

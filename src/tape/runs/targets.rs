@@ -65,23 +65,27 @@ impl<'a> Targets<'a> {
         Targets { volumes, coming: Mutex::new(BTreeMap::new()) }
     }
 
-    /// Where a block goes: to where the catalog has it, if that is there, or where there is most
-    /// room.
+    /// Where a block goes: to where the catalog has it, if that is there and has room, or where
+    /// there is most room.
     pub fn choose(&self, copies: &[CopyAt], len: u64) -> Result<(Volume, Coming<'_>)> {
         let mut coming = self.coming.lock();
-        let known = copies.iter().find_map(|it| self.volumes.get(it.volume));
-        let mut best = known.map(|it| (u64::MAX, it));
+        let mut best = None;
+        // A volume that is known to have it before any other, and then the one with most room.
         for volume in self.volumes.present() {
-            if known.is_some() || volume.config.status != Status::Active {
+            let is_known = copies.iter().any(|it| it.volume == volume.config.number);
+            if !is_known && volume.config.status != Status::Active {
                 continue;
             }
             let taken = coming.get(&volume.config.number).copied().unwrap_or(0);
             let room = volume.room()?.saturating_sub(taken);
-            if room >= len && best.is_none_or(|it| it.0 < room) {
-                best = Some((room, volume));
+            let rank = (is_known, room);
+            if room >= len && best.is_none_or(|it: ((bool, u64), _)| it.0 < rank) {
+                best = Some((rank, volume));
             }
         }
-        let Some((_, volume)) = best else {
+        // What is known to have it may use what it keeps free, before nobody gets it.
+        let known = || copies.iter().find_map(|it| self.volumes.get(it.volume));
+        let Some(volume) = best.map(|it| it.1).or_else(known) else {
             let message = format!("no volume has room for {len} bytes: add one with add-volume");
             return Err(Error::new(ErrorKind::NoSpace, message));
         };
@@ -143,7 +147,14 @@ impl<'a> Into<'a> {
             volume.store.publish(pending)?;
             for (block, id, len) in known {
                 volume.store.forget(&id);
-                self.register(volume, block, &id)?;
+                match self.register(volume, block, &id) {
+                    // Its bytes are there, and `rebuildmeta` and the next recall find them.
+                    Err(e) if e.kind() == ErrorKind::Corrupt => {
+                        self.note(format!("block {id}"), &e);
+                        continue;
+                    }
+                    registered => registered?,
+                }
                 self.done.blocks += 1;
                 self.done.bytes += len;
             }

@@ -1,11 +1,12 @@
-//! Proving a tape: every block by its name, every archive to its end. What is found is noted beside
-//! the catalog, so that a bad copy no longer counts.
+//! Proving a tape: every block by its name, every document by the sums that its archive ends with,
+//! every archive to its end. What is found is noted beside the catalog, so that a bad copy no
+//! longer counts.
 //!
 //! Invariant: a member is bad if it was read and is not what it should be, or cannot be read by a
 //! drive that still reads the label of the tape. What stands behind damage is gone to by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use super::shelf::expect_known;
@@ -21,8 +22,14 @@ use crate::tape::cpio::Member;
 use crate::tape::drive::Moved;
 use crate::tape::loaded::Loaded;
 use crate::tape::read::{TapeFile, Visit};
+use crate::tape::sums::{self, Sum, Summer};
 use crate::tape::verify::unwrapped;
 use crate::volume::BlockId;
+
+/// Documents of one archive that are held until its sums come: more than a batch of ours has.
+const DOCUMENTS_MAX: usize = 1 << 18;
+/// Longest line of a list of sums, in bytes.
+const SUMS_LINE_MAX: u64 = 16 << 10;
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -70,8 +77,7 @@ pub fn verify(catalog: &Path, loaded: &mut Loaded, progress: &Progress) -> Resul
         hash,
         files,
         filenum: 0,
-        found: BTreeSet::new(),
-        wrong: 0,
+        found: Found::default(),
         failed: None,
         rest: BTreeMap::new(),
         done: Verified::default(),
@@ -82,7 +88,7 @@ pub fn verify(catalog: &Path, loaded: &mut Loaded, progress: &Progress) -> Resul
     work.rest = work.files.keys().map(whole).collect();
     progress.set_phase("reading the tape");
     let mut others = Vec::new();
-    walk(
+    let walked = walk(
         loaded,
         &mut work,
         &mut |filenum, error| {
@@ -92,7 +98,13 @@ pub fn verify(catalog: &Path, loaded: &mut Loaded, progress: &Progress) -> Resul
             Ok(())
         },
         progress,
-    )?;
+    );
+    match walked {
+        Err(e) if is_of_all(&e) => return Err(e),
+        // What is known of the rest of the tape is gone to by itself.
+        Err(e) => work.done.note(format!("tape {}", Quoted(&work.label)), &e),
+        Ok(()) => {}
+    }
     for (filenum, e) in others {
         work.note_file(filenum, &e);
     }
@@ -108,6 +120,23 @@ struct Rest {
     from: Option<u64>,
     /// Members before it that are bad, by their places.
     bad: Vec<u64>,
+    /// Metas that are.
+    metas: Vec<(u64, BlockId)>,
+}
+
+/// What was met in a tape file.
+#[derive(Default)]
+struct Found {
+    /// The blocks that are right, and where they are.
+    good: BTreeSet<(u64, BlockId)>,
+    /// Their bytes.
+    bytes: u64,
+    /// How many blocks are not.
+    wrong: usize,
+    /// Documents whose sums have not come: where they are, and what they are.
+    documents: BTreeMap<Vec<u8>, (u64, Sum)>,
+    /// Documents that are not what was written, and where.
+    bad: Vec<(u64, Vec<u8>)>,
 }
 
 struct Verify<'a> {
@@ -117,10 +146,7 @@ struct Verify<'a> {
     /// The tape files that are known.
     files: BTreeMap<u64, Known>,
     filenum: u64,
-    /// The blocks that are right, and where they are.
-    found: BTreeSet<(u64, BlockId)>,
-    /// How many of this tape file are not.
-    wrong: usize,
+    found: Found,
     /// What has broken off the archive, if that was in the content of a member.
     failed: Option<Error>,
     /// Tape files that are not settled.
@@ -147,29 +173,47 @@ impl Verify<'_> {
     }
 
     /// Notes which members of a tape file are bad.
-    fn settle(&mut self, filenum: u64, bad: &[u64]) -> Result<()> {
-        self.tapes.note_read((&self.label, filenum), bad, Time::now())
+    fn settle(&mut self, filenum: u64, Rest { bad, metas, .. }: &Rest) -> Result<()> {
+        self.tapes.note_read((&self.label, filenum), bad, metas, Time::now())
     }
 
     /// Reads the known members that the walk has not come to.
     fn read_rest(&mut self, loaded: &mut Loaded) -> Result<()> {
-        while let Some((filenum, Rest { from, mut bad })) = self.rest.pop_first() {
+        while let Some((filenum, mut rest)) = self.rest.pop_first() {
             let Some(known) = self.files.remove(&filenum) else { continue };
             let mut is_doubtful = false;
             let drive = loaded.drive();
-            let is_there = drive.locate(known.position)? == Moved::There;
+            let gone = drive.locate(known.position);
             let mut visit = Visit::new(drive, filenum);
-            let mut file = if is_there { visit.next_file()? } else { None };
-            if file.as_ref().is_none_or(|it| it.end().is_some()) {
-                let error = Error::corrupt("the tape has no such archive");
-                self.note(&format!("file {filenum}"), &error);
-                file = None;
-            }
+            let file = match gone {
+                Ok(Moved::There) => visit.next_file(),
+                Ok(_) => Ok(None),
+                Err(e) => Err(e),
+            };
+            let missing = || Error::corrupt("the tape has no such archive");
+            let file = file.and_then(|it| it.filter(|it| it.end().is_none()).ok_or_else(missing));
+            let mut file = match file {
+                Ok(file) => Some(file),
+                Err(e) if is_of_all(&e) => return Err(e),
+                Err(e) => {
+                    is_doubtful |= e.kind() != ErrorKind::Corrupt;
+                    self.note(&format!("file {filenum}"), &e);
+                    None
+                }
+            };
+            let (from, bad) = (rest.from, &mut rest.bad);
             let (hash, progress) = (self.hash, self.progress);
             let (done, label) = (&mut self.done, &self.label);
             self.tapes.members((label, filenum), &mut |it| {
                 progress.check()?;
-                if from.is_some_and(|from| it.at.saturating_add(it.len) <= from) {
+                // Documents have met no sums.
+                let is_block = matches!(it.item, Item::Block(_));
+                if is_block && from.is_some_and(|from| it.at.saturating_add(it.len) <= from) {
+                    return Ok(());
+                }
+                if let Item::Document(name, _) = &it.item
+                    && let Kind::Meta(_) = Kind::of(name)
+                {
                     return Ok(());
                 }
                 let Some(file) = &mut file else {
@@ -201,9 +245,27 @@ impl Verify<'_> {
                 // A drive that reads nothing any more says nothing of the tape.
                 loaded.again()?;
             }
-            self.settle(filenum, &bad)?;
+            self.settle(filenum, &rest)?;
         }
         Ok(())
+    }
+
+    /// Looks at what the archive at hand says of a document, in a line of its sums.
+    fn compare(&mut self, line: &[u8]) -> Result<()> {
+        let (sum, name) = sums::parse(line)?;
+        if let Some((at, found)) = self.found.documents.remove(&name)
+            && found != sum
+        {
+            let error = Error::corrupt("it is not what was written");
+            self.note_file_member(&name, &error);
+            self.found.bad.push((at, name));
+        }
+        Ok(())
+    }
+
+    fn note_file_member(&mut self, name: &[u8], error: &Error) {
+        let what = format!("{}: {error}", Quoted(name));
+        self.note_file(self.filenum, &Error::new(error.kind(), what));
     }
 }
 
@@ -241,30 +303,59 @@ fn prove_at(file: &mut TapeFile<'_, '_>, member: &Noted, hash: HashAlgo) -> Resu
 impl Visitor for Verify<'_> {
     fn begin(&mut self, file: &walk::File<'_>) -> Result<bool> {
         self.filenum = file.filenum;
-        self.found.clear();
-        (self.wrong, self.failed) = (0, None);
+        self.found = Found::default();
+        self.failed = None;
         self.done.files += 1;
         Ok(true)
     }
 
     fn member(&mut self, member: &Member, at: u64, content: &mut dyn Read) -> Result<()> {
-        let kind = Kind::of(&member.name);
-        match (kind, prove(kind, self.hash, content)) {
-            (Kind::Block(id), Ok(true)) => {
-                self.found.insert((at, id));
-                self.done.blocks += 1;
-                self.done.bytes += member.header.size;
+        let Kind::Block(id) = Kind::of(&member.name) else {
+            match sum_of(content) {
+                Ok(sum) if self.found.documents.len() < DOCUMENTS_MAX => {
+                    self.found.documents.insert(member.name.clone(), (at, sum));
+                }
+                Ok(_) => {
+                    let error = Error::corrupt("there are too many documents to compare this one");
+                    self.note_file_member(&member.name, &error);
+                }
+                Err(e) => self.failed = Some(e),
             }
-            (Kind::Block(id), Ok(false)) => {
-                let error = Error::corrupt(format!("block {id}: its bytes have another hash"));
-                self.note_file(self.filenum, &error);
-                self.wrong += 1;
+            return Ok(());
+        };
+        match prove(Kind::Block(id), self.hash, content) {
+            Ok(true) => {
+                self.found.good.insert((at, id));
+                self.found.bytes += member.header.size;
+            }
+            Ok(false) => {
+                self.note_file_member(&member.name, &Error::corrupt("its bytes have another hash"));
+                self.found.wrong += 1;
             }
             // The archive ends there, and says so.
-            (_, Err(e)) => self.failed = Some(e),
-            (_, Ok(_)) => {}
+            Err(e) => self.failed = Some(e),
         }
         Ok(())
+    }
+
+    fn sums(&mut self, content: &mut dyn Read) -> Result<()> {
+        let mut lines = BufReader::new(content);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            match (&mut lines).take(SUMS_LINE_MAX).read_until(b'\n', &mut line) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(e) => {
+                    self.failed = Some(unwrapped(e));
+                    return Ok(());
+                }
+            }
+            if let Err(e) = self.compare(line.strip_suffix(b"\n").unwrap_or(&line)) {
+                self.note_file(self.filenum, &e);
+                return Ok(());
+            }
+        }
     }
 
     /// What is known is read by itself then.
@@ -274,6 +365,8 @@ impl Visitor for Verify<'_> {
 
     fn end(&mut self, bytes: u64, error: Option<Error>) -> Result<()> {
         let (filenum, found) = (self.filenum, std::mem::take(&mut self.found));
+        self.done.blocks += found.good.len() as u64;
+        self.done.bytes += found.bytes;
         let error = match error.map(|it| self.failed.take().unwrap_or(it)) {
             Some(e) if is_of_all(&e) => return Err(e),
             error => error,
@@ -286,16 +379,23 @@ impl Visitor for Verify<'_> {
         };
         // A tape that can only be appended to has an archive without an end, where it was full.
         let is_cut = error.is_some() && bytes >= known.bytes;
-        let mut rest = Rest { from: error.as_ref().map(|_| bytes), bad: Vec::new() };
+        let mut rest = Rest { from: error.as_ref().map(|_| bytes), ..Rest::default() };
         self.tapes.members((&self.label, filenum), &mut |it| {
             if let Item::Block(id) = it.item
                 && rest.from.is_none_or(|from| it.at.saturating_add(it.len) <= from)
-                && !found.contains(&(it.at, id))
+                && !found.good.contains(&(it.at, id))
             {
                 rest.bad.push(it.at);
             }
             Ok(())
         })?;
+        let is_another = rest.bad.len() > found.wrong;
+        for (at, name) in found.bad {
+            match Kind::of(&name) {
+                Kind::Meta(id) => rest.metas.push((at, id)),
+                _ => rest.bad.push(at),
+            }
+        }
         match error {
             Some(e) if is_cut => log::info!("tape file {filenum} has no end: {e}"),
             Some(e) => {
@@ -303,13 +403,27 @@ impl Visitor for Verify<'_> {
                 self.rest.insert(filenum, rest);
                 return Ok(());
             }
-            None if rest.bad.len() > self.wrong => {
+            None if is_another => {
                 let what = "it is another archive than the one that is known";
                 self.note_file(filenum, &Error::corrupt(what));
             }
             None => {}
         }
         self.rest.remove(&filenum);
-        self.settle(filenum, &rest.bad)
+        self.settle(filenum, &rest)
+    }
+}
+
+/// The sum of a content.
+fn sum_of(content: &mut dyn Read) -> Result<Sum> {
+    let mut summer = Summer::default();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        match content.read(&mut buffer) {
+            Ok(0) => return Ok(summer.sum()),
+            Ok(len) => summer.add(buffer.get(..len).unwrap_or_default()),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(unwrapped(e)),
+        }
     }
 }

@@ -40,6 +40,10 @@ pub trait Visitor {
     fn begin(&mut self, file: &File<'_>) -> Result<bool>;
     /// A member, with its content; `at` is where that begins in the tape file.
     fn member(&mut self, member: &Member, at: u64, content: &mut dyn Read) -> Result<()>;
+    /// The list of sums that a batch of ours ends with.
+    fn sums(&mut self, _content: &mut dyn Read) -> Result<()> {
+        Ok(())
+    }
     /// Whether to go on behind damage, with the next member that can be found.
     fn goes_on(&self) -> bool;
     /// The archive has ended after so many bytes; or broken off, if there is an error. Who goes on
@@ -112,12 +116,17 @@ pub fn walk(
                     }
                 }
             };
-            if Own::of(&member.name).is_some() {
-                continue;
-            }
             let at = members.position();
             let mut content = Content(&mut members);
-            visitor.member(&member, at, &mut content)?;
+            match Own::of(&member.name) {
+                Some(own) => {
+                    if let Own::Sums(..) = own {
+                        visitor.sums(&mut content)?;
+                    }
+                    continue;
+                }
+                None => visitor.member(&member, at, &mut content)?,
+            }
             Progress::add(&progress.entries, 1);
             Progress::add(&progress.bytes, member.header.size);
         }

@@ -1,19 +1,20 @@
 //! Archiving a run: what a pool lacks is planned as a job, written, and noted.
 //!
 //! A job that an earlier archive has left is written first; so whatever ends it, saying the same
-//! once more goes on where it was.
+//! once more goes on where it was. One for which there is no tape comes last: it keeps nothing else
+//! from those that are there.
 
 use std::path::Path;
 
 use super::plan::{Options, Planned, plan, revoke_begun, unfinished};
 use super::{Members, Noter};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::progress::Progress;
 use crate::sys::Time;
 use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
 use crate::tape::spool::drive::TakenDrive;
-use crate::tape::write::{NextTape, Settings, Tally, Work, Writer, Written};
+use crate::tape::write::{NextTape, Settings, Tally, Work, Writer, Written, has_tape_for};
 
 /// What writes to tape.
 pub struct Means<'a> {
@@ -86,9 +87,11 @@ pub fn archive(
         },
         next_tape,
     };
+    let in_drive = loaded.label().map(|it| it.text().to_vec());
     let mut writer = Writer::new(work, loaded);
     let mut done = Archived::default();
-    let result = write_all(catalog, &members, spool, options, &mut writer, &mut done, progress);
+    let mut all = All { catalog, members: &members, spool, options, done: &mut done, progress };
+    let result = all.write(&mut writer, in_drive.as_deref());
     done.tally = writer.tally();
     let closed = writer.close();
     result.and(closed)?;
@@ -97,30 +100,52 @@ pub fn archive(
     Ok(done)
 }
 
-fn write_all(
-    catalog: &Path,
-    members: &Members,
-    spool: &Spool,
-    options: &Options,
-    writer: &mut Writer<'_>,
-    done: &mut Archived,
-    progress: &Progress,
-) -> Result<()> {
-    revoke_begun(spool, catalog, &options.pool)?;
-    for uuid in unfinished(spool, catalog, &options.pool)? {
-        progress.set_phase("writing");
-        writer.job(spool.take_job(&uuid)?)?;
-        done.resumed.push(uuid);
+/// All that is to be written.
+struct All<'a> {
+    catalog: &'a Path,
+    members: &'a Members,
+    spool: &'a Spool,
+    options: &'a Options,
+    done: &'a mut Archived,
+    progress: &'a Progress,
+}
+
+impl All<'_> {
+    fn write(&mut self, writer: &mut Writer<'_>, in_drive: Option<&[u8]>) -> Result<()> {
+        let (spool, options) = (self.spool, self.options);
+        revoke_begun(spool, self.catalog, &options.pool)?;
+        let mut last = Vec::new();
+        for uuid in unfinished(spool, self.catalog, &options.pool)? {
+            if !has_tape_for(spool, &spool.job(&uuid)?, in_drive)? {
+                last.push(uuid);
+                continue;
+            }
+            self.resume(writer, uuid)?;
+        }
+        for wanted in 1..=options.copies {
+            let from = (self.catalog, self.members);
+            let Some(planned) = plan(from, spool, options, wanted, self.progress)? else {
+                continue;
+            };
+            Progress::add(&self.progress.bytes_total, planned.bytes);
+            self.progress.set_phase("writing");
+            let uuid = planned.job.clone();
+            self.done.planned.push(planned);
+            writer.job(spool.take_job(&uuid)?)?;
+        }
+        last.into_iter().try_for_each(|it| self.resume(writer, it))
     }
-    for wanted in 1..=options.copies {
-        let Some(planned) = plan((catalog, members), spool, options, wanted, progress)? else {
-            continue;
-        };
-        Progress::add(&progress.bytes_total, planned.bytes);
-        progress.set_phase("writing");
-        let uuid = planned.job.clone();
-        done.planned.push(planned);
-        writer.job(spool.take_job(&uuid)?)?;
+
+    fn resume(&mut self, writer: &mut Writer<'_>, uuid: String) -> Result<()> {
+        self.progress.set_phase("writing");
+        let written = writer.job(self.spool.take_job(&uuid)?);
+        written.map_err(|e| match e.kind() {
+            ErrorKind::WrongTape => {
+                e.context(format!("left by an earlier archive (t0job --revoke {uuid} gives it up)"))
+            }
+            _ => e,
+        })?;
+        self.done.resumed.push(uuid);
+        Ok(())
     }
-    Ok(())
 }

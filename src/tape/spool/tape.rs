@@ -180,6 +180,23 @@ impl Tape {
         sys::rename_durable(&log, &self.dir.join(format!("log.{now}")))
     }
 
+    /// Whether a log that was put aside has a file like this, and the log of now has none.
+    pub fn has_put_aside(&self, is_it: &dyn Fn(&TapeFile) -> bool) -> Result<bool> {
+        let has = |name: &OsStr| {
+            let mut found = false;
+            log::each_line(&self.dir.join(name), &mut |line| {
+                found |= TapeFile::parse(line).is_some_and(|it| is_it(&it));
+                Ok(())
+            })?;
+            Ok::<_, Error>(found)
+        };
+        let mut is_aside = false;
+        for name in lock::names_in(&self.dir)? {
+            is_aside = is_aside || name.as_bytes().starts_with(b"log.") && has(&name)?;
+        }
+        Ok(is_aside && !has(OsStr::new("log"))?)
+    }
+
     /// Notes what a file of the tape is; on return that lasts. Only for who has the drive that it
     /// is in.
     pub fn add_file(&self, file: &TapeFile) -> Result<()> {

@@ -36,7 +36,7 @@ use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
 use crate::sys::{self, c, quoted};
 
-pub use tapes::{For, first_tape, next_tape};
+pub use tapes::{For, first_tape, has_tape_for, next_tape};
 
 /// Length of blocks, if neither the tape nor anybody else says otherwise.
 pub const BLOCK_BYTES: u32 = 32_768;

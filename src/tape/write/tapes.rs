@@ -260,6 +260,23 @@ fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
     Ok(labels)
 }
 
+/// Whether there is a tape for a job, as far as the spool knows: the one with this label, which is
+/// in the drive, or one that is at hand.
+pub fn has_tape_for(spool: &Spool, job: &Job, in_drive: Option<&[u8]>) -> Result<bool> {
+    let mut labels = Wanted::of(spool, job, String::new())?.labels;
+    if let Some(label) = in_drive
+        && let Some(tape) = spool.tape(label)?
+        && tape.metrics()?.get("full").is_none()
+        && !is_avoided(job, label)
+    {
+        let of_pool = pool_of(job).map_or(Ok(true), |pool| {
+            Ok::<_, Error>(spool.pool(pool)?.iter().any(|it| it == label))
+        })?;
+        labels.extend(of_pool.then(|| label.to_vec()));
+    }
+    Ok(!labels.is_empty())
+}
+
 /// Whether a job is not to go to the tape with this label.
 fn is_avoided(job: &Job, label: &[u8]) -> bool {
     job.fields().iter().any(|it| it.0.starts_with(b"avoid-") && it.1 == label)
