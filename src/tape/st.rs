@@ -92,7 +92,13 @@ impl St {
         drive.is_protected |= tape::status(&file).map_err(|e| drive.opening(e))?.is_protected;
         drive.is_worm = tape::is_worm(&file);
         drive.file = Some(file);
-        drive.apply_block_size()?;
+        if let Err(e) = drive.apply_block_size() {
+            // Linux from 6.12 on takes nothing but this from a drive that was reset.
+            if e.kind() != ErrorKind::Io || drive.operate(Op::Rewind, 1).is_err() {
+                return Err(e);
+            }
+            drive.apply_block_size()?;
+        }
         drive.expected = drive.asked();
         Ok(drive)
     }
@@ -323,7 +329,18 @@ impl Drive for St {
         }
         self.file()?;
         let before = std::mem::replace(&mut self.block_size, size);
-        self.apply_block_size().inspect_err(|_| self.block_size = before)
+        let applied = match self.expected {
+            // It is for the next motion, before which nothing is read or written.
+            None => return Ok(()),
+            Some(_) => self.apply_block_size(),
+        };
+        match applied {
+            Err(e) if e.kind() == ErrorKind::Io && self.asked().is_none() => {
+                self.lose();
+                Ok(())
+            }
+            applied => applied.inspect_err(|_| self.block_size = before),
+        }
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<Read> {
@@ -558,13 +575,19 @@ impl Drive for St {
     }
 
     fn close(mut self: Box<Self>) -> Result<()> {
-        let is_lost = self.expected.is_none() && self.is_unmarked;
-        let finished = if is_lost { self.known().map(|_| ()) } else { self.finish() };
+        let is_lost = self.expected.is_none();
+        let is_lacking = is_lost && self.is_unmarked;
+        let finished = if is_lacking { self.known().map(|_| ()) } else { self.finish() };
         if finished.is_err() {
             self.lose();
         }
         let Some(file) = self.file.take() else { return Ok(()) };
-        let closed = tape::close(file).map_err(|e| self.failed("closing", e));
-        finished.and(closed)
+        match tape::close(file).map_err(|e| self.failed("closing", e)) {
+            // All that was written has its filemark. Linux from 6.12 on says this of a drive that
+            // was reset.
+            Err(e) if is_lost && !is_lacking => log::debug!("{e}"),
+            closed => return finished.and(closed),
+        }
+        finished
     }
 }
