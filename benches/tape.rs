@@ -5,6 +5,9 @@
 //!
 //! DRIVE is a device, whose tape is written over, or the name of an image to be made; without it
 //! the image is a temporary one. The two take turns, and the ratios are taken within a round.
+//!
+//! With an image it ends with what a drive that cannot wait would meet: one of 250 MiB/s, fed by a
+//! volume of 400 MiB/s that gives nothing for a while after every 512 MiB.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,10 +21,15 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use raidtape::error::Result;
 
 use raidtape::progress::Progress;
-use raidtape::tape::drive::{Access, Read, Wrote};
+use raidtape::tape::cpio::Header;
+use raidtape::tape::drive::{Access, BlockSize, Drive, Moved, Read, State, Wrote};
 use raidtape::tape::image::Image;
 use raidtape::tape::label::Label;
 use raidtape::tape::loaded::Loaded;
@@ -29,7 +37,7 @@ use raidtape::tape::medium::Medium;
 use raidtape::tape::spool::Spool;
 use raidtape::tape::spool::job::JobKind;
 use raidtape::tape::spool::text::Fields;
-use raidtape::tape::write::{Files, Settings, Work, Writer};
+use raidtape::tape::write::{Add, Files, Settings, Work, Writer};
 
 const BLOCK: usize = 256 << 10;
 const NAMES: [&str; 3] = ["write", "read", "job"];
@@ -84,6 +92,12 @@ fn main() {
             let [ours, theirs] = times.map(|it| mib as f64 / it);
             println!("{name}: {ours:.0} MiB/s, dd {theirs:.0} MiB/s");
             ratios.push(ours / theirs);
+        }
+    }
+    if !is_device {
+        for stall in [0.0, 0.5, 0.9, 2.0] {
+            place.prepare(What::Job);
+            place.stalled(stall);
         }
     }
     for (name, mut ratios) in NAMES.iter().zip(ratios) {
@@ -145,6 +159,29 @@ impl Place {
 
     /// Everything from a labelled tape in the drive to a finished job.
     fn job(&self) {
+        let mut files = Files::default();
+        let loaded = Loaded::open(&self.drive, Access::Write).unwrap();
+        self.job_with(loaded, &mut |job, archive, name| files.add(job, archive, name));
+    }
+
+    /// What a drive that cannot wait meets when the volume stops for so many seconds.
+    fn stalled(&self, stall: f64) {
+        let gaps = Arc::new(Mutex::new(Gaps::default()));
+        let inner = raidtape::tape::open(&self.drive, Access::Write).unwrap();
+        let drive = Paced { inner, ready: None, gaps: gaps.clone() };
+        let loaded = Loaded::with(Box::new(drive), &self.drive).unwrap();
+        let header = Header { mode: 0o100_644, nlink: 1, size: STALLED_BYTES, ..Header::default() };
+        let source = &self.source;
+        self.job_with(loaded, &mut |_, archive, name| {
+            let file = File::open(source).unwrap();
+            let mut content = Stalling { file, given: 0, begun: Instant::now(), stall };
+            archive.add(&header, name, &mut content)
+        });
+        let Gaps { count, longest, .. } = *gaps.lock();
+        println!("stops of {stall} s: the drive waited {count} times, at most {longest:.2} s");
+    }
+
+    fn job_with(&self, loaded: Loaded, add: &mut Add<'_>) {
         let dir = tempfile::Builder::new().prefix("raidtape-bench-").tempdir().unwrap();
         let spool = Spool::create(dir.path()).unwrap();
         let drive = spool.add_drive(OsStr::new("d"), &self.drive).unwrap();
@@ -154,8 +191,6 @@ impl Place {
         let names = std::iter::once(Ok(name));
         spool.take_job(uuid).unwrap().add_batch(1, &Fields::default(), names).unwrap();
         let taken = drive.take().unwrap();
-        let loaded = Loaded::open(&self.drive, Access::Write).unwrap();
-        let mut files = Files::default();
         let settings = Settings { block_bytes: Some(BLOCK as u32), ..Settings::default() };
         let work = Work {
             spool: &spool,
@@ -163,7 +198,7 @@ impl Place {
             settings,
             progress: &Progress::default(),
             now: &|| 1,
-            add: &mut |job, archive, name| files.add(job, archive, name),
+            add,
             tell: &mut |_| Ok(()),
             next_tape: &mut |_, _| Ok(None),
         };
@@ -187,5 +222,122 @@ impl Place {
             command.arg("conv=fdatasync");
         }
         assert!(command.status().unwrap().success());
+    }
+}
+
+/// What the drive writes in a second, and the volume gives.
+const DRIVE_RATE: f64 = 250.0 * 1048576.0;
+const VOLUME_RATE: f64 = 400.0 * 1048576.0;
+/// How much the volume gives between two stops, and in all.
+const BETWEEN: u64 = 512 << 20;
+const STALLED_BYTES: u64 = 2048 << 20;
+/// What is shorter is no wait: the drive has a memory of its own.
+const GAP: Duration = Duration::from_millis(20);
+
+#[derive(Default)]
+struct Gaps {
+    count: u64,
+    longest: f64,
+}
+
+/// A drive that takes blocks at its own pace, and sees how long it has none.
+struct Paced {
+    inner: Box<dyn Drive>,
+    /// When it is done with the blocks that it has.
+    ready: Option<Instant>,
+    gaps: Arc<Mutex<Gaps>>,
+}
+
+impl Drive for Paced {
+    fn write(&mut self, block: &[u8]) -> Result<Wrote> {
+        // Longer blocks are those of the job: the label is one of 32 KiB.
+        if block.len() < BLOCK {
+            return self.inner.write(block);
+        }
+        let now = Instant::now();
+        let ready = self.ready.unwrap_or(now);
+        let gap = now.saturating_duration_since(ready);
+        if gap > GAP {
+            let mut gaps = self.gaps.lock();
+            gaps.count += 1;
+            gaps.longest = gaps.longest.max(gap.as_secs_f64());
+        }
+        let done = ready.max(now) + Duration::from_secs_f64(block.len() as f64 / DRIVE_RATE);
+        let wrote = self.inner.write(block);
+        std::thread::sleep(done.saturating_duration_since(Instant::now()));
+        // The image may take longer, which is nobody's wait.
+        self.ready = Some(done.max(Instant::now()));
+        wrote
+    }
+
+    fn state(&mut self) -> Result<State> {
+        self.inner.state()
+    }
+
+    fn set_block_size(&mut self, size: BlockSize) -> Result<()> {
+        self.inner.set_block_size(size)
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<Read> {
+        self.inner.read(buffer)
+    }
+
+    fn write_filemarks(&mut self, count: u32) -> Result<Wrote> {
+        self.inner.write_filemarks(count)
+    }
+
+    fn position(&mut self) -> Result<u64> {
+        self.inner.position()
+    }
+
+    fn locate(&mut self, position: u64) -> Result<Moved> {
+        self.inner.locate(position)
+    }
+
+    fn rewind(&mut self) -> Result<()> {
+        self.inner.rewind()
+    }
+
+    fn to_end_of_data(&mut self) -> Result<()> {
+        self.inner.to_end_of_data()
+    }
+
+    fn space_files(&mut self, count: i64) -> Result<Moved> {
+        self.inner.space_files(count)
+    }
+
+    fn unload(&mut self) -> Result<()> {
+        self.inner.unload()
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        self.inner.close()
+    }
+}
+
+/// A volume that stops now and then.
+struct Stalling {
+    file: File,
+    given: u64,
+    begun: Instant,
+    stall: f64,
+}
+
+impl std::io::Read for Stalling {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let left = STALLED_BYTES - self.given;
+        let len = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let mut read = self.file.read(&mut buffer[..len])?;
+        if read == 0 && len > 0 {
+            std::io::Seek::rewind(&mut self.file)?;
+            read = self.file.read(&mut buffer[..len])?;
+        }
+        let before = self.given;
+        self.given += read as u64;
+        let stops = (before / BETWEEN) as f64;
+        let due = self.given as f64 / VOLUME_RATE + stops * self.stall;
+        let due = self.begun + Duration::from_secs_f64(due);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        Ok(read)
     }
 }
