@@ -376,6 +376,31 @@ fn where_a_manifest_is_lost_the_copy_of_the_catalog_makes_up_for_it() {
 }
 
 #[test]
+fn of_two_images_of_a_label_the_tape_that_is_known_is_taken() {
+    let scene = Scene::new(&["T0"], None);
+    scene.archive(1);
+    let shelf = scene.world.base.join("tapes");
+    fs::copy(scene.world.image("T0"), shelf.join("B.tap")).unwrap();
+    add_run(&scene, "more", 2 << 20);
+    scene.archive(1);
+    // Another tape, and one of before; both come first by their names.
+    let namesake = shelf.join("A.tap");
+    Image::create(&namesake, &Medium::default()).unwrap();
+    let mut label = Label::new("T0").unwrap();
+    label.add("owner", "somebody else").unwrap();
+    let mut loaded = Loaded::open(&namesake, Access::Write).unwrap();
+    loaded.write_label(&label).unwrap();
+    loaded.close().unwrap();
+    for (path, _) in scene.sandbox.blocks("volume") {
+        fs::remove_file(path).unwrap();
+    }
+    let shelf = shelf.to_str().unwrap();
+    scene.sandbox.run(["tape", "recall", "latest", "--tapes", shelf]).code(0);
+    scene.sandbox.run(["tape", "verify", "T0", "--tapes", shelf]).code(0);
+    scene.sandbox.run(["validate"]).code(0);
+}
+
+#[test]
 fn where_a_copy_of_the_catalog_is_not_enough_it_is_gone_on_with() {
     let scene = Scene::new(&["T0"], None);
     scene.archive(1);
