@@ -401,6 +401,36 @@ fn of_two_images_of_a_label_the_tape_that_is_known_is_taken() {
 }
 
 #[test]
+fn what_a_rebuild_has_not_brought_back_counts_as_no_copy() {
+    let scene = Scene::new(&["T0"], None);
+    scene.archive(1);
+    let blocks = scene.sandbox.blocks("volume").len();
+    let (new, into) = (scene.sandbox.path("anew"), scene.sandbox.path("into"));
+    rebuild(&new, &into, &[scene.world.image("T0")]).unwrap();
+    let coverage = || {
+        let mut command = Command::new(scene.sandbox.program().get_program());
+        command.arg("--catalog").arg(&new).args(["coverage", "--json"]);
+        crate::common::run(&mut command).code(0).json()
+    };
+    let said = coverage();
+    let first = &said["by_copies"][0];
+    assert_eq!(
+        (first["copies"].as_u64(), first["blocks"].as_u64()),
+        (Some(0), Some(blocks as u64))
+    );
+    let of_into = |said: &serde_json::Value| {
+        let path = into.canonicalize().unwrap();
+        let path = path.to_str().unwrap();
+        let all = said["losses"].as_array().unwrap().iter();
+        let mut found = all.filter(|it| it["volumes"][0]["path"] == path);
+        found.next().unwrap()["blocks_from_tape"].clone()
+    };
+    assert_eq!(of_into(&said), blocks);
+    scene.recall(&new, 1);
+    assert_eq!(coverage()["by_copies"][0]["copies"], 1);
+}
+
+#[test]
 fn where_a_copy_of_the_catalog_is_not_enough_it_is_gone_on_with() {
     let scene = Scene::new(&["T0"], None);
     scene.archive(1);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use raidtape::catalog::tapes::{Item, Tapes};
-use raidtape::catalog::{Reader, RunBlocks};
+use raidtape::catalog::{BadCopies, Reader, RunBlocks};
 use raidtape::error::{Error, ErrorKind, Result};
 use raidtape::progress::Progress;
 use raidtape::tape::changer::{Changer, Library};
@@ -200,7 +200,7 @@ fn what_a_pool_has_does_not_go_there_again() {
     assert!(blocks(&third) > 0 && blocks(&third) < blocks(&first) / 2, "{third:?}");
     let reader = Reader::open(scene.catalog()).unwrap();
     let coverage =
-        reader.coverage(None, (&[1], 1), Some(&scene.tapes())).unwrap();
+        reader.coverage(None, (&[1], &BadCopies::default(), 1), Some(&scene.tapes())).unwrap();
     assert_eq!(coverage.by_tapes.keys().collect::<Vec<_>>(), [&1]);
 }
 
