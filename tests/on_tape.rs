@@ -122,3 +122,25 @@ fn coverage_counts_tapes_beside_volumes() {
     let said = sandbox.ok(["coverage", "--json"]).json();
     assert_eq!(said["losses"][0]["blocks"], names.len());
 }
+
+#[test]
+fn coverage_counts_no_copy_that_is_gone_or_known_to_be_bad() {
+    let (sandbox, names) = archived();
+    let blocks = sandbox.blocks("volume");
+    fs::remove_file(&blocks[0].0).unwrap();
+    let by_copies = || {
+        let said = sandbox.ok(["coverage", "--json"]).json();
+        let of = |it: &Value| (it["copies"].as_u64().unwrap(), it["blocks"].as_u64().unwrap());
+        let all = said["by_copies"].as_array().unwrap().iter().map(of).collect::<Vec<_>>();
+        (all, said["volumes"][0]["blocks"].as_u64().unwrap())
+    };
+    let count = names.len() as u64;
+    assert_eq!(by_copies(), (vec![(0, 1), (1, count - 1)], count - 1));
+    let mut bytes = fs::read(&blocks[1].0).unwrap();
+    bytes[100] ^= 1;
+    fs::set_permissions(&blocks[1].0, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    fs::write(&blocks[1].0, bytes).unwrap();
+    // Whoever has read it knows.
+    sandbox.run(["validate"]).code(5);
+    assert_eq!(by_copies().0[0], (0, 2));
+}

@@ -174,8 +174,9 @@ fn one_block_that_nobody_can_describe_leaves_the_others_alone() {
     let mut labels = [b"T0"].into_iter();
     let mut next = || labels.next().map(|it| open(&dir, it)).transpose();
     let progress = Progress::default();
-    let (gathered, _) =
-        gather::rebuild(&new, from(&into, &mut next), &progress, &mut |_, _| Ok(())).unwrap();
+    let (gathered, made) =
+        gather::rebuild(&new, from(&into, &mut next), &progress, &mut |_, _| Ok(()));
+    made.unwrap();
     assert!(gathered.problem_count > 0, "{gathered:?}");
     let done = scene.recall(&new, 1);
     assert!(done.missing <= 1 && done.blocks > 0, "{done:?}");

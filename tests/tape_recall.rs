@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use raidtape::catalog::tapes::{Item, Tapes};
-use raidtape::catalog::{Reader, RunBlocks};
+use raidtape::catalog::{BadCopies, Reader, RunBlocks};
 use raidtape::error::{Error, ErrorKind, Result};
 use raidtape::progress::Progress;
 use raidtape::tape::changer::{Changer, Library};
@@ -215,7 +215,8 @@ fn what_a_pool_has_does_not_go_there_again() {
     let blocks = |it: &Archived| it.planned.iter().map(|it| it.blocks).sum::<u64>();
     assert!(blocks(&third) > 0 && blocks(&third) < blocks(&first) / 2, "{third:?}");
     let reader = Reader::open(scene.catalog()).unwrap();
-    let coverage = reader.coverage(None, (&[1], 1), Some(&scene.tapes())).unwrap();
+    let coverage =
+        reader.coverage(None, (&[1], &BadCopies::default(), 1), Some(&scene.tapes())).unwrap();
     assert_eq!(coverage.by_tapes.keys().collect::<Vec<_>>(), [&1]);
 }
 
@@ -551,11 +552,11 @@ fn a_box_of_tapes_is_enough() {
     let dir = scene.world.base.join("tapes");
     let mut labels = used.iter().rev();
     let mut next = || labels.next().map(|it| open(&dir, it)).transpose();
-    let (gathered, summary) =
+    let (gathered, made) =
         gather::rebuild(&new, from(&into, &mut next), &Progress::default(), &mut |id, file| {
             panic!("{id}: {file:?}")
-        })
-        .unwrap();
+        });
+    let summary = made.unwrap();
     assert_eq!(gathered.problem_count, 0, "{gathered:?}");
     assert_eq!((gathered.tapes, summary.runs), (used.len() as u64, 2), "{summary:?}");
     assert_eq!((summary.problem_count, summary.volumes_gone.len()), (0, 1), "{summary:?}");
@@ -577,6 +578,7 @@ fn a_box_of_tapes_is_enough() {
         gather::rebuild(&new, from(&into, &mut || Ok(None)), &Progress::default(), &mut |_, _| {
             Ok(())
         })
+        .1
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Usage);
 }

@@ -15,8 +15,10 @@ use super::run::{DirId, Run, RunId};
 use super::sql;
 use super::tapes::{self, Tapes};
 use crate::catalog::DamagedFile;
+use crate::chunk::Digest;
 use crate::entry::join;
 use crate::error::{Error, Result};
+use crate::volume::BlockId;
 
 /// Files that are named of those that would be lost.
 const NAMES_MAX: usize = 5;
@@ -39,12 +41,22 @@ impl Amount {
     }
 }
 
+/// Copies that are not there, or are known to be bad: they do not count.
+#[derive(Default)]
+pub struct BadCopies(BTreeMap<i64, Bits>);
+
+impl BadCopies {
+    fn has(&self, volume: i64, block: u64) -> bool {
+        self.0.get(&volume).is_some_and(|it| it.has(block))
+    }
+}
+
 /// How many copies there are.
 #[derive(Debug, Default)]
 pub struct Coverage {
-    /// By the number of copies on volumes that are there.
+    /// By the number of good copies on volumes that are there.
     pub by_copies: BTreeMap<u64, Amount>,
-    /// By volume.
+    /// By volume the copies that are good, as far as is known.
     pub by_volume: BTreeMap<i64, Amount>,
     /// Blocks that have fewer rows than copies are wanted, and the copies they lack.
     pub lacking: Amount,
@@ -171,12 +183,35 @@ impl Reader {
         Ok(RunBlocks(blocks))
     }
 
+    /// The copies that `is_bad` says are so, by volume, block and stored length, of those on the
+    /// volumes that are there.
+    pub fn bad_copies(
+        &self,
+        here: &[i64],
+        is_bad: &mut dyn FnMut(i64, &BlockId, u64) -> Result<bool>,
+    ) -> Result<BadCopies> {
+        let query = "SELECT c.volume, b.number, b.id, b.stored_len FROM blocks b \
+                     JOIN block_copies c ON c.block = b.number ORDER BY b.number";
+        let mut statement = self.conn().prepare(query).map_err(sql)?;
+        let mut rows = statement.query([]).map_err(sql)?;
+        let mut bad = BadCopies::default();
+        while let Some(row) = rows.next().map_err(sql)? {
+            let volume: i64 = row.get(0).map_err(sql)?;
+            let id = Digest(row.get(2).map_err(sql)?);
+            if here.contains(&volume) && is_bad(volume, &id, row.get(3).map_err(sql)?)? {
+                bad.0.entry(volume).or_default().set(row.get(1).map_err(sql)?)?;
+            }
+        }
+        Ok(bad)
+    }
+
     /// How many copies there are of all blocks, or of those of a run; `here` are the volumes that
-    /// are there, `wanted` is how many copies there should be, and `tapes` count beside them.
+    /// are there, of whose copies those in `bad` do not count, `wanted` is how many copies there
+    /// should be, and `tapes` count beside them.
     pub fn coverage(
         &self,
         of: Option<&RunBlocks>,
-        (here, wanted): (&[i64], u8),
+        (here, bad, wanted): (&[i64], &BadCopies, u8),
         tapes: Option<&Tapes>,
     ) -> Result<Coverage> {
         let mut on_tapes = self.tapes_of_blocks(tapes)?;
@@ -209,8 +244,10 @@ impl Reader {
             }
             if let (Some(volume), Some(block)) = (row.get(2).map_err(sql)?, block.as_mut()) {
                 block.2 += 1;
-                block.3 += u64::from(here.contains(&volume));
-                coverage.by_volume.entry(volume).or_default().add(bytes);
+                if !bad.has(volume, number) {
+                    block.3 += u64::from(here.contains(&volume));
+                    coverage.by_volume.entry(volume).or_default().add(bytes);
+                }
             }
         }
         end(block, &mut coverage);
@@ -218,11 +255,11 @@ impl Reader {
     }
 
     /// What would be lost with the volumes `lost`, of everything or of a run, while of the others
-    /// just `here` are there.
+    /// just `here` are there, without the copies in `bad`.
     pub fn loss(
         &self,
         lost: &[i64],
-        here: &[i64],
+        (here, bad): (&[i64], &BadCopies),
         run: Option<(&Run, &RunBlocks)>,
         tapes: Option<&Tapes>,
     ) -> Result<Loss> {
@@ -234,27 +271,41 @@ impl Reader {
         let lost = list(&mut lost.iter());
         // Numbers only, which are this program's own.
         let query = format!(
-            "SELECT number, stored_len, id FROM blocks WHERE number IN \
-             (SELECT c.block FROM block_copies c WHERE c.volume IN ({lost}) \
-             AND NOT EXISTS (SELECT 1 FROM block_copies o WHERE o.block = c.block \
-             AND o.volume IN ({stay})))"
+            "SELECT b.number, b.stored_len, b.id, o.volume FROM blocks b \
+             LEFT JOIN block_copies o ON o.block = b.number AND o.volume IN ({stay}) \
+             WHERE b.number IN (SELECT block FROM block_copies WHERE volume IN ({lost})) \
+             ORDER BY b.number"
         );
         let (mut loss, mut only) = (Loss::default(), NumberSet::default());
         let mut statement = self.conn().prepare(&query).map_err(sql)?;
         let mut rows = statement.query([]).map_err(sql)?;
-        while let Some(row) = rows.next().map_err(sql)? {
-            let number: u64 = row.get(0).map_err(sql)?;
+        // Of the block at hand: its number, bytes and name, and whether it is elsewhere too.
+        let mut block: Option<(u64, u64, [u8; 32], bool)> = None;
+        let mut end = |block: Option<(u64, u64, [u8; 32], bool)>| {
+            let Some((number, bytes, id, false)) = block else { return Ok(()) };
             if run.is_some_and(|it| !it.1.has(number)) {
-                continue;
+                return Ok(());
             }
-            let bytes = row.get(1).map_err(sql)?;
-            if count_tapes(on_tapes.as_mut(), row.get(2).map_err(sql)?)? > 0 {
+            if count_tapes(on_tapes.as_mut(), id)? > 0 {
                 loss.on_tape.add(bytes);
             } else {
                 loss.amount.add(bytes);
                 only.insert(number);
             }
+            Ok::<_, Error>(())
+        };
+        while let Some(row) = rows.next().map_err(sql)? {
+            let number: u64 = row.get(0).map_err(sql)?;
+            if block.is_none_or(|it| it.0 != number) {
+                let new = (number, row.get(1).map_err(sql)?, row.get(2).map_err(sql)?, false);
+                end(block.replace(new))?;
+            }
+            let other: Option<i64> = row.get(3).map_err(sql)?;
+            if let Some(block) = &mut block {
+                block.3 |= other.is_some_and(|it| !bad.has(it, number));
+            }
         }
+        end(block)?;
         if loss.is_none() {
             return Ok(loss);
         }

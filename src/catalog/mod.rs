@@ -49,7 +49,7 @@ pub use changes::{Change, ChangeKind};
 pub use check::{Damage, DamagedFile};
 pub use check_index::add_chunks;
 pub use check_rows::{Checking, Needed};
-pub use coverage::{Amount, Coverage, Loss, RunBlocks};
+pub use coverage::{Amount, BadCopies, Coverage, Loss, RunBlocks};
 pub use diff::{DiffKind, Difference};
 pub use extent::{Content, Extent};
 pub use find::{Conditions, Hit, Pattern};

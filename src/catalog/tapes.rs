@@ -400,6 +400,18 @@ impl Tapes {
         }
     }
 
+    /// Forgets a tape file.
+    pub fn forget_file(&mut self, label: &[u8], filenum: u64) -> Result<()> {
+        let tx = self.conn.transaction().map_err(sql)?;
+        let of = "SELECT f.number FROM tape_files f JOIN tapes t ON t.number = f.tape \
+                  WHERE t.label = ?1 AND f.filenum = ?2";
+        let queries = [("members", "tape_file"), ("tape_files", "number")];
+        for query in queries.map(|it| format!("DELETE FROM {} WHERE {} IN ({of})", it.0, it.1)) {
+            tx.execute(&query, (label, filenum)).map_err(sql)?;
+        }
+        tx.commit().map_err(sql)
+    }
+
     /// Forgets a tape with all that was on it, because it is being written from its beginning.
     pub fn forget(&mut self, label: &[u8]) -> Result<()> {
         let tx = self.conn.transaction().map_err(sql)?;

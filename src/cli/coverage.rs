@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::{args, exit, show};
-use crate::catalog::{Amount, Loss, Reader, Tapes};
+use crate::catalog::{Amount, Health, Loss, Reader, Tapes};
 use crate::error::{Quoted, Result};
 use crate::sys::quoted;
 use crate::volume::{Status, Volumes};
@@ -28,18 +28,27 @@ pub fn coverage(catalog: &Path, args: &args::Coverage) -> Result<u8> {
     let volumes = Volumes::open(configs.clone());
     let here: Vec<i64> = volumes.present().iter().map(|it| it.config.number).collect();
     let tapes = Tapes::look(catalog)?;
-    let coverage = reader.coverage(blocks.as_ref(), (&here, wanted), tapes.as_ref())?;
+    let health = Health::open(catalog);
+    // A disk that does not say so has none of them.
+    let bad = reader.bad_copies(&here, &mut |number, id, len| {
+        let volume = volumes.get(number).filter(|it| {
+            it.store.len_of(id).is_ok_and(|it| it == Some(len))
+                && !health.is_bad(&it.config.uuid, id)
+        });
+        Ok(volume.is_none())
+    })?;
+    let coverage = reader.coverage(blocks.as_ref(), (&here, &bad, wanted), tapes.as_ref())?;
     let mut cases = Vec::new();
     for config in &configs {
         let lost = vec![config.number];
-        let loss = reader.loss(&lost, &here, of, tapes.as_ref())?;
+        let loss = reader.loss(&lost, (&here, &bad), of, tapes.as_ref())?;
         cases.push(Case { lost, paths: vec![config.path.clone()], loss });
     }
     let together = volumes.on_one_device();
     for paths in &together {
         let of_disk = configs.iter().filter(|it| paths.contains(&it.path)).map(|it| it.number);
         let lost: Vec<i64> = of_disk.collect();
-        let loss = reader.loss(&lost, &here, of, tapes.as_ref())?;
+        let loss = reader.loss(&lost, (&here, &bad), of, tapes.as_ref())?;
         cases.push(Case { lost, paths: paths.clone(), loss });
     }
     let mut out = show::Out::new();

@@ -84,15 +84,17 @@ fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
     let progress = Progress::default();
     let mut out = show::Out::new();
     let paths = args.tapes.as_deref().unwrap_or_default();
-    let (found, summary) = super::tape::with_all_tapes(paths, args.drive.as_deref(), |next| {
+    let (found, made) = super::tape::with_all_tapes(paths, args.drive.as_deref(), |next| {
         bar::with_bar(&progress, || {
             let from = gather::From { into, next, allow_gaps: args.allow_gaps };
-            gather::rebuild(catalog, from, &progress, &mut |block, file| {
+            Ok(gather::rebuild(catalog, from, &progress, &mut |block, file| {
                 show::say_lacking(&mut out, block, &file, args.json)
-            })
+            }))
         })
     })?;
+    // They may be why no catalog could be made.
     show::print_problems(&found.problems, found.problem_count);
+    let summary = made?;
     show::print_problems(&summary.problems, summary.problem_count);
     if args.json {
         let mut map = summary_json(&summary);
@@ -104,6 +106,7 @@ fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
             ("tape_problems", found.problem_count),
         ];
         show::put_counts(&mut map, &counts);
+        map.insert("copy_after".into(), found.copy.into());
         map.insert("tape_problem_list".into(), show::problems_json(&found.problems));
         out.json(&Value::Object(map))?;
     } else {
@@ -114,6 +117,11 @@ fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
             found.blocks,
             show::bytes(found.bytes)
         ))?;
+        if let Some(run) = found.copy {
+            out.line(&format!(
+                "manifests are lost: began with the copy of the catalog of after run {run}"
+            ))?;
+        }
         out.line(&format!("rebuilt {} runs, {} blocks", summary.runs, summary.blocks))?;
         say_missing(&mut out, &summary)?;
         out.line(&format!(
@@ -127,7 +135,11 @@ fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
 
 pub fn catalog_restore(catalog: &Path, args: &CatalogRestore) -> Result<u8> {
     let progress = Progress::default();
-    let options = from_copy::Options { volumes: args.volumes.clone(), allow_gaps: args.allow_gaps };
+    let options = from_copy::Options {
+        volumes: args.volumes.clone(),
+        allow_gaps: args.allow_gaps,
+        known: Vec::new(),
+    };
     let mut out = show::Out::new();
     let done = bar::with_bar(&progress, || {
         from_copy::run(catalog, &options, &progress, &mut |block, file| {

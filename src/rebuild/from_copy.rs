@@ -11,7 +11,7 @@ use super::runs::{self, Base};
 use super::{Filled, Lacking, Notes, Source, Summary, fill, note_left_out, noting, said_settings};
 use crate::catalog::history::NUMBER_MAX;
 use crate::catalog::replay::Place;
-use crate::catalog::{Reader, RunId, VersionId, copy};
+use crate::catalog::{Reader, Run, RunId, Tapes, VersionId, copy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
@@ -24,6 +24,8 @@ pub struct Options {
     pub volumes: Vec<PathBuf>,
     /// Whether to go on without runs that are lost, and without those that are changes of them.
     pub allow_gaps: bool,
+    /// Runs that tapes say are the catalog's: number and name. None if there are no tapes.
+    pub known: Vec<(RunId, String)>,
 }
 
 /// What came of it.
@@ -45,7 +47,8 @@ pub struct Restored {
 struct Candidate {
     run: RunId,
     path: PathBuf,
-    /// Name of the volume.
+    /// Where the volume is, and its name.
+    dir: PathBuf,
     volume: String,
 }
 
@@ -103,7 +106,12 @@ fn take(
                     );
                     notes.add(catalog, &Error::corrupt(message));
                 }
-                return finish(tried, candidate, &sources, notes, lacking);
+                // A block that is on a tape is not missing.
+                let tapes = match options.known.is_empty() {
+                    true => None,
+                    false => Tapes::look(catalog)?,
+                };
+                return finish((tried, tapes), candidate, &sources, notes, lacking);
             }
             Err(Refused::Copy(e)) => notes.add(&candidate.path, &e),
             Err(Refused::All(e)) => return Err(e),
@@ -197,6 +205,7 @@ fn candidates(sources: &[Source], notes: &mut Notes<'_>) -> Vec<Candidate> {
             Ok(runs) => found.extend(runs.into_iter().map(|run| Candidate {
                 run,
                 path: volume.path.join(copy::document_name(run)),
+                dir: volume.path.clone(),
                 volume: volume.uuid.clone(),
             })),
             Err(e) => notes.add(&volume.path, &e),
@@ -226,7 +235,8 @@ fn try_one(
     let progress = notes.progress;
     let place = Place::take(catalog).map_err(Refused::All)?;
     progress.set_phase("unpacking the catalog");
-    let opened = unpack(&place, candidate, sources, progress).map_err(Refused::from)?;
+    let known = &options.known;
+    let opened = unpack(&place, (candidate, known), sources, progress).map_err(Refused::from)?;
     progress.set_phase("reading manifests");
     let base = &opened.base;
     // Perhaps it is only the copy that is not what it should be.
@@ -282,19 +292,26 @@ fn one_history(runs: &[(RunId, String)], sources: &[Source]) -> Result<()> {
 /// Unpacks a copy and checks that it is what it should be.
 fn unpack(
     place: &Place,
-    candidate: &Candidate,
+    (candidate, known): (&Candidate, &[(RunId, String)]),
     sources: &[Source],
     progress: &Progress,
 ) -> Result<Opened> {
     let reader = place.unpack(&candidate.path, &|| progress.check())?;
-    let runs = reader.runs()?;
-    let Some(newest) = runs.last().filter(|it| it.id == candidate.run) else {
-        let found = runs.last().map_or(0, |it| it.id);
+    let had = reader.runs()?;
+    let Some(newest) = had.last().filter(|it| it.id == candidate.run) else {
+        let found = had.last().map_or(0, |it| it.id);
         return Err(Error::corrupt(format!("it is a catalog of after run {found}")));
     };
     let volumes = reader.volumes()?;
-    if volumes.iter().all(|it| it.uuid != candidate.volume) {
-        return Err(Error::corrupt("it is of another catalog: it does not know its own volume"));
+    // One that tapes had lies on a volume that was made after it; its runs say whose it is.
+    let has_known = || had.iter().any(|run| known.iter().any(|it| is_run(it, run)));
+    if volumes.iter().all(|it| it.uuid != candidate.volume)
+        && !has_known()
+        && !runs::newest_known(&candidate.dir, &reader)?
+    {
+        let what = "it is of another catalog: it does not know its own volume, nor the newest run \
+                    of which that has a manifest";
+        return Err(Error::corrupt(what));
     }
     let hash = reader.settings()?.hash;
     if sources.iter().any(|it| it.manifest.hash != hash) {
@@ -305,14 +322,18 @@ fn unpack(
         run: newest.id,
         uuid: newest.uuid.clone(),
         digest: last.and_then(|it| it.digest),
-        runs: runs.into_iter().map(|it| (it.id, it.uuid)).collect(),
+        runs: had.into_iter().map(|it| (it.id, it.uuid)).collect(),
     };
     Ok(Opened { base, volumes })
 }
 
+fn is_run((number, name): &(RunId, String), run: &Run) -> bool {
+    (*number, name) == (run.id, &run.uuid)
+}
+
 /// Says what is missing, and gives the catalog its name.
 fn finish(
-    tried: Tried,
+    (tried, tapes): (Tried, Option<Tapes>),
     candidate: &Candidate,
     sources: &[Source],
     notes: &mut Notes<'_>,
@@ -320,7 +341,7 @@ fn finish(
 ) -> Result<Restored> {
     let Tried { filled, mut summary, replayed, .. } = tried;
     let reader = filled.catalog.open()?;
-    let kept = filled.commit((reader, None), sources, &mut summary, notes, lacking)?.replace()?;
+    let kept = filled.commit((reader, tapes), sources, &mut summary, notes, lacking)?.replace()?;
     let (copy, after) = (candidate.path.clone(), candidate.run);
     Ok(Restored { copy, after, replayed, kept, summary })
 }

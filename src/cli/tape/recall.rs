@@ -77,10 +77,14 @@ fn ask(label: Option<&[u8]>, device: &Path) -> Result<bool> {
 }
 
 impl From {
-    /// Has `work` done with the drives.
-    fn with_drives<T>(&self, work: impl FnOnce(Vec<Source<'_>>) -> Result<T>) -> Result<T> {
+    /// Has `work` done with the drives, for the tapes of a catalog.
+    fn with_drives<T>(
+        &self,
+        catalog: &Path,
+        work: impl FnOnce(Vec<Source<'_>>) -> Result<T>,
+    ) -> Result<T> {
         if !self.tapes.is_empty() {
-            let mut shelf = Shelf::of(&self.tapes)?;
+            let mut shelf = Shelf::of(&self.tapes)?.for_catalog(catalog);
             let get = Box::new(move |label: &[u8]| shelf.get(label, &mut ask));
             return work(vec![Source { has: None, get }]);
         }
@@ -134,7 +138,7 @@ pub fn recall(catalog: &Path, args: &Recall) -> Result<u8> {
         say_recalled(run, here, &done, args.json)?;
         return Ok(if blocks_lost > 0 { exit::PROBLEMS } else { exit::DONE });
     }
-    let done = args.from.with_drives(|drives| {
+    let done = args.from.with_drives(catalog, |drives| {
         bar::with_bar(&progress, || recall::recall(catalog, (&needed, plan), drives, &progress))
     })?;
     show::print_problems(&done.problems, done.problem_count);
@@ -258,7 +262,7 @@ pub fn verify(catalog: &Path, args: &Verify) -> Result<u8> {
     let mut out = show::Out::new();
     let mut all = Vec::new();
     let (mut is_bad, mut is_away, mut failed) = (false, false, None);
-    args.from.with_drives(|mut drives| {
+    args.from.with_drives(catalog, |mut drives| {
         let missing = || Error::usage("there is no drive");
         let get = &mut drives.first_mut().ok_or_else(missing)?.get;
         for label in &labels {

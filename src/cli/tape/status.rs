@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::archive::{waiting_json, waiting_line};
 use super::{Status, open_spool};
-use crate::catalog::{Amount, Reader, Run, Tapes};
+use crate::catalog::{Amount, BadCopies, Reader, Run, Tapes};
 use crate::cli::{exit, show};
 use crate::error::{ErrorKind, Quoted, Result};
 use crate::sys::quoted;
@@ -27,7 +27,8 @@ fn newest(catalog: &Path) -> Result<Option<Newest>> {
     let Some(run) = reader.latest(None)? else { return Ok(None) };
     let blocks = reader.blocks_of_run(&run)?;
     let tapes = Tapes::look(catalog)?;
-    let coverage = reader.coverage(Some(&blocks), (&[], 1), tapes.as_ref())?;
+    let coverage =
+        reader.coverage(Some(&blocks), (&[], &BadCopies::default(), 1), tapes.as_ref())?;
     let mut all = Amount::default();
     for it in coverage.by_tapes.values() {
         all.blocks += it.blocks;

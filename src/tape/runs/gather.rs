@@ -2,23 +2,27 @@
 //!
 //! All tapes are read once, in any order: what explains blocks becomes a volume that has no blocks
 //! yet, and where the blocks are is noted beside the catalog. Then the catalog is made of that
-//! volume as of any other. Recall brings the blocks to it, where the catalog expects them.
+//! volume as of any other, or where manifests are lost of a copy of the catalog that a tape has.
+//! Recall brings the blocks to it, where the catalog expects them.
 //!
 //! Invariant: nothing is a volume, and there is no catalog, before all of that is there and lasts;
 //! until then it can be begun again with the same directory. What is damaged or of another catalog
-//! takes the place of nothing.
+//! takes the place of nothing, and of two readings of a tape file the better one counts.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+mod choose;
+mod lot;
+mod made;
 
-use super::walk::{self, Visitor, prove, walk};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use lot::{Lot, Relation, Sign};
+
+use super::walk::{self, Visitor, prove, proved_by, walk};
 use super::{GUIDE_NAME, Kind, PROBLEMS_MAX};
 use crate::catalog::tapes::{Item, Member as Noted, Tape, TapeFile, Tapes};
-use crate::catalog::{history, manifest, meta_read};
+use crate::catalog::{RunId, copy};
 use crate::chunk::HashAlgo;
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::Progress;
@@ -26,12 +30,13 @@ use crate::rebuild;
 use crate::sys::{self, Time, quoted};
 use crate::tape::cpio::Member;
 use crate::tape::loaded::Loaded;
-use crate::volume::{Facts, IndexMender, Status, Volume, VolumeConfig, VolumeManifest};
+use crate::tape::read::Own;
+use crate::volume::VolumeManifest;
 
 /// Longest volume manifest, in bytes.
 const MANIFEST_BYTES_MAX: u64 = 64 << 10;
-/// Part of the file system that the new volume leaves free, in percent, if no tape says.
-const RESERVE_PERCENT: u8 = 10;
+/// Where documents are until all tapes are read, in the directory that becomes the volume.
+const STAGING: &str = ".gathering";
 
 /// What came of reading tapes.
 #[derive(Debug, Default)]
@@ -46,6 +51,9 @@ pub struct Gathered {
     pub bytes: u64,
     /// Metas and manifests.
     pub documents: u64,
+    /// The run after which the copy of the catalog was made that the catalog comes from, if
+    /// manifests are lost that it makes up for.
+    pub copy: Option<RunId>,
     /// What could not be read or is not right, each named; at most a thousand.
     pub problems: Vec<Problem>,
     /// How much of it there was.
@@ -75,13 +83,24 @@ pub struct From<'a> {
 }
 
 /// Makes the catalog `catalog`, which must not exist, of tapes. `lacking` is called with every file
-/// that needs a block of which nothing says what is in it.
+/// that needs a block of which nothing says what is in it. What was read is told however it ends.
 pub fn rebuild(
     catalog: &Path,
     from: From<'_>,
     progress: &Progress,
     lacking: &mut rebuild::Lacking<'_>,
-) -> Result<(Gathered, rebuild::Summary)> {
+) -> (Gathered, Result<rebuild::Summary>) {
+    let mut done = Gathered::default();
+    let made = gather(catalog, from, (&mut done, progress), lacking);
+    (done, made)
+}
+
+fn gather(
+    catalog: &Path,
+    from: From<'_>,
+    (done, progress): (&mut Gathered, &Progress),
+    lacking: &mut rebuild::Lacking<'_>,
+) -> Result<rebuild::Summary> {
     let From { into, next, allow_gaps } = from;
     if catalog.symlink_metadata().is_ok() {
         let what = format!("there is a catalog at {} already: give a new name", quoted(catalog));
@@ -95,24 +114,18 @@ pub fn rebuild(
         );
         return Err(Error::usage(what));
     }
-    let failed = |e| Error::io(format!("creating {}", quoted(into)), e);
-    sys::make_private_dirs(into).map_err(failed)?;
-    for dir in ["meta", manifest::DIR] {
-        sys::make_private_dir(&into.join(dir)).map_err(failed)?;
-    }
+    let staging = Staging::new(into)?;
     let mut work = Gather {
-        into,
+        staging: &staging,
         tapes: Tapes::open(catalog)?,
         progress,
-        done: Gathered::default(),
-        said: None,
+        done,
+        lots: BTreeMap::new(),
+        last_lot: 0,
         read: BTreeMap::new(),
         tape: None,
-        is_put: false,
+        lot_of_tape: None,
         file: None,
-        is_right: true,
-        hash: HashAlgo::Blake3,
-        members: Vec::new(),
     };
     progress.set_phase("reading tapes");
     loop {
@@ -127,34 +140,66 @@ pub fn rebuild(
             Err(e) => work.done.note(progress, "a tape".to_owned(), &e),
         }
     }
-    work.make_volume()?;
-    let done = work.done;
-    let volumes = vec![into.to_path_buf()];
-    let options = rebuild::Options { volumes, allow_gaps };
-    let made = rebuild::run(catalog, &options, progress, lacking);
-    // The tapes need not be read once more for that.
-    let made = made.map_err(|e| {
-        e.context(format!("the volume {} is made, but no catalog of it", quoted(into)))
-    });
-    Ok((done, made?))
+    progress.set_phase("making a volume");
+    let lot = work.choose()?;
+    drop(work);
+    made::make((catalog, into, allow_gaps), lot, (done, progress), lacking)
+}
+
+/// What is gone at the end, whatever that is.
+struct Staging(PathBuf);
+
+impl Staging {
+    fn new(into: &Path) -> Result<Staging> {
+        let dir = into.join(STAGING);
+        let failed = |e| Error::io(format!("creating {}", quoted(&dir)), e);
+        // Of an attempt that was killed.
+        if dir.symlink_metadata().is_ok() {
+            std::fs::remove_dir_all(&dir).map_err(failed)?;
+        }
+        sys::make_private_dirs(&dir).map_err(failed)?;
+        Ok(Staging(dir))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(e) = std::fs::remove_dir_all(&self.0) {
+            log::warn!("{} stays: {e}", quoted(&self.0));
+        }
+    }
 }
 
 struct Gather<'a> {
-    into: &'a Path,
+    staging: &'a Staging,
     tapes: Tapes,
     progress: &'a Progress,
-    done: Gathered,
-    /// What a volume of the catalog has said of itself.
-    said: Option<VolumeManifest>,
+    done: &'a mut Gathered,
+    /// What belongs together, in the order in which it was met.
+    lots: BTreeMap<u64, Lot>,
+    last_lot: u64,
     /// The tapes that have something of a catalog: by their labels, with the hashes of those.
     read: BTreeMap<Vec<u8>, [u8; 32]>,
     tape: Option<Tape>,
-    /// Whether it is noted: it has something of a catalog.
-    is_put: bool,
-    file: Option<TapeFile>,
-    /// Nothing of the file at hand is wrong so far.
+    /// The lot of the last archive of the tape at hand.
+    lot_of_tape: Option<u64>,
+    file: Option<Begun>,
+}
+
+/// The archive at hand.
+struct Begun {
+    file: TapeFile,
+    tape: Tape,
+    sign: Sign,
+    /// Whether its job file says that it is of a catalog, and it is known which batch it is.
+    is_said: bool,
+    has_batch: bool,
+    /// The lot that it belongs to, as soon as it is known to be of a catalog.
+    lot: Option<u64>,
+    /// What names its blocks, if it says that.
+    hash: Option<HashAlgo>,
+    /// Nothing of it is wrong so far.
     is_right: bool,
-    hash: HashAlgo,
     members: Vec<Noted>,
 }
 
@@ -167,13 +212,13 @@ impl Gather<'_> {
             self.done.note(self.progress, described, &error);
             return Ok(());
         };
-        let tape = Tape {
+        self.tape = Some(Tape {
             label: label.text().to_vec(),
             hash: hash.bytes(),
             pool: "any".to_owned(),
             block_bytes: crate::tape::write::BLOCK_BYTES,
-        };
-        (self.tape, self.is_put) = (Some(tape), false);
+        });
+        self.lot_of_tape = None;
         self.done.tapes += 1;
         let mut others = Vec::new();
         let progress = self.progress;
@@ -204,63 +249,56 @@ impl Gather<'_> {
         }
     }
 
-    fn put_document(&mut self, kind: Kind, member: &Member, content: &mut dyn Read) -> Result<()> {
-        let path = self.into.join(OsStr::from_bytes(&member.name));
-        let new = sys::new_name(&path);
-        let failed = |e| Error::io(format!("writing {}", quoted(&path)), e);
-        let mut options = sys::private_file();
-        let file = options.write(true).create(true).truncate(true).open(&new);
-        let mut file = file.map_err(failed)?;
-        copy_content(content, &mut file, &path)?;
-        drop(file);
-        let is_better = self.is_better(kind, &new, &path);
-        if !matches!(is_better, Ok(true)) {
-            std::fs::remove_file(&new).map_err(failed)?;
-            return is_better.map(|_| ());
-        }
-        std::fs::rename(&new, &path).map_err(failed)?;
-        self.done.documents += 1;
-        Ok(())
-    }
-
-    /// Whether a document is right, and not one that is there already, under the name `path`.
-    fn is_better(&self, kind: Kind, new: &Path, path: &Path) -> Result<bool> {
-        let is_there = path.symlink_metadata().is_ok();
-        if let Kind::Meta(id) = kind {
-            let index = meta_read::read_meta(new, &mut |_| Ok(()))?;
-            if index.id != id {
-                return Err(Error::corrupt("it is of another block"));
-            }
-            let len = |it: &Path| it.metadata().map_or(0, |it| it.len());
-            // Of two metas of a block the longer one knows of more files.
-            return Ok(len(new) > len(path));
-        }
-        let check = || self.progress.check();
-        let survey = history::survey(new, &check)?;
-        if !is_there {
+    /// Notes the tape of the archive at hand, and finds the lot of that; `false` if that cannot be.
+    fn settle(&mut self) -> Result<bool> {
+        let Some(begun) = &self.file else { return Ok(false) };
+        if begun.lot.is_some() {
             return Ok(true);
         }
-        let there = history::survey(path, &check)?;
-        if there.head.uuid != survey.head.uuid {
-            let what = format!(
-                "it is of another catalog than the tapes before it, whose run {} is {}: give only \
-                 tapes of one catalog",
-                there.head.run, there.head.uuid
-            );
-            return Err(Error::corrupt(what));
+        let (tape, sign) = (begun.tape.clone(), begun.sign.clone());
+        if !self.put_tape(&tape)? {
+            // Of one that is passed over no other file is looked at.
+            (self.tape, self.file) = (None, None);
+            return Ok(false);
         }
-        Ok(survey.head.format > there.head.format)
+        let is_same = |it: &(&u64, &Lot)| it.1.relation_to(&sign) == Relation::Same;
+        let is_told = sign.job.is_some() || sign.run.is_some();
+        let known = self.lots.iter().find(is_same).map(|it| *it.0);
+        let number = match known.or(self.lot_of_tape.filter(|_| !is_told)) {
+            Some(number) => number,
+            None => {
+                self.last_lot += 1;
+                let dir = self.staging.0.join(self.last_lot.to_string());
+                self.lots.insert(self.last_lot, Lot::new(dir)?);
+                self.last_lot
+            }
+        };
+        if let (Some(lot), Some(begun)) = (self.lots.get_mut(&number), &mut self.file) {
+            lot.hash = begun.hash.or(lot.hash);
+            lot.take(sign);
+            begun.lot = Some(number);
+        }
+        self.lot_of_tape = Some(number);
+        if self.file.as_ref().is_some_and(|it| !it.is_said && it.is_right) {
+            let name = self.name_of(format_args!(""));
+            self.note_wrong(name, &Error::corrupt("it has members of a catalog, but no job file"));
+        }
+        Ok(true)
     }
 
-    /// Notes the tape at hand, before the first of its files; `false` if that cannot be.
+    /// Notes a tape, before the first of its files; `false` if that cannot be.
     fn put_tape(&mut self, tape: &Tape) -> Result<bool> {
-        if self.read.get(&tape.label).is_some_and(|it| *it != tape.hash) {
-            let error = Error::new(ErrorKind::WrongTape, "another tape has the same label");
+        let known = self.read.get(&tape.label);
+        if known.is_some_and(|it| *it != tape.hash) {
+            let what = "another tape has the same label, and was read before: give only tapes of \
+                        one catalog, or leave that one out";
+            let error = Error::new(ErrorKind::WrongTape, what);
             self.done.note(self.progress, format!("tape {}", Quoted(&tape.label)), &error);
             return Ok(false);
         }
-        if !self.is_put {
-            // What was noted of it before may be of an attempt that was stopped.
+        if known.is_none() {
+            // What was noted of it before is of an attempt that was stopped. What another reading
+            // of this time has found counts as well.
             self.tapes.forget(&tape.label)?;
         }
         match self.tapes.put_tape(tape) {
@@ -271,7 +309,6 @@ impl Gather<'_> {
             put => put?,
         }
         self.read.insert(tape.label.clone(), tape.hash);
-        self.is_put = true;
         Ok(true)
     }
 
@@ -284,78 +321,81 @@ impl Gather<'_> {
         let read = content.take(MANIFEST_BYTES_MAX).read_to_end(&mut text);
         read.map_err(|e| Error::io("reading a volume manifest", e))?;
         match VolumeManifest::parse(&String::from_utf8_lossy(&text)) {
-            Ok(said) => self.said = Some(said),
-            Err(e) => self.done.note(self.progress, "a volume manifest".to_owned(), &e),
+            Ok(said) => {
+                if let Some(lot) = self.lot() {
+                    lot.take_volume(said);
+                }
+            }
+            Err(e) => self.bad(member, &e),
         }
         Ok(())
     }
 
-    /// Makes a volume of what has been gathered.
-    fn make_volume(&mut self) -> Result<()> {
-        self.progress.set_phase("making a volume");
-        if self.done.files == 0 {
-            let what = "no tape has an archive of a run: nothing to make a catalog of";
-            return Err(Error::new(ErrorKind::NotFound, what));
-        }
-        let said = self.said.take();
-        let settings = said.as_ref().and_then(|it| it.facts.clone()).map(|it| it.settings);
-        let config = VolumeConfig {
-            number: self.free_number()?,
-            uuid: uuid::Uuid::new_v4().to_string(),
-            path: self.into.to_path_buf(),
-            status: Status::Active,
-            reserve_percent: said.as_ref().map_or(RESERVE_PERCENT, |it| it.reserve_percent),
-        };
-        let facts = Facts {
-            number: config.number,
-            created: Time::now().secs,
-            settings: settings.unwrap_or_default(),
-        };
-        let hash = said.map_or(self.hash, |it| it.hash);
-        let into = self.into;
-        // All documents at once, before they are a volume's.
-        let synced = File::open(into).and_then(sys::target::sync_file_system);
-        synced.map_err(|e| Error::io(format!("syncing {}", quoted(into)), e))?;
-        Volume::create(into, &config, hash, facts, || make_index(into, &config, self.progress))
+    /// The lot of the archive at hand.
+    fn lot(&mut self) -> Option<&mut Lot> {
+        let number = self.file.as_ref()?.lot?;
+        self.lots.get_mut(&number)
     }
 
-    /// A number that none of the catalog's volumes has.
-    fn free_number(&self) -> Result<i64> {
-        let dir = self.into.join(manifest::DIR);
-        let failed = |e| Error::io(format!("listing {}", quoted(&dir)), e);
-        let mut newest = None;
-        for entry in std::fs::read_dir(&dir).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            newest = newest.max(name.to_str().and_then(manifest::run_of));
+    fn put_document(&mut self, kind: Kind, member: &Member, content: &mut dyn Read) -> Result<()> {
+        let progress = self.progress;
+        let Some(lot) = self.lot() else { return Ok(()) };
+        let run = std::str::from_utf8(&member.name).ok().and_then(|it| it.rsplit('/').next());
+        match (kind, run.and_then(copy::run_of)) {
+            (Kind::Catalog, Some(run)) => lot.put_copy(run, content, progress),
+            _ => lot.put((kind, &member.name), content, progress),
         }
-        let Some(run) = newest else { return Ok(1) };
-        let path = self.into.join(manifest::document_name(run));
-        // A damaged one is named when the catalog is made.
-        let survey = history::survey(&path, &|| self.progress.check());
-        let around = survey.ok().and_then(|it| it.head.around);
-        let numbers = around.iter().flat_map(|it| &it.volumes).map(|it| it.number);
-        Ok(numbers.max().unwrap_or(0).saturating_add(1))
     }
-}
 
-/// Writes the index of a volume as its metas have it.
-fn make_index(into: &Path, config: &VolumeConfig, progress: &Progress) -> Result<()> {
-    let store = std::sync::Arc::new(crate::volume::store::DirStore::new(into.to_path_buf()));
-    let volume = Volume { config: config.clone(), store };
-    let mut mender = IndexMender::new(&volume, 0)?;
-    let dir = into.join("meta");
-    let failed = |e| Error::io(format!("listing {}", quoted(&dir)), e);
-    for entry in std::fs::read_dir(&dir).map_err(failed)? {
-        progress.check()?;
-        let name = entry.map_err(failed)?.file_name();
-        let name = [b"meta/", name.as_bytes()].concat();
-        if let Kind::Meta(id) = Kind::of(&name)
-            && let Some(index) = meta_read::read_head(&volume, &id)
-        {
-            mender.append(&index, None)?;
+    /// Takes together what two readings of a tape file have found; `false` if the first one was
+    /// better, and counts alone.
+    fn unite(&mut self, begun: &mut Begun) -> Result<bool> {
+        let Begun { file, tape, members, .. } = begun;
+        let known = self.tapes.files(&tape.label)?;
+        let Some(known) = known.into_iter().find(|it| it.filenum == file.filenum) else {
+            return Ok(true);
+        };
+        match (known.verified, file.verified) {
+            (Some(_), Some(_)) => return Ok(known.ended < file.ended),
+            (Some(_), None) => return Ok(false),
+            (None, Some(_)) => return Ok(true),
+            (None, None) => {}
         }
+        let mut had = Vec::new();
+        self.tapes.members((&tape.label, file.filenum), &mut |it| {
+            had.push(it);
+            Ok(())
+        })?;
+        let is_said = !known.job.is_empty() && !file.job.is_empty();
+        if is_said && (&known.job, known.batch) != (&file.job, file.batch) {
+            return Ok(members.len() > had.len());
+        }
+        let places: BTreeSet<u64> = members.iter().map(|it| it.at).collect();
+        members.extend(had.into_iter().filter(|it| !places.contains(&it.at)));
+        if file.job.is_empty() {
+            (file.job, file.batch, file.ended) = (known.job, known.batch, known.ended);
+        }
+        file.bytes = file.bytes.max(known.bytes);
+        Ok(true)
     }
-    mender.commit()
+
+    fn bad(&mut self, member: &Member, error: &Error) {
+        let name = self.name_of(format_args!(": {}", Quoted(&member.name)));
+        self.note_wrong(name, error);
+    }
+
+    /// Notes what is wrong with the archive at hand.
+    fn note_wrong(&mut self, name: String, error: &Error) {
+        if let Some(begun) = &mut self.file {
+            begun.is_right = false;
+        }
+        self.done.note(self.progress, name, error);
+    }
+
+    fn name_of(&self, what: std::fmt::Arguments<'_>) -> String {
+        let Some(Begun { tape, file, .. }) = &self.file else { return format!("a tape{what}") };
+        format!("tape {}, file {}{what}", Quoted(&tape.label), file.filenum)
+    }
 }
 
 /// Whether the disk is at fault that takes what is read, or the wish to stop.
@@ -363,76 +403,94 @@ fn is_of_disk(error: &Error) -> bool {
     error.is_shortage() || matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Interrupted)
 }
 
-fn copy_content(content: &mut dyn Read, file: &mut File, path: &Path) -> Result<()> {
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        let len = match content.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(len) => len,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Error::io("reading a member", e)),
-        };
-        let written = file.write_all(buffer.get(..len).unwrap_or_default());
-        written.map_err(|e| Error::io(format!("writing {}", quoted(path)), e))?;
-    }
-}
-
 impl Visitor for Gather<'_> {
     fn begin(&mut self, file: &walk::File<'_>) -> Result<bool> {
-        let fields = &file.head.fields;
-        if fields.get("catalog").is_none() || fields.get("run").is_none() {
+        let Some(tape) = &self.tape else { return Ok(false) };
+        let (head, fields) = (file.head, &file.head.fields);
+        let is_ours = ["catalog", "run", "run-uuid"].iter().any(|it| fields.get(it).is_some());
+        // Without a job's fields its members say what it is.
+        if !is_ours && fields.get("job").is_some() {
             return Ok(false);
         }
         let word = |key| fields.get(key).and_then(|it| std::str::from_utf8(it).ok());
-        if let Some(hash) = word("hash").and_then(|it| it.parse().ok()) {
-            self.hash = hash;
-        }
-        let Some(mut tape) = self.tape.take() else { return Ok(false) };
+        let mut tape = tape.clone();
         tape.pool = word("pool").unwrap_or("any").to_owned();
-        tape.block_bytes = u32::try_from(file.block_bytes).unwrap_or(u32::MAX).max(1);
-        let is_put = self.put_tape(&tape)?;
-        // Of one that is passed over no other file is looked at.
-        self.tape = Some(tape).filter(|_| is_put);
-        if !is_put {
-            return Ok(false);
+        if let Some(len) = u32::try_from(file.block_bytes).ok().filter(|it| *it > 0) {
+            tape.block_bytes = len;
         }
-        let (job, batch) = file.head.job.clone().unwrap_or_default();
-        self.file = Some(TapeFile {
-            filenum: file.filenum,
-            position: file.position,
-            bytes: 0,
-            job,
-            batch,
-            ended: Time { secs: file.head.batch.number("added").unwrap_or(0), nanos: 0 },
-            verified: None,
+        let batch = head.job.as_ref().map(|it| it.1);
+        let mut sign = Sign::of(fields);
+        sign.job = head.job.as_ref().map(|it| it.0.clone()).or(sign.job);
+        self.file = Some(Begun {
+            file: TapeFile {
+                filenum: file.filenum,
+                position: file.position,
+                bytes: 0,
+                job: sign.job.clone().unwrap_or_default(),
+                batch: batch.unwrap_or_default(),
+                ended: Time { secs: head.batch.number("added").unwrap_or(0), nanos: 0 },
+                verified: None,
+            },
+            tape,
+            sign,
+            is_said: is_ours,
+            has_batch: batch.is_some(),
+            lot: None,
+            hash: word("hash").and_then(|it| it.parse().ok()),
+            is_right: true,
+            members: Vec::new(),
         });
-        self.members.clear();
-        self.is_right = true;
-        Ok(true)
+        if let Some(damage) = &head.damage {
+            let name = self.name_of(format_args!(""));
+            self.note_wrong(name, damage);
+        }
+        if is_ours { self.settle() } else { Ok(true) }
+    }
+
+    fn own(&mut self, own: Own<'_>, _content: &mut dyn Read) -> Result<()> {
+        let Some(Begun { file, sign, has_batch, .. }) = &mut self.file else { return Ok(()) };
+        if *has_batch {
+            return Ok(());
+        }
+        file.job = own.job().to_owned();
+        sign.job = Some(file.job.clone());
+        if let Own::Batch(_, number) | Own::Sums(_, number) = own {
+            (file.batch, *has_batch) = (number, true);
+        }
+        Ok(())
     }
 
     fn member(&mut self, member: &Member, at: u64, content: &mut dyn Read) -> Result<()> {
         let kind = Kind::of(&member.name);
+        let is_known = self.file.as_ref().is_some_and(|it| it.lot.is_some());
+        if !is_known && (kind == Kind::Other || !self.settle()?) {
+            return Ok(());
+        }
+        let hash = self.file.as_ref().and_then(|it| it.hash);
         match kind {
-            Kind::Block(id) => match prove(kind, self.hash, content) {
-                Ok(true) => {
-                    let (len, item) = (member.header.size, Item::Block(id));
-                    self.members.push(Noted { at, len, item });
-                    self.done.blocks += 1;
-                    self.done.bytes += len;
+            Kind::Block(id) => {
+                let proved = match hash {
+                    Some(hash) => prove(kind, hash, content),
+                    None => proved_by(&id, content).map(|it| it.is_some()),
+                };
+                match (proved, &mut self.file) {
+                    (Ok(true), Some(begun)) => {
+                        let (len, item) = (member.header.size, Item::Block(id));
+                        begun.members.push(Noted { at, len, item });
+                    }
+                    (Err(e), _) => self.bad(member, &e),
+                    _ => self.bad(member, &Error::corrupt("its bytes have another hash")),
                 }
-                Ok(false) => self.bad(member, &Error::corrupt("its bytes have another hash")),
-                Err(e) => self.bad(member, &e),
-            },
+            }
             Kind::Guide if member.name == GUIDE_NAME => {}
             Kind::Guide => self.put_guide(member, content)?,
-            // It is of a catalog that has other volumes; what it knows is in the manifests too.
-            Kind::Catalog => {}
-            Kind::Meta(_) | Kind::Manifest => match self.put_document(kind, member, content) {
-                Err(e) if is_of_disk(&e) => return Err(e),
-                Err(e) => self.bad(member, &e),
-                Ok(()) => {}
-            },
+            Kind::Catalog | Kind::Meta(_) | Kind::Manifest => {
+                match self.put_document(kind, member, content) {
+                    Err(e) if is_of_disk(&e) => return Err(e),
+                    Err(e) => self.bad(member, &e),
+                    Ok(()) => {}
+                }
+            }
             Kind::Other => self.bad(member, &Error::corrupt("it is nothing of a catalog")),
         }
         Ok(())
@@ -443,31 +501,24 @@ impl Visitor for Gather<'_> {
     }
 
     fn end(&mut self, bytes: u64, error: Option<Error>) -> Result<()> {
-        let (Some(tape), Some(file)) = (&self.tape, self.file.take()) else { return Ok(()) };
         if let Some(e) = error {
-            let name = format!("tape {}, file {}", Quoted(&tape.label), file.filenum);
-            self.done.note(self.progress, name, &e);
-            self.is_right = false;
+            let name = self.name_of(format_args!(""));
+            self.note_wrong(name, &e);
         }
-        let verified = self.is_right.then(Time::now);
-        let mut noting = self.tapes.begin(&tape.label, &TapeFile { bytes, verified, ..file })?;
-        self.members.iter().try_for_each(|it| noting.add(it))?;
-        noting.finish()?;
-        self.members.clear();
-        self.done.files += 1;
+        let Some(mut begun) = self.file.take() else { return Ok(()) };
+        let Some(lot) = begun.lot else { return Ok(()) };
+        begun.file.bytes = bytes;
+        begun.file.verified = begun.is_right.then(Time::now);
+        if self.unite(&mut begun)? {
+            let mut noting = self.tapes.begin(&begun.tape.label, &begun.file)?;
+            begun.members.iter().try_for_each(|it| noting.add(it))?;
+            noting.finish()?;
+        }
+        if let Some(lot) = self.lots.get_mut(&lot) {
+            lot.take(Sign { job: begun.sign.job, ..Sign::default() });
+            lot.files.insert((begun.tape.label, begun.file.filenum));
+        }
+        self.lot_of_tape = Some(self.link(lot)?);
         Ok(())
-    }
-}
-
-impl Gather<'_> {
-    fn bad(&mut self, member: &Member, error: &Error) {
-        self.is_right = false;
-        self.done.note(self.progress, self.name_of(member), error);
-    }
-
-    fn name_of(&self, member: &Member) -> String {
-        let label = self.tape.as_ref().map(|it| Quoted(&it.label).to_string()).unwrap_or_default();
-        let file = self.file.as_ref().map_or(0, |it| it.filenum);
-        format!("tape {label}, file {file}: {}", Quoted(&member.name))
     }
 }

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::catalog::tapes::KnownTape;
+use crate::catalog::tapes::{KnownTape, Tapes};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::{self, c, quoted};
-use crate::tape::drive::Access;
+use crate::tape::drive::{Access, Moved, Read};
 use crate::tape::image::LOADED;
 use crate::tape::label::LabelHash;
 use crate::tape::load;
@@ -30,6 +30,45 @@ pub struct Shelf {
     drives: Vec<PathBuf>,
     /// The labels of images that were opened once, `None` for one that has none.
     labels: BTreeMap<PathBuf, Option<Vec<u8>>>,
+    /// The catalog whose tapes are wanted: what is known of them tells two of one label apart.
+    catalog: Option<PathBuf>,
+}
+
+/// A tape that is looked for.
+struct Wanted<'a> {
+    label: &'a [u8],
+    known: Option<KnownTape>,
+    /// Where its last tape file begins that is known.
+    last: Option<u64>,
+}
+
+/// How well an image fits that has the wanted label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// It is another tape.
+    Other,
+    /// It ends before what is known to be on the tape, like a copy of before.
+    Short,
+    /// It is what was wanted.
+    Whole,
+}
+
+impl Wanted<'_> {
+    fn fit(&self, loaded: &mut Loaded) -> Fit {
+        if expect_known(loaded, self.known.as_ref()).is_err() {
+            return Fit::Other;
+        }
+        let Some(last) = self.last else { return Fit::Whole };
+        let drive = loaded.drive();
+        let is_there = match drive.locate(last) {
+            Ok(Moved::There) => {
+                // A block that is too long or cannot be read is one none the less.
+                !matches!(drive.read(&mut [0; 1]), Ok(Read::EndOfData | Read::Filemark))
+            }
+            _ => false,
+        };
+        if is_there { Fit::Whole } else { Fit::Short }
+    }
 }
 
 impl Shelf {
@@ -54,6 +93,18 @@ impl Shelf {
         Ok(shelf)
     }
 
+    /// Prefers, of two images of one label, the tape that the catalog at `catalog` knows.
+    pub fn for_catalog(self, catalog: &Path) -> Shelf {
+        Shelf { catalog: Some(catalog.to_path_buf()), ..self }
+    }
+
+    fn wanted<'a>(&self, label: &'a [u8]) -> Result<Wanted<'a>> {
+        let tapes = self.catalog.as_deref().map_or(Ok(None), Tapes::look)?;
+        let Some(tapes) = tapes else { return Ok(Wanted { label, known: None, last: None }) };
+        let last = tapes.files(label)?.pop().map(|it| it.position);
+        Ok(Wanted { label, known: tapes.tape(label)?, last })
+    }
+
     /// A drive, and no images.
     fn of_drive(device: PathBuf) -> Shelf {
         Shelf { drives: vec![device], ..Shelf::default() }
@@ -75,7 +126,7 @@ impl Shelf {
     /// The tape with this label; `None` if it is not there. A person is asked to put it into the
     /// first drive, when none has it.
     pub fn get(&mut self, label: &[u8], ask: &mut Ask<'_>) -> Result<Option<Loaded>> {
-        match self.image(label) {
+        match self.wanted(label).and_then(|it| self.image(&it)) {
             Ok(None) => {}
             Err(e) if !self.drives.is_empty() && !e.is_shortage() => {
                 log::warn!("tape {} is looked for in drives: {e}", Quoted(label));
@@ -112,41 +163,49 @@ impl Shelf {
         }
     }
 
-    /// The image with this label. Each is opened once for all labels, as long as what is known of
-    /// them holds.
-    fn image(&mut self, label: &[u8]) -> Result<Option<Loaded>> {
-        let is_it = |it: &Option<Vec<u8>>| it.as_deref() == Some(label);
-        let known = self.labels.iter().find(|it| is_it(it.1)).map(|it| it.0.clone());
-        if let Some(path) = known {
-            match Loaded::open(&path, Access::Read) {
-                Ok(it) if it.label().is_some_and(|it| it.text() == label) => return Ok(Some(it)),
-                Err(e) if e.is_shortage() => return Err(e),
-                // Somebody has changed it, or taken it away.
-                _ => self.labels.clear(),
-            }
-        }
+    /// The image that is wanted, or else one with its label that fits best, so that it can be said
+    /// what is wrong with that.
+    fn image(&mut self, wanted: &Wanted<'_>) -> Result<Option<Loaded>> {
+        let is_it = |it: &Option<Vec<u8>>| it.as_deref() == Some(wanted.label);
         let mut images = self.images()?;
-        // Those that are not known come first; of the others one may have another label by now.
-        images.sort_by_key(|it| self.labels.contains_key(it));
-        let mut failed = None;
+        // Those that had the label come first, then those that are not known; of the others one may
+        // have another label by now.
+        images.sort_by_key(|it| match self.labels.get(it) {
+            Some(known) if is_it(known) => 0,
+            None => 1,
+            Some(_) => 2,
+        });
+        let (mut best, mut failed): (Option<(Fit, Loaded)>, _) = (None, None);
         for path in images {
-            let loaded = match Loaded::open(&path, Access::Read) {
+            let mut loaded = match Loaded::open(&path, Access::Read) {
                 Ok(loaded) => loaded,
                 Err(e) if e.is_shortage() => return Err(e),
                 Err(e) => {
                     // It may be in another one.
                     failed.get_or_insert(e);
+                    self.labels.remove(&path);
                     continue;
                 }
             };
             let found = loaded.label().map(|it| it.text().to_vec());
-            let is_it = is_it(&found);
+            let has_label = is_it(&found);
             self.labels.insert(path, found);
-            if is_it {
+            if !has_label {
+                continue;
+            }
+            let fit = wanted.fit(&mut loaded);
+            if fit == Fit::Whole {
                 return Ok(Some(loaded));
             }
+            log::info!("{} is no whole tape of that label: {fit:?}", quoted(loaded.name()));
+            if best.as_ref().is_none_or(|it| it.0 < fit) {
+                best = Some((fit, loaded));
+            }
         }
-        failed.map_or(Ok(None), Err)
+        match best {
+            Some((_, loaded)) => Ok(Some(loaded)),
+            None => failed.map_or(Ok(None), Err),
+        }
     }
 
     /// Gives all tapes, one after another.

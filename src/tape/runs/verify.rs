@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use super::shelf::expect_known;
-use super::walk::{self, Visitor, prove, walk};
+use super::walk::{self, Visitor, prove, read_whole, walk};
 use super::{Kind, PROBLEMS_MAX};
 use crate::catalog::Reader;
 use crate::catalog::tapes::{Item, Member as Noted, TapeFile as Known, Tapes};
@@ -21,7 +21,7 @@ use crate::sys::Time;
 use crate::tape::cpio::Member;
 use crate::tape::drive::Moved;
 use crate::tape::loaded::Loaded;
-use crate::tape::read::{TapeFile, Visit};
+use crate::tape::read::{Own, TapeFile, Visit};
 use crate::tape::sums::{self, Sum, Summer};
 use crate::tape::verify::unwrapped;
 use crate::volume::BlockId;
@@ -281,18 +281,13 @@ fn prove_at(file: &mut TapeFile<'_, '_>, member: &Noted, hash: HashAlgo) -> Resu
         Item::Block(id) => (hash.hasher(), id),
         Item::Document(_, digest) => (HashAlgo::Blake3.hasher(), digest),
     };
-    let mut buffer = vec![0; 256 << 10];
     let mut left = member.len;
-    while left > 0 {
-        let len = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-        let len = match file.read(buffer.get_mut(..len).unwrap_or_default()) {
-            Ok(0) => return Err(Error::corrupt("the tape file ends in the middle of it")),
-            Ok(len) => len,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(unwrapped(e)),
-        };
-        hasher.update(buffer.get(..len).unwrap_or_default());
-        left -= len as u64;
+    read_whole(&mut Read::take(&mut *file, left), &mut |bytes| {
+        hasher.update(bytes);
+        left -= bytes.len() as u64;
+    })?;
+    if left > 0 {
+        return Err(Error::corrupt("the tape file ends in the middle of it"));
     }
     match hasher.finish() == *wanted {
         true => Ok(()),
@@ -338,7 +333,10 @@ impl Visitor for Verify<'_> {
         Ok(())
     }
 
-    fn sums(&mut self, content: &mut dyn Read) -> Result<()> {
+    fn own(&mut self, own: Own<'_>, content: &mut dyn Read) -> Result<()> {
+        if !matches!(own, Own::Sums(..)) {
+            return Ok(());
+        }
         let mut lines = BufReader::new(content);
         let mut line = Vec::new();
         loop {
@@ -417,13 +415,6 @@ impl Visitor for Verify<'_> {
 /// The sum of a content.
 fn sum_of(content: &mut dyn Read) -> Result<Sum> {
     let mut summer = Summer::default();
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match content.read(&mut buffer) {
-            Ok(0) => return Ok(summer.sum()),
-            Ok(len) => summer.add(buffer.get(..len).unwrap_or_default()),
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(unwrapped(e)),
-        }
-    }
+    read_whole(content, &mut |bytes| summer.add(bytes))?;
+    Ok(summer.sum())
 }
