@@ -147,6 +147,8 @@ mod tape_label;
 mod tape_read;
 /// Reading jobs back, and checking tapes.
 mod tape_readback;
+/// Files, archives and reads that were never whole.
+mod tape_unwhole;
 /// Rules of the house, checked on the sources.
 mod tidy;
 /// What a validation looks at, finds and remembers.

@@ -90,7 +90,8 @@ pub fn scan(spool: &Spool, args: &ScanArgs) -> Result<u8> {
             What::Archive(head) => match &head.job {
                 Some((job, batch)) => {
                     let count = head.count().map(|it| format!(" {it}")).unwrap_or_default();
-                    format!("{job} {batch}{count}")
+                    let damage = head.damage.as_ref().map(|it| format!(": {it}"));
+                    format!("{job} {batch}{count}{}", damage.unwrap_or_default())
                 }
                 None => "an archive of no job".to_owned(),
             },

@@ -374,7 +374,9 @@ pub fn ck(spool: &Spool, args: &CkArgs) -> Result<u8> {
                 "file {filenum} position {position}: {whose}, {files} files, {bytes} bytes, {sums}"
             ))
         }
-        Said::Wrong(Some(filenum), what) => out.line(&format!("file {filenum}: {what}")),
+        Said::Wrong(Some(filenum), what) | Said::Note(filenum, what) => {
+            out.line(&format!("file {filenum}: {what}"))
+        }
         Said::Wrong(None, what) => out.line(&what),
     };
     let checked =
