@@ -285,3 +285,118 @@ fn a_job_that_cannot_be_written_does_not_stop_the_others() {
     assert_eq!(said.lines().count(), 1, "{said}");
     assert_eq!(place.ok(&["t0job", "-l"]).lines().count(), 2, "{jobs:?}");
 }
+
+#[test]
+fn jobs_that_are_named_do_not_stop_each_other() {
+    let place = with_changer(&["A"]);
+    place.ok(&["t0load", "A"]);
+    place.ok(&["t0label", "-w", "A"]);
+    for dir in ["one", "two"] {
+        fs::create_dir(place.base.join(dir)).unwrap();
+        fs::write(place.base.join(dir).join(dir), dir).unwrap();
+    }
+    let gone = queued(&place, "one", "", "one\n");
+    let good = queued(&place, "two", "", "two\n");
+    let reads = place.ok(&["t0job", "-c", "-r"]);
+    place.ok(&["t0job", "-a", &reads, "/etc/passwd"]);
+    fs::remove_dir_all(place.base.join("one")).unwrap();
+    let unknown = "28970c2a-8eea-4060-8fc9-574e562fda12";
+    let said = place.fails(1, &["t0write", unknown, &gone, &reads, &good]);
+    for (job, why) in
+        [(unknown, "there is no job"), (&gone, "opening the root"), (&reads, "is one that reads")]
+    {
+        let line = said.lines().find(|it| it.contains(job));
+        assert!(line.is_some_and(|it| it.contains(why)), "{job}: {said}");
+    }
+    let left = place.ok(&["t0job", "-l"]);
+    assert!(left.contains(&format!("r w {gone}")) && !left.contains(&good), "{left}");
+    assert!(place.ok(&["t0ck"]).starts_with("tape A"));
+    assert!(place.ok(&["t0find", place.base.join("two/two").to_str().unwrap()]).starts_with("A 1"));
+}
+
+#[test]
+fn a_job_that_cannot_be_read_does_not_stop_the_others() {
+    let place = with_changer(&["one", "two"]);
+    for (barcode, label) in [("two", "T2"), ("one", "T1")] {
+        place.ok(&["t0load", barcode]);
+        place.ok(&["t0label", "-w", label]);
+        fs::write(place.base.join(format!("on {label}")), label).unwrap();
+        queued(&place, ".", "", &format!("on {label}\n"));
+        place.ok(&["t0write", "-a"]);
+    }
+    let image = place.image("two");
+    fs::rename(&image, place.base.join("away.tap")).unwrap();
+    let root = format!("root={}", place.base.join(".").display());
+    let reads = |batches: &[&str]| {
+        let job = place.ok(&["t0job", "-c", "-r", "-p", &root]);
+        batches.iter().for_each(|it| drop(place.ok(&["t0job", "-a", &job, it])));
+        place.ok(&["t0queue", "-a", &job]);
+        job
+    };
+    // Links are in the order of their times.
+    let away = reads(&["on T2"]);
+    let both = reads(&["on T2", "on T1"]);
+    let here = reads(&["on T1"]);
+    let out = place.base.join("out");
+    fs::create_dir(&out).unwrap();
+    let line = ["t0read", "-a", "-f", "-C", out.to_str().unwrap()];
+    let said = place.fails(7, &line);
+    assert_eq!(said.matches("it stays in the queue").count(), 2, "{said}");
+    assert!(out.join("on T1").exists() && !out.join("on T2").exists(), "{said}");
+    assert_eq!(place.ok(&["t0queue"]), format!("{away}\n{both}"));
+    let (both, here) = (place.spool().job(&both).unwrap(), place.spool().job(&here).unwrap());
+    assert!(here.is_archived() && !both.is_archived());
+    assert!(both.dir().join("r1").exists() && both.dir().join("b0").exists());
+    fs::rename(place.base.join("away.tap"), &image).unwrap();
+    place.ok(&line);
+    assert_eq!(fs::read(out.join("on T2")).unwrap(), b"T2");
+    assert_eq!(place.ok(&["t0queue"]), "");
+}
+
+#[test]
+fn relative_paths_are_of_who_gives_them() {
+    let place = Place::new();
+    for dir in ["a/data", "b/data"] {
+        fs::create_dir_all(place.base.join(dir)).unwrap();
+        fs::write(place.base.join(dir).join("f"), dir).unwrap();
+    }
+    let (a, b) = (place.base.join("a"), place.base.join("b"));
+    let within = |dir: &Path, line: &[&str], input: &str| {
+        let (code, said) = place.feed_in(dir, line, input);
+        assert_eq!(code, 0, "{line:?}: {said}");
+        said.trim_end().to_owned()
+    };
+    // A drive and its changer.
+    fs::create_dir(a.join("drive")).unwrap();
+    fs::create_dir(a.join("shelf")).unwrap();
+    Image::create(&a.join("shelf/one.tap"), &Medium::default()).unwrap();
+    within(&a, &["t0p", "init", "-d", "d0", "drive", "--changer", "shelf"], "");
+    within(&b, &["t0load", "one"], "");
+    within(&b, &["t0label", "-w", "T1"], "");
+    // Root and receipt, of a new job and of one that is there.
+    let one = within(&a, &["t0job", "-c", "-p", "root=data", "-p", "receipt=receipts"], "");
+    let two = within(&b, &["t0job", "-c"], "");
+    within(&a, &["t0job", "-p", "root=./data", "-p", "receipt=receipts", &two], "");
+    for job in [&one, &two] {
+        within(&a, &["t0job", "-a", job], "f\n");
+        within(&a, &["t0queue", "-a", job], "");
+    }
+    within(&b, &["t0write", "-a"], "");
+    let found = within(&b, &["t0find", a.join("data/f").to_str().unwrap()], "");
+    assert_eq!(found.lines().count(), 2, "{found}");
+    let receipts = fs::read_to_string(a.join("receipts")).unwrap();
+    assert_eq!(receipts.matches("%receipt\n").count(), 2, "{receipts}");
+    let out = place.base.join("out");
+    fs::create_dir(&out).unwrap();
+    within(&b, &["t0read", "-C", "../out", &one], "");
+    assert_eq!(fs::read(out.join("f")).unwrap(), b"a/data");
+    // One that somebody else has written into the job file.
+    let job = within(&a, &["t0job", "-c", "-p", "root=data"], "");
+    within(&a, &["t0job", "-a", &job], "f\n");
+    let wjob = place.base.join("spool/job").join(&job).join("wjob");
+    let text = fs::read_to_string(&wjob).unwrap();
+    let root = format!("root {}", a.join("data").display());
+    fs::write(&wjob, text.replace(&root, "root data")).unwrap();
+    let (code, said) = place.feed_in(&b, &["t0write", &job], "");
+    assert!(code == 2 && said.contains("its root data is relative to nothing"), "{code} {said}");
+}

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use super::exit;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tape::drive::Access;
 use crate::tape::load::Station;
 use crate::tape::loaded::Loaded;
@@ -145,6 +145,11 @@ impl Device {
     }
 }
 
+/// A path as it is for other processes too.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io("finding the current directory", e))
+}
+
 /// The words of a line that is for t0p; `None` if it is not.
 pub fn words(words: &[OsString]) -> Option<Vec<OsString>> {
     let (program, rest) = words.split_first()?;
@@ -184,9 +189,9 @@ fn run(verb: &Verb) -> Result<u8> {
     if let Verb::Init(args) = verb {
         let spool = Spool::create(&root())?;
         if let (Some(drive), Some(device)) = (&args.drive, &args.device) {
-            let drive = spool.add_drive(drive, device)?;
+            let drive = spool.add_drive(drive, &absolute(device)?)?;
             if let Some(changer) = &args.changer {
-                drive.set_changer(changer, args.changer_drive)?;
+                drive.set_changer(&absolute(changer)?, args.changer_drive)?;
             }
         }
         return Ok(exit::DONE);

@@ -1,6 +1,7 @@
 //! `t0read` and `t0ck`.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -211,13 +212,23 @@ pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
     progress.set_phase("reading");
     let is_wanted = |name: &[u8]| files.has(name);
     let is_wanted = (!words.is_empty()).then_some(&is_wanted as &IsWanted<'_>);
+    let mut failed = None;
     let done = bar::with_bar(&progress, || match (&job, args.file) {
         (Some((job, number)), _) => read_job(spool, &mut reading, job, *number, is_wanted),
         (None, Some(filenum)) => reading.tape_file(filenum, is_wanted),
         (None, None) => {
             let queue = spool.queue(&drive, args.queue.as_deref())?;
-            while let Some(job) = queue.next(JobKind::Read)? {
-                reading.job(job)?;
+            let mut left = BTreeSet::new();
+            while let Some(job) = queue.next_but(JobKind::Read, &left)? {
+                let uuid = job.uuid().to_owned();
+                match reading.job(job) {
+                    Err(e) if !ends_all(&e) => {
+                        eprintln!("t0p: {e}; it stays in the queue");
+                        failed.get_or_insert(exit::of_kind(e.kind()));
+                        left.insert(uuid);
+                    }
+                    done => done?,
+                }
             }
             Ok(())
         }
@@ -236,10 +247,11 @@ pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
     }
     done.and(finished)?;
     let is_missing = files.tell_missing();
-    Ok(match tally.errors {
-        0 if is_missing => exit::FAILED,
-        0 => exit::DONE,
-        _ => code.load(Ordering::Relaxed),
+    Ok(match (failed, tally.errors) {
+        (Some(code), _) => code,
+        (None, 0) if is_missing => exit::FAILED,
+        (None, 0) => exit::DONE,
+        (None, _) => code.load(Ordering::Relaxed),
     })
 }
 
