@@ -149,6 +149,8 @@ mod tape_read;
 mod tape_readback;
 /// Files, archives and reads that were never whole.
 mod tape_unwhole;
+/// Questions to who sits at the terminal.
+mod tape_asking;
 /// Rules of the house, checked on the sources.
 mod tidy;
 /// What a validation looks at, finds and remembers.
