@@ -151,6 +151,8 @@ mod tape_readback;
 mod tape_unwhole;
 /// Questions to who sits at the terminal.
 mod tape_asking;
+/// Following what a drive does.
+mod tape_watch;
 /// Rules of the house, checked on the sources.
 mod tidy;
 /// What a validation looks at, finds and remembers.

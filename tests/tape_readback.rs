@@ -653,7 +653,14 @@ fn a_drive_is_moved_and_asked() {
     place.ok(&["t0job", "-a", &job, "/etc/passwd"]);
     let dir = place.base.join("spool/job").join(&job);
     fs::create_dir(dir.join("@busy")).unwrap();
-    assert!(place.ok(&["t0watch", "-n"]).starts_with("busy T1"));
+    assert_eq!(place.ok(&["t0watch", "--interval", "0.05"]), "idle T1");
+    assert_eq!(place.ok(&["t0job", "-l"]), format!("n w {job}"));
+    assert_eq!(place.ok(&["t0tapes"]), "loaded T1");
+    assert_eq!(
+        place.ok(&["t0reset", "-n"]),
+        format!("job {job} would not be busy any more\ndrive d0 would be rewound")
+    );
+    assert!(dir.join("@busy").exists() && drive.join("@busy").exists());
     assert!(place.ok(&["t0reset"]).contains(&job));
     assert!(!dir.join("@busy").exists() && drive.join("@idle").exists());
     assert_eq!(place.ok(&["t0watch", "--interval", "0.05"]), "idle T1");

@@ -226,7 +226,9 @@ fn a_spool_of_the_original_program_opens_and_its_interrupted_job_goes_on() {
     let spool = Spool::open(&base).unwrap();
     let drive = spool.drive(None).unwrap();
     assert_eq!((drive.name(), drive.device().unwrap()), (OsStr::new("x"), "/dev/nst1".into()));
-    assert_eq!(drive.status().unwrap(), DriveStatus::Busy);
+    // Its worker is not there any more.
+    assert!(drive.dir().join("@busy").exists());
+    assert_eq!(drive.status().unwrap(), DriveStatus::Idle);
     let tape = drive.tape().unwrap().unwrap();
     assert_eq!(tape.name(), b"T 1");
     assert_eq!(tape.label().unwrap().unwrap().get(b"owner"), Some(&b"me"[..]));

@@ -400,3 +400,73 @@ fn relative_paths_are_of_who_gives_them() {
     let (code, said) = place.feed_in(&b, &["t0write", &job], "");
     assert!(code == 2 && said.contains("its root data is relative to nothing"), "{code} {said}");
 }
+
+#[test]
+fn what_is_only_tried_does_nothing_and_another_tape_is_refused() {
+    let place = with_changer(&["T1", "T2"]);
+    for label in ["T2", "T1"] {
+        place.ok(&["t0load", label]);
+        place.ok(&["t0label", "-w", label]);
+    }
+    fs::write(place.base.join("file"), "content").unwrap();
+    let job = queued(&place, ".", "", "file\n");
+    place.ok(&["t0write", "-a"]);
+    let batch = format!("{job}/0");
+    let spool = place.base.join("spool");
+    let dead = place.ok(&["t0job", "-c"]);
+    fs::create_dir(spool.join("job").join(&dead).join("@busy")).unwrap();
+    // Nothing in the drive is moved or noted, which the times of its directory would tell.
+    let changed = || fs::metadata(spool.join("drive/d0")).unwrap().modified().unwrap();
+    let before = changed();
+    for (line, said) in [
+        (&["t0seek", "-n", "2"][..], "drive d0 would go to file 2"),
+        (&["t0seek", "-n", "-1"], "drive d0 would go to -1 tape files from where it stands"),
+        (&["t0seek", "-n", "-t", "T1", &batch], "drive d0 would go to file 1 of tape T1"),
+        (&["t0scan", "-n"], "tape T1 would be looked at from file 0 on"),
+        (&["t0ck", "-n"], "tape T1 would be read from its beginning to its end"),
+        (&["t0read", "-n", "--file", "3"], "file 3 of tape T1"),
+        (&["t0load", "-n"], "the tape that is in the drive would be noted"),
+        (&["t0load", "-n", "T2"], "T2 would be loaded"),
+        (&["t0eject", "-n"], "tape T1 would be given out"),
+        (&["t0watch", "-n"], "idle T1"),
+    ] {
+        assert_eq!(place.ok(line), said, "{line:?}");
+    }
+    let said = place.ok(&["t0reset", "-n", "-t", "T1"]);
+    assert!(said.starts_with(&format!("job {dead} would not be busy")), "{said}");
+    assert_eq!(changed(), before);
+    for verb in ["t0tell", "t0stat", "t0reset", "t0scan", "t0ck", "t0eject", "t0watch", "t0label"] {
+        for dry in [&[][..], &["-n"]] {
+            let line = [&[verb, "-t", "T2"], dry].concat();
+            let said = place.fails(7, &line);
+            assert!(said.contains("wanted is tape T2"), "{line:?}: {said}");
+        }
+        assert!(spool.join("job").join(&dead).join("@busy").exists(), "{verb}");
+    }
+    assert_eq!(place.code(&["t0seek", "-n", "-t", "T2", "1"]), 7);
+    assert!(place.fails(7, &["t0load", "-t", "T2", "T1"]).ends_with("wanted is tape T2"));
+    place.ok(&["t0load", "-t", "T1", "T1"]);
+    for verb in ["t0tell", "t0stat", "t0reset", "t0eject"] {
+        place.ok(&[verb, "-t", "T1"]);
+    }
+}
+
+#[test]
+fn a_receipt_that_cannot_be_written_is_told_before_anything_is() {
+    let place = with_changer(&["T1"]);
+    place.ok(&["t0load", "T1"]);
+    // Scripts get labels as they are.
+    let label = "a\\b";
+    place.ok(&["t0label", "-w", label]);
+    assert_eq!(place.ok(&["t0label"]), label);
+    place.ok(&["t0label", "-k", &place.ok(&["t0label"])]);
+    fs::write(place.base.join("file"), "content").unwrap();
+    let job = queued(&place, ".", "", "file\n");
+    let said = place.fails(1, &["t0write", "-a", "-y", "/no/such/file"]);
+    assert!(said.contains("writing /no/such/file"), "{said}");
+    assert_eq!(place.ok(&["t0job", "-l"]), format!("r w {job}"));
+    assert_eq!(place.ok(&["t0scan"]).lines().count(), 1);
+    // A pool names tapes that are still to come.
+    fs::write(place.base.join("spool/pool/mine"), format!("T9\n{label}\n")).unwrap();
+    assert_eq!(place.ok(&["t0tapes", "--pool", "mine"]), "unknown T9\nloaded a\\\\b");
+}

@@ -179,7 +179,7 @@ fn list(spool: &Spool, with_done: bool) -> Result<u8> {
     let mut out = show::Out::new();
     for uuid in spool.jobs(with_done)? {
         let job = spool.job(&uuid)?;
-        let mark = match job.status()? {
+        let mark = match spool.status_of(&job)? {
             Some(JobStatus::Busy) => "*",
             Some(JobStatus::Ready) => "r",
             Some(JobStatus::Done) if !with_done => continue,
@@ -198,7 +198,7 @@ fn show_job(spool: &Spool, uuid: &str) -> Result<()> {
     for (key, value) in job.fields().iter() {
         out.line(&format!("{} {}", Quoted(key), Quoted(value)))?;
     }
-    if let Some(status) = job.status()? {
+    if let Some(status) = spool.status_of(&job)? {
         out.line(&format!("status {}", status.as_str()))?;
     }
     for id in job.batches()? {

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use clap::{ArgGroup, Args};
 
-use super::Device;
 use super::jobs::name_of;
+use super::{Device, noted};
 use crate::cli::{bar, exit, show, terminal};
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::{Progress, Said as ProgressSaid};
@@ -166,6 +166,7 @@ pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
     }
     let files = Files::parse(words);
     if args.device.is_dry {
+        args.device.expect_noted(&drive)?;
         return dry_run(spool, args, job.as_ref());
     }
     let taken = drive.take()?;
@@ -316,6 +317,10 @@ fn dry_run(spool: &Spool, args: &ReadArgs, job: Option<&(String, Option<u64>)>) 
                 }
             }
         }
+        None if args.file.is_some() => {
+            let tape = noted(&args.device.drive(spool)?)?;
+            out.line(&format!("file {} of {tape}", args.file.unwrap_or_default()))?;
+        }
         None => {
             let drive = args.device.drive(spool)?;
             for name in spool.queue(&drive, args.queue.as_deref())?.list()? {
@@ -362,6 +367,12 @@ fn list(
 
 pub fn ck(spool: &Spool, args: &CkArgs) -> Result<u8> {
     let drive = args.device.drive(spool)?;
+    if args.device.is_dry {
+        args.device.expect_noted(&drive)?;
+        let tape = noted(&drive)?;
+        show::say(format_args!("{tape} would be read from its beginning to its end"));
+        return Ok(exit::DONE);
+    }
     let taken = drive.take()?;
     let mut loaded = load::open_noted(spool, &taken, Access::Read)?;
     args.device.expect(&loaded)?;
