@@ -149,6 +149,12 @@ mod tape_label;
 mod tape_read;
 /// Reading jobs back, and checking tapes.
 mod tape_readback;
+/// Files, archives and reads that were never whole.
+mod tape_unwhole;
+/// Questions to who sits at the terminal.
+mod tape_asking;
+/// Following what a drive does.
+mod tape_watch;
 /// Rules of the house, checked on the sources.
 mod tidy;
 /// What a validation looks at, finds and remembers.

@@ -135,12 +135,13 @@ fn a_scan_tells_what_each_tape_file_is() {
     scan(loaded.drive(), 0, &mut |it| {
         seen.push(match &it.what {
             What::Archive(head) => format!(
-                "{} {} {:?} {:?} {:?}",
+                "{} {} {:?} {:?} {:?}{}",
                 it.filenum,
                 it.position,
                 head.job.as_ref().map(|it| (&it.0[..2], it.1)),
                 head.count(),
-                head.member.as_ref().map(|it| String::from_utf8_lossy(&it.name).into_owned())
+                head.member.as_ref().map(|it| String::from_utf8_lossy(&it.name).into_owned()),
+                if head.damage.is_some() { " damaged" } else { "" }
             ),
             What::Unreadable(e) => format!("{} unreadable {:?}", it.filenum, e.kind()),
             what => format!("{} {what:?}", it.filenum),
@@ -151,6 +152,7 @@ fn a_scan_tells_what_each_tape_file_is() {
     let blocks = (first.len().div_ceil(512) + 1) as u64;
     let third = 65 + blocks + 1;
     let foreign_at = third + second.len().div_ceil(512) as u64 + 1;
+    let cut_at = foreign_at + foreign.len().div_ceil(512) as u64 + 1 + 3;
     let expected = [
         "0 Other".to_owned(),
         "1 65 Some((\"28\", 3)) Some(2) None".to_owned(),
@@ -158,7 +160,8 @@ fn a_scan_tells_what_each_tape_file_is() {
         format!("3 {third} Some((\"7a\", 0)) Some(0) None"),
         format!("4 {foreign_at} None None Some(\"x\")"),
         "5 Other".to_owned(),
-        "6 unreadable Corrupt".to_owned(),
+        // Cut off in its head, which says so far whose it is.
+        format!("6 {cut_at} Some((\"28\", 3)) Some(2) None damaged"),
     ];
     assert_eq!(seen, expected);
     // One that nobody has closed, and nothing at all.

@@ -100,7 +100,7 @@ fn run(program: &str, args: &[&str], path: &Path) {
 }
 
 /// All names below a directory, directories first.
-fn names(root: &Path) -> String {
+pub fn names(root: &Path) -> String {
     tree(root).keys().map(|it| format!("{}\n", it.display())).collect()
 }
 
@@ -125,14 +125,14 @@ fn write_job(place: &Place, src: &Path) -> String {
     job
 }
 
-fn out(place: &Place, name: &str) -> (PathBuf, String) {
+pub fn out(place: &Place, name: &str) -> (PathBuf, String) {
     let dir = place.base.join(name);
     fs::create_dir(&dir).unwrap();
     (dir.clone(), dir.to_str().unwrap().to_owned())
 }
 
 /// Checks an image by itself or with a spool: what was wrong.
-fn check(image: &Path, spool: Option<&Spool>) -> (Checked, Vec<String>) {
+pub fn check(image: &Path, spool: Option<&Spool>) -> (Checked, Vec<String>) {
     let mut loaded = Loaded::open(image, Access::Read).unwrap();
     let mut wrong = Vec::new();
     let checked = check::check(&mut loaded, spool, &Progress::default(), &mut |said| {
@@ -653,7 +653,14 @@ fn a_drive_is_moved_and_asked() {
     place.ok(&["t0job", "-a", &job, "/etc/passwd"]);
     let dir = place.base.join("spool/job").join(&job);
     fs::create_dir(dir.join("@busy")).unwrap();
-    assert!(place.ok(&["t0watch", "-n"]).starts_with("busy T1"));
+    assert_eq!(place.ok(&["t0watch", "--interval", "0.05"]), "idle T1");
+    assert_eq!(place.ok(&["t0job", "-l"]), format!("n w {job}"));
+    assert_eq!(place.ok(&["t0tapes"]), "loaded T1");
+    assert_eq!(
+        place.ok(&["t0reset", "-n"]),
+        format!("job {job} would not be busy any more\ndrive d0 would be rewound")
+    );
+    assert!(dir.join("@busy").exists() && drive.join("@busy").exists());
     assert!(place.ok(&["t0reset"]).contains(&job));
     assert!(!dir.join("@busy").exists() && drive.join("@idle").exists());
     assert_eq!(place.ok(&["t0watch", "--interval", "0.05"]), "idle T1");
@@ -686,7 +693,7 @@ fn a_drive_is_moved_and_asked() {
 }
 
 /// A job of these batches, queued.
-fn add_job(place: &Place, root: &Path, batches: &[&[&str]]) -> String {
+pub fn add_job(place: &Place, root: &Path, batches: &[&[&str]]) -> String {
     let job = place.ok(&["t0job", "-c", "-p", &format!("root={}", root.display())]);
     for files in batches {
         place.ok(&[&["t0job", "-a", &job], *files].concat());
@@ -696,7 +703,7 @@ fn add_job(place: &Place, root: &Path, batches: &[&[&str]]) -> String {
 }
 
 /// A job that reads these files, queued.
-fn add_reading(place: &Place, root: &Path, files: &[&str]) -> String {
+pub fn add_reading(place: &Place, root: &Path, files: &[&str]) -> String {
     let job = place.ok(&["t0job", "-c", "-r", "-p", &format!("root={}", root.display())]);
     place.ok(&[&["t0job", "-a", &job], files].concat());
     place.ok(&["t0queue", "-a", &job]);
@@ -704,7 +711,7 @@ fn add_reading(place: &Place, root: &Path, files: &[&str]) -> String {
 }
 
 /// A place with a tape T1 in the drive, and files whose contents are their names and this.
-fn small_world(files: &[&str]) -> (Place, PathBuf) {
+pub fn small_world(files: &[&str]) -> (Place, PathBuf) {
     let place = Place::with_drive();
     place.ok(&["t0load", place.image("A").to_str().unwrap()]);
     place.ok(&["t0label", "-w", "T1"]);
@@ -715,7 +722,7 @@ fn small_world(files: &[&str]) -> (Place, PathBuf) {
 }
 
 /// Changes a byte of an image, so many before this text.
-fn spoil(image: &Path, text: &str, before: usize) {
+pub fn spoil(image: &Path, text: &str, before: usize) {
     let mut bytes = fs::read(image).unwrap();
     let at = bytes.windows(text.len()).position(|it| it == text.as_bytes()).unwrap();
     bytes[at - before] ^= 1;

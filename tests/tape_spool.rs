@@ -158,9 +158,9 @@ fn the_files_are_those_of_the_document() {
     let job = spool.job(A).unwrap();
     for id in job.batches().unwrap() {
         let name = format!("{A}/{}", id.number);
-        receipt::append(&receipts, &name, job.batch(id).unwrap()).unwrap();
+        receipt::append(&receipts, &name, &mut || job.batch(id)).unwrap();
         // Once more, as after a crash.
-        receipt::append(&receipts, &name, job.batch(id).unwrap()).unwrap();
+        receipt::append(&receipts, &name, &mut || job.batch(id)).unwrap();
     }
     let first = format!(
         "%receipt\nbatch {A}/0\nfiles 3\nbegin 100\nend 200\ntape T3\nfilenum 1\nerrors 1\n\
@@ -226,7 +226,9 @@ fn a_spool_of_the_original_program_opens_and_its_interrupted_job_goes_on() {
     let spool = Spool::open(&base).unwrap();
     let drive = spool.drive(None).unwrap();
     assert_eq!((drive.name(), drive.device().unwrap()), (OsStr::new("x"), "/dev/nst1".into()));
-    assert_eq!(drive.status().unwrap(), DriveStatus::Busy);
+    // Its worker is not there any more.
+    assert!(drive.dir().join("@busy").exists());
+    assert_eq!(drive.status().unwrap(), DriveStatus::Idle);
     let tape = drive.tape().unwrap().unwrap();
     assert_eq!(tape.name(), b"T 1");
     assert_eq!(tape.label().unwrap().unwrap().get(b"owner"), Some(&b"me"[..]));
@@ -833,7 +835,7 @@ fn a_receipt_that_was_cut_short_is_known_as_such_and_written_again() {
     write_job(&spool).unwrap();
     let job = spool.job(A).unwrap();
     let append = |path: &Path| {
-        receipt::append(path, "id", job.batch(job.batches().unwrap()[0]).unwrap()).unwrap();
+        receipt::append(path, "id", &mut || job.batch(job.batches().unwrap()[0])).unwrap();
     };
     let path = base.join("receipts");
     append(&path);
@@ -878,8 +880,8 @@ fn receipts_that_are_written_at_once_stay_apart() {
             let (job, path) = (&job, &path);
             scope.spawn(move || {
                 for number in 0..5 {
-                    let batch = job.batch(job.batches().unwrap()[0]).unwrap();
-                    receipt::append(path, &format!("{thread}/{number}"), batch).unwrap();
+                    let mut open = || job.batch(job.batches().unwrap()[0]);
+                    receipt::append(path, &format!("{thread}/{number}"), &mut open).unwrap();
                 }
             });
         }
@@ -931,4 +933,27 @@ fn a_lock_goes_with_who_has_it() {
     file.write_all(&[b'x'; 200_000]).unwrap();
     raidtape::tape::spool::log::LogWriter::open(&base.join("log")).unwrap();
     assert_eq!(text(base.join("log")), "line\n");
+}
+
+#[test]
+fn a_batch_that_says_a_wrong_count_gets_one_receipt() {
+    let (_dir, base) = place();
+    let spool = spool(&base);
+    make_job(&spool).unwrap();
+    add_batch(&spool).unwrap();
+    spool.add_tape(&Label::new("T").unwrap()).unwrap();
+    write_job(&spool).unwrap();
+    let job = spool.job(A).unwrap();
+    let id = job.batches().unwrap()[0];
+    let path = job.batch_path(id).unwrap();
+    let batch = text(&path);
+    let count = batch.lines().find(|it| it.starts_with("count ")).unwrap();
+    fs::write(&path, batch.replace(&format!("\n{count}\n"), "\ncount 77\n")).unwrap();
+    let receipts = base.join("receipts");
+    for _ in 0..3 {
+        receipt::append(&receipts, "id", &mut || job.batch(id)).unwrap();
+    }
+    let said = text(&receipts);
+    assert_eq!(said.matches("%receipt\n").count(), 1, "{said}");
+    assert!(said.contains(&format!("\n{}\n", count.replace("count", "files"))), "{said}");
 }

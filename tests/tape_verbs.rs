@@ -285,3 +285,188 @@ fn a_job_that_cannot_be_written_does_not_stop_the_others() {
     assert_eq!(said.lines().count(), 1, "{said}");
     assert_eq!(place.ok(&["t0job", "-l"]).lines().count(), 2, "{jobs:?}");
 }
+
+#[test]
+fn jobs_that_are_named_do_not_stop_each_other() {
+    let place = with_changer(&["A"]);
+    place.ok(&["t0load", "A"]);
+    place.ok(&["t0label", "-w", "A"]);
+    for dir in ["one", "two"] {
+        fs::create_dir(place.base.join(dir)).unwrap();
+        fs::write(place.base.join(dir).join(dir), dir).unwrap();
+    }
+    let gone = queued(&place, "one", "", "one\n");
+    let good = queued(&place, "two", "", "two\n");
+    let reads = place.ok(&["t0job", "-c", "-r"]);
+    place.ok(&["t0job", "-a", &reads, "/etc/passwd"]);
+    fs::remove_dir_all(place.base.join("one")).unwrap();
+    let unknown = "28970c2a-8eea-4060-8fc9-574e562fda12";
+    let said = place.fails(1, &["t0write", unknown, &gone, &reads, &good]);
+    for (job, why) in
+        [(unknown, "there is no job"), (&gone, "opening the root"), (&reads, "is one that reads")]
+    {
+        let line = said.lines().find(|it| it.contains(job));
+        assert!(line.is_some_and(|it| it.contains(why)), "{job}: {said}");
+    }
+    let left = place.ok(&["t0job", "-l"]);
+    assert!(left.contains(&format!("r w {gone}")) && !left.contains(&good), "{left}");
+    assert!(place.ok(&["t0ck"]).starts_with("tape A"));
+    assert!(place.ok(&["t0find", place.base.join("two/two").to_str().unwrap()]).starts_with("A 1"));
+}
+
+#[test]
+fn a_job_that_cannot_be_read_does_not_stop_the_others() {
+    let place = with_changer(&["one", "two"]);
+    for (barcode, label) in [("two", "T2"), ("one", "T1")] {
+        place.ok(&["t0load", barcode]);
+        place.ok(&["t0label", "-w", label]);
+        fs::write(place.base.join(format!("on {label}")), label).unwrap();
+        queued(&place, ".", "", &format!("on {label}\n"));
+        place.ok(&["t0write", "-a"]);
+    }
+    let image = place.image("two");
+    fs::rename(&image, place.base.join("away.tap")).unwrap();
+    let root = format!("root={}", place.base.join(".").display());
+    let reads = |batches: &[&str]| {
+        let job = place.ok(&["t0job", "-c", "-r", "-p", &root]);
+        batches.iter().for_each(|it| drop(place.ok(&["t0job", "-a", &job, it])));
+        place.ok(&["t0queue", "-a", &job]);
+        job
+    };
+    // Links are in the order of their times.
+    let away = reads(&["on T2"]);
+    let both = reads(&["on T2", "on T1"]);
+    let here = reads(&["on T1"]);
+    let out = place.base.join("out");
+    fs::create_dir(&out).unwrap();
+    let line = ["t0read", "-a", "-f", "-C", out.to_str().unwrap()];
+    let said = place.fails(7, &line);
+    assert_eq!(said.matches("it stays in the queue").count(), 2, "{said}");
+    assert!(out.join("on T1").exists() && !out.join("on T2").exists(), "{said}");
+    assert_eq!(place.ok(&["t0queue"]), format!("{away}\n{both}"));
+    let (both, here) = (place.spool().job(&both).unwrap(), place.spool().job(&here).unwrap());
+    assert!(here.is_archived() && !both.is_archived());
+    assert!(both.dir().join("r1").exists() && both.dir().join("b0").exists());
+    fs::rename(place.base.join("away.tap"), &image).unwrap();
+    place.ok(&line);
+    assert_eq!(fs::read(out.join("on T2")).unwrap(), b"T2");
+    assert_eq!(place.ok(&["t0queue"]), "");
+}
+
+#[test]
+fn relative_paths_are_of_who_gives_them() {
+    let place = Place::new();
+    for dir in ["a/data", "b/data"] {
+        fs::create_dir_all(place.base.join(dir)).unwrap();
+        fs::write(place.base.join(dir).join("f"), dir).unwrap();
+    }
+    let (a, b) = (place.base.join("a"), place.base.join("b"));
+    let within = |dir: &Path, line: &[&str], input: &str| {
+        let (code, said) = place.feed_in(dir, line, input);
+        assert_eq!(code, 0, "{line:?}: {said}");
+        said.trim_end().to_owned()
+    };
+    // A drive and its changer.
+    fs::create_dir(a.join("drive")).unwrap();
+    fs::create_dir(a.join("shelf")).unwrap();
+    Image::create(&a.join("shelf/one.tap"), &Medium::default()).unwrap();
+    within(&a, &["t0p", "init", "-d", "d0", "drive", "--changer", "shelf"], "");
+    within(&b, &["t0load", "one"], "");
+    within(&b, &["t0label", "-w", "T1"], "");
+    // Root and receipt, of a new job and of one that is there.
+    let one = within(&a, &["t0job", "-c", "-p", "root=data", "-p", "receipt=receipts"], "");
+    let two = within(&b, &["t0job", "-c"], "");
+    within(&a, &["t0job", "-p", "root=./data", "-p", "receipt=receipts", &two], "");
+    for job in [&one, &two] {
+        within(&a, &["t0job", "-a", job], "f\n");
+        within(&a, &["t0queue", "-a", job], "");
+    }
+    within(&b, &["t0write", "-a"], "");
+    let found = within(&b, &["t0find", a.join("data/f").to_str().unwrap()], "");
+    assert_eq!(found.lines().count(), 2, "{found}");
+    let receipts = fs::read_to_string(a.join("receipts")).unwrap();
+    assert_eq!(receipts.matches("%receipt\n").count(), 2, "{receipts}");
+    let out = place.base.join("out");
+    fs::create_dir(&out).unwrap();
+    within(&b, &["t0read", "-C", "../out", &one], "");
+    assert_eq!(fs::read(out.join("f")).unwrap(), b"a/data");
+    // One that somebody else has written into the job file.
+    let job = within(&a, &["t0job", "-c", "-p", "root=data"], "");
+    within(&a, &["t0job", "-a", &job], "f\n");
+    let wjob = place.base.join("spool/job").join(&job).join("wjob");
+    let text = fs::read_to_string(&wjob).unwrap();
+    let root = format!("root {}", a.join("data").display());
+    fs::write(&wjob, text.replace(&root, "root data")).unwrap();
+    let (code, said) = place.feed_in(&b, &["t0write", &job], "");
+    assert!(code == 2 && said.contains("its root data is relative to nothing"), "{code} {said}");
+}
+
+#[test]
+fn what_is_only_tried_does_nothing_and_another_tape_is_refused() {
+    let place = with_changer(&["T1", "T2"]);
+    for label in ["T2", "T1"] {
+        place.ok(&["t0load", label]);
+        place.ok(&["t0label", "-w", label]);
+    }
+    fs::write(place.base.join("file"), "content").unwrap();
+    let job = queued(&place, ".", "", "file\n");
+    place.ok(&["t0write", "-a"]);
+    let batch = format!("{job}/0");
+    let spool = place.base.join("spool");
+    let dead = place.ok(&["t0job", "-c"]);
+    fs::create_dir(spool.join("job").join(&dead).join("@busy")).unwrap();
+    // Nothing in the drive is moved or noted, which the times of its directory would tell.
+    let changed = || fs::metadata(spool.join("drive/d0")).unwrap().modified().unwrap();
+    let before = changed();
+    for (line, said) in [
+        (&["t0seek", "-n", "2"][..], "drive d0 would go to file 2"),
+        (&["t0seek", "-n", "-1"], "drive d0 would go to -1 tape files from where it stands"),
+        (&["t0seek", "-n", "-t", "T1", &batch], "drive d0 would go to file 1 of tape T1"),
+        (&["t0scan", "-n"], "tape T1 would be looked at from file 0 on"),
+        (&["t0ck", "-n"], "tape T1 would be read from its beginning to its end"),
+        (&["t0read", "-n", "--file", "3"], "file 3 of tape T1"),
+        (&["t0load", "-n"], "the tape that is in the drive would be noted"),
+        (&["t0load", "-n", "T2"], "T2 would be loaded"),
+        (&["t0eject", "-n"], "tape T1 would be given out"),
+        (&["t0watch", "-n"], "idle T1"),
+    ] {
+        assert_eq!(place.ok(line), said, "{line:?}");
+    }
+    let said = place.ok(&["t0reset", "-n", "-t", "T1"]);
+    assert!(said.starts_with(&format!("job {dead} would not be busy")), "{said}");
+    assert_eq!(changed(), before);
+    for verb in ["t0tell", "t0stat", "t0reset", "t0scan", "t0ck", "t0eject", "t0watch", "t0label"] {
+        for dry in [&[][..], &["-n"]] {
+            let line = [&[verb, "-t", "T2"], dry].concat();
+            let said = place.fails(7, &line);
+            assert!(said.contains("wanted is tape T2"), "{line:?}: {said}");
+        }
+        assert!(spool.join("job").join(&dead).join("@busy").exists(), "{verb}");
+    }
+    assert_eq!(place.code(&["t0seek", "-n", "-t", "T2", "1"]), 7);
+    assert!(place.fails(7, &["t0load", "-t", "T2", "T1"]).ends_with("wanted is tape T2"));
+    place.ok(&["t0load", "-t", "T1", "T1"]);
+    for verb in ["t0tell", "t0stat", "t0reset", "t0eject"] {
+        place.ok(&[verb, "-t", "T1"]);
+    }
+}
+
+#[test]
+fn a_receipt_that_cannot_be_written_is_told_before_anything_is() {
+    let place = with_changer(&["T1"]);
+    place.ok(&["t0load", "T1"]);
+    // Scripts get labels as they are.
+    let label = "a\\b";
+    place.ok(&["t0label", "-w", label]);
+    assert_eq!(place.ok(&["t0label"]), label);
+    place.ok(&["t0label", "-k", &place.ok(&["t0label"])]);
+    fs::write(place.base.join("file"), "content").unwrap();
+    let job = queued(&place, ".", "", "file\n");
+    let said = place.fails(1, &["t0write", "-a", "-y", "/no/such/file"]);
+    assert!(said.contains("writing /no/such/file"), "{said}");
+    assert_eq!(place.ok(&["t0job", "-l"]), format!("r w {job}"));
+    assert_eq!(place.ok(&["t0scan"]).lines().count(), 1);
+    // A pool names tapes that are still to come.
+    fs::write(place.base.join("spool/pool/mine"), format!("T9\n{label}\n")).unwrap();
+    assert_eq!(place.ok(&["t0tapes", "--pool", "mine"]), "unknown T9\nloaded a\\\\b");
+}

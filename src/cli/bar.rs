@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::show;
+use super::{show, terminal};
 use crate::progress::{Counters, Progress};
 
 /// How often a bar is drawn anew.
@@ -61,16 +61,18 @@ fn draw(progress: &Progress, done: &AtomicBool) {
     let (Ok(known), Ok(unknown)) = (known, unknown) else { return };
     bar.set_style(unknown.clone());
     while !done.load(Ordering::Relaxed) {
-        let had_total = bar.length().is_some();
-        let counters = update(&bar, progress);
-        match (had_total, counters.bytes_total.is_some()) {
-            (false, true) => bar.set_style(known.clone()),
-            (true, false) => bar.set_style(unknown.clone()),
-            _ => {}
-        }
-        bar.set_prefix(progress.phase());
-        bar.set_message(message(progress.phase(), &counters));
-        bar.tick();
+        terminal::unless_asking(|| {
+            let had_total = bar.length().is_some();
+            let counters = update(&bar, progress);
+            match (had_total, counters.bytes_total.is_some()) {
+                (false, true) => bar.set_style(known.clone()),
+                (true, false) => bar.set_style(unknown.clone()),
+                _ => {}
+            }
+            bar.set_prefix(progress.phase());
+            bar.set_message(message(progress.phase(), &counters));
+            bar.tick();
+        });
         std::thread::park_timeout(TICK);
     }
     bar.finish_and_clear();

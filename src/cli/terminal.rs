@@ -1,6 +1,7 @@
 //! What a person at the terminal is asked.
 //!
-//! Invariant: one question at a time, though several drives want a tape.
+//! Invariant: one question at a time, though several drives want a tape, and nothing is drawn over
+//! it.
 
 use std::fmt::Arguments;
 use std::io::{BufRead, IsTerminal, Write};
@@ -15,6 +16,13 @@ static TURN: Mutex<()> = Mutex::new(());
 /// Whether somebody is there who can see a question and answer it.
 pub fn is_there() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Draws on the terminal, but while somebody is asked there.
+pub fn unless_asking(draw: impl FnOnce()) {
+    if let Some(_turn) = TURN.try_lock() {
+        draw();
+    }
 }
 
 /// Asks for something to be done; whether it was. `otherwise` says what `q` does. Nobody there has

@@ -10,9 +10,13 @@ use crate::snapshot::{Wish, choose_run};
 use crate::sys::quoted;
 use crate::tape::drive::Access;
 use crate::tape::load::open_noted;
+use crate::tape::loaded::Loaded;
 use crate::tape::runs::{self, Archived, Means, Members, Options, Planned};
 use crate::tape::spool::Spool;
-use crate::tape::write::{For, NextTape, Settings, Written, first_tape, next_tape};
+use crate::tape::write::{For, NextTape, Settings, Wanted, Written, first_tape, next_tape};
+
+/// Has a tape put into the empty drive that this is; `None` if nobody does.
+pub type FirstTape<'a> = dyn FnMut(&Path, &Wanted) -> Result<Option<Loaded>> + 'a;
 
 /// An archive that is asked for.
 #[derive(Clone, Debug)]
@@ -62,13 +66,15 @@ impl Archiving {
     }
 
     /// Archives; gives the run. No tape is asked for if there is nothing to write. `tell` is told
-    /// of each tape file; `ask` has another tape put into a drive without a changer.
+    /// of each tape file; `first` has a tape put into an empty drive without a changer, `ask`
+    /// another one into a drive that has one.
     pub fn run(
         &self,
         catalog: &Path,
         spool: &Spool,
         progress: &Progress,
         tell: &mut dyn FnMut(&Written),
+        first: &mut FirstTape<'_>,
         ask: &mut NextTape<'_>,
     ) -> Result<(RunId, Archived)> {
         let options = self.options(catalog, spool)?;
@@ -83,7 +89,8 @@ impl Archiving {
         let loaded = match open_noted(spool, &taken, Access::Write) {
             Err(e) if e.kind() == ErrorKind::WrongTape => {
                 let whose = For::Pool(options.pool.as_bytes());
-                first_tape(spool, &taken, &whose, &mut |_| Ok(None))?
+                let device = taken.device()?;
+                first_tape(spool, &taken, &whose, &mut |wanted| first(&device, wanted))?
             }
             opened => opened?,
         };

@@ -31,7 +31,7 @@ use crate::sys::Time;
 use crate::tape::runs::Archived;
 use crate::{repair, validate};
 
-pub use archiving::Archiving;
+pub use archiving::{Archiving, FirstTape};
 pub use bell::Bell;
 pub use clear::{Clear, Cleared, Prepare};
 pub use grammar::{BackupArgs, Request, Site, VERBS, Verb};

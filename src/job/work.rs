@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::snapshot::Snapshots;
 use crate::sys::quoted;
 use crate::tape::spool::{self, Spool};
-use crate::tape::write::{NextTape, Written};
+use crate::tape::write::{NextTape, Wanted, Written};
 use crate::{backup, copies, genmeta, repair, validate};
 
 /// Memory for decompressed data of a job, beside the mount's own.
@@ -80,7 +80,9 @@ fn run_once(catalog: &Path, site: &Site, prepare: Option<&Prepare>, job: &Job) -
             };
             // Nobody to be asked: what is left waits for a tape.
             let mut ask: Box<NextTape<'_>> = Box::new(|loaded, _| loaded.close().map(|()| None));
-            let (run, done) = archiving.run(catalog, &spool, progress, &mut tell, &mut *ask)?;
+            let mut first = |_: &Path, _: &Wanted| Ok(None);
+            let (run, done) =
+                archiving.run(catalog, &spool, progress, &mut tell, &mut first, &mut *ask)?;
             Ok(Outcome::Archived(run, Box::new(done)))
         }
     }

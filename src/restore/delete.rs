@@ -12,11 +12,12 @@ use std::os::unix::ffi::OsStrExt;
 
 use super::filter::Choice;
 use super::shared::Shared;
-use super::target::{TargetDir, belongs_to_store, is_alive, temp_owner};
+use super::target::{TargetDir, belongs_to_store, temp_owner};
 use crate::catalog::{DirId, Run};
 use crate::entry::join;
 use crate::error::{Error, ErrorKind, Result};
 use crate::snapshot::Snapshots;
+use crate::sys::process::is_alive;
 use crate::sys::{Stat, at, c, target};
 
 /// What a run could not read, of which nothing is deleted.

@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -261,11 +260,6 @@ pub fn temp_owner(name: &OsStr) -> Option<u32> {
     let (process, number) = rest.split_once('-')?;
     number.parse::<u64>().ok()?;
     process.parse().ok()
-}
-
-/// Whether a process is there.
-pub fn is_alive(process: u32) -> bool {
-    process == std::process::id() || Path::new("/proc").join(process.to_string()).exists()
 }
 
 /// The name of an entry.

@@ -40,6 +40,11 @@ pub fn is_own(thread: u32) -> bool {
     Path::new(&format!("/proc/self/task/{thread}")).exists()
 }
 
+/// Whether a process is there, as far as can be seen from here.
+pub fn is_alive(process: u32) -> bool {
+    process == std::process::id() || Path::new("/proc").join(process.to_string()).exists()
+}
+
 fn parse(text: &str) -> Status {
     let value = |key: &str| {
         let mut values = text.lines().filter_map(|it| it.strip_prefix(key)?.strip_prefix(':'));

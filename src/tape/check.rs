@@ -1,8 +1,8 @@
 //! Checking a whole tape: label, marks, every archive, every position that the spool has recorded.
 //!
 //! Invariant: whatever is wrong is told, once, and the check goes on with the next tape file that
-//! it gets to. What it has not got to is not called missing. What is remembered is one line for
-//! each tape file.
+//! it gets to. What it has not got to is not called missing. What nobody was promised is noted, and
+//! is not wrong. What is remembered is one line for each tape file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -17,7 +17,7 @@ use super::spool::batch::{BatchId, BatchStatus};
 use super::spool::job::JobKind;
 use super::spool::log::TapeFile as Logged;
 use super::spool::tape::Tape;
-use super::verify::{self, Finding, Walked, Work, walk};
+use super::verify::{self, About, Finding, Walked, Work, walk};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 
@@ -32,6 +32,8 @@ pub enum Said<'a> {
     File(u64, u64, Option<&'a Walked>),
     /// Something is wrong; with a tape file, if it is with one.
     Wrong(Option<u64>, String),
+    /// Something is not as one might expect in a tape file, and nothing is wrong with the tape.
+    Note(u64, String),
 }
 
 /// What a check came to.
@@ -232,7 +234,24 @@ impl Check<'_> {
             None => None,
         };
         let (known, cut) = known.unzip();
-        let wrong = std::cell::RefCell::new((&mut self.say, 0));
+        let told = std::cell::RefCell::new((&mut self.say, 0));
+        let is_nobodys = std::cell::Cell::new(false);
+        let (spool, label) = (self.spool, self.label.as_deref());
+        let mut begun = |job: Option<&(String, u64)>| {
+            let (Some(spool), Some(label), Some(job), None) = (spool, label, job, &logged) else {
+                return Ok(());
+            };
+            if !was_nobody_told(spool, label, filenum, job) {
+                return Ok(());
+            }
+            is_nobodys.set(true);
+            let what = format!(
+                "batch {} of job {} was not acknowledged here, as its writer died or the tape was \
+                 full: it does not count",
+                job.1, job.0
+            );
+            (told.borrow_mut().0)(Said::Note(filenum, what))
+        };
         let progress = self.progress;
         let mut take = |member: &Member, _: &mut dyn Read| {
             Progress::add(&progress.bytes, member.header.size);
@@ -240,16 +259,22 @@ impl Check<'_> {
             progress.check()
         };
         let mut tell = |finding: Finding| {
-            let mut wrong = wrong.borrow_mut();
-            wrong.1 += 1;
-            (wrong.0)(Said::Wrong(Some(filenum), finding.to_string()))
+            let mut told = told.borrow_mut();
+            let what = finding.to_string();
+            if finding.about == About::Partial || is_nobodys.get() {
+                return (told.0)(Said::Note(filenum, what));
+            }
+            told.1 += 1;
+            (told.0)(Said::Wrong(Some(filenum), what))
         };
         let job = logged.as_ref().map(|it| (it.job.clone(), it.batch));
+        let has_all = known.as_ref().is_some_and(Recorded::has_all);
         let mut next = known.map(|mut it| move || it.next_file());
         let recorded = next.as_mut().map(|it| it as &mut verify::Recorded<'_>);
         let cut = cut.flatten();
-        let walked = walk(file, Work { job, recorded, cut, take: &mut take, tell: &mut tell });
-        self.checked.findings += wrong.into_inner().1;
+        let (take, tell, begun) = (&mut take, &mut tell, &mut begun);
+        let walked = walk(file, Work { job, recorded, has_all, cut, begun, take, tell });
+        self.checked.findings += told.into_inner().1;
         let walked = match walked {
             // Another batch than it should be, or damage in the spool.
             Err(e) if e.kind() == ErrorKind::Corrupt => {
@@ -380,4 +405,21 @@ impl Check<'_> {
         }
         Ok(self.checked)
     }
+}
+
+/// Whether a batch of the spool, which the log of the tape has not, was never said to be in this
+/// tape file: it is pending, or somewhere else. Of what the spool does not know nothing is said;
+/// what it cannot read is told with the other jobs.
+fn was_nobody_told(spool: &Spool, label: &[u8], filenum: u64, batch: &(String, u64)) -> bool {
+    let look = || -> Result<bool> {
+        let job = spool.job(&batch.0)?;
+        let id = job.batches()?.into_iter().find(|it| it.number == batch.1);
+        let Some(id) = id else { return Ok(false) };
+        if id.status == BatchStatus::Pending {
+            return Ok(true);
+        }
+        let place = place_of(spool, &job, id)?;
+        Ok((&*place.tape, place.filenum) != (label, filenum))
+    };
+    spool.tape(label).is_ok_and(|it| it.is_some()) && look().unwrap_or(false)
 }

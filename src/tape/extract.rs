@@ -6,8 +6,9 @@
 //! complete. What has the name already stays, unless the caller says otherwise. Files are linked to
 //! each other only within one archive.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -18,7 +19,8 @@ use super::spill::Spill;
 use super::sums::{Sum, Summer};
 use crate::entry::{self, Applied, Extra, Kind, Metadata};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{self, Time, at, c, quoted, target};
+use crate::sys::at::DirReader;
+use crate::sys::{self, Time, at, c, process, quoted, target};
 
 /// Files with several names that are remembered; those beyond become files of their own.
 const LINKS_MAX: usize = 1 << 18;
@@ -31,6 +33,11 @@ const COPY_BYTES: usize = 256 << 10;
 const DAMAGED: &[u8] = b".damaged";
 /// Such names that are tried for one file, with a number behind.
 const DAMAGED_MAX: u32 = 1000;
+/// Begins the names of what is being made; the process and a number follow.
+const TEMP_PREFIX: &str = ".raidtape-reading-";
+/// Directories in which what dead readers have left was looked for, of which that is remembered. In
+/// those beyond it is not looked for.
+const LOOKED_MAX: usize = 1 << 16;
 
 /// A directory that members are written below.
 pub struct Target {
@@ -46,6 +53,8 @@ pub struct Target {
     dirs: Spill,
     buffer: Vec<u8>,
     number: u64,
+    /// Hashes of the paths of directories that have nothing of dead readers.
+    looked: HashSet<u64>,
 }
 
 struct Linked {
@@ -60,7 +69,31 @@ fn refused(what: &str) -> Error {
 }
 
 fn making(e: io::Error) -> Error {
-    Error::io("creating it", e)
+    match e.kind() {
+        io::ErrorKind::AlreadyExists => Error::io("what is there stays without -f", e),
+        _ => Error::io("creating it", e),
+    }
+}
+
+/// The process that uses the name of something that is being made, if it is one.
+fn temp_owner(name: &OsStr) -> Option<u32> {
+    let (process, number) = name.to_str()?.strip_prefix(TEMP_PREFIX)?.split_once('-')?;
+    number.parse::<u64>().ok()?;
+    process.parse().ok()
+}
+
+/// Removes what readers that have died were making in a directory. Nothing is being made there now
+/// by this one: what has its number was another's.
+fn clear_left(dir: &OwnedFd) -> io::Result<()> {
+    let mut reader = DirReader::new(at::open_dir_to_list(dir, OsStr::new("."))?)?;
+    while let Some(item) = reader.next_item() {
+        let name = item?.name;
+        let is_dead = |it: u32| it == std::process::id() || !process::is_alive(it);
+        if temp_owner(&name).is_some_and(is_dead) {
+            at::unlink(dir, &name)?;
+        }
+    }
+    Ok(())
 }
 
 /// The components of a member's name below the target.
@@ -92,6 +125,7 @@ impl Target {
             dirs: Spill::new(),
             buffer: Vec::new(),
             number: 0,
+            looked: HashSet::new(),
         })
     }
 
@@ -200,10 +234,12 @@ impl Target {
             _ => Error::io("opening the directory above it", e),
         };
         let mut dir = self.root.try_clone().map_err(failed)?;
+        let mut is_new = false;
         for part in parts {
             let part = OsStr::from_bytes(part);
             dir = match at::open_dir(&dir, part) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    is_new = true;
                     match at::mkdir(&dir, part, 0o755) {
                         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
                             return Err(failed(e));
@@ -213,6 +249,16 @@ impl Target {
                 }
                 opened => opened.map_err(failed)?,
             };
+        }
+        let mut hasher = DefaultHasher::new();
+        path.hash(&mut hasher);
+        let is_unknown = self.looked.len() < LOOKED_MAX && self.looked.insert(hasher.finish());
+        // It is in nobody's way where it cannot be removed.
+        if is_unknown
+            && !is_new
+            && let Err(e) = clear_left(&dir)
+        {
+            log::debug!("what dead readers have left stays: {e}");
         }
         self.parent = Some((path, dir));
         Ok(())
@@ -224,7 +270,7 @@ impl Target {
 
     fn temp_name(&mut self) -> OsString {
         self.number += 1;
-        OsString::from(format!(".raidtape-reading-{}-{}", std::process::id(), self.number))
+        OsString::from(format!("{TEMP_PREFIX}{}-{}", std::process::id(), self.number))
     }
 
     /// Refuses early what would be refused at the end.

@@ -29,14 +29,26 @@ impl Reading<'_> {
             return refused(&format!("is {}", status.as_str()));
         }
         job.set_status(Some(JobStatus::Busy))?;
+        let mut failed: Option<Error> = None;
         for id in job.pending()? {
-            if let Err(e) = self.read_listed(&mut job, id) {
-                let is_queued = self.spool.is_queued(job.uuid())?;
-                job.set_status(is_queued.then_some(JobStatus::Ready))?;
-                return Err(e);
+            match self.read_listed(&mut job, id) {
+                Ok(()) => {}
+                Err(e) if ends_all(&e) => {
+                    failed = Some(e);
+                    break;
+                }
+                // Other batches may be of tapes that are here.
+                Err(e) if failed.is_some() => {
+                    let path = format!("batch {} of job {}", id.number, job.uuid());
+                    self.problem(path.as_bytes(), &e);
+                }
+                Err(e) => failed = Some(e),
             }
         }
-        self.spool.finish(job)
+        let Some(e) = failed else { return self.spool.finish(job) };
+        let is_queued = self.spool.is_queued(job.uuid())?;
+        job.set_status(is_queued.then_some(JobStatus::Ready))?;
+        Err(e)
     }
 
     /// Reads the files that a batch of such a job lists, from wherever they are.

@@ -363,6 +363,13 @@ impl Head {
     /// [`Head::member`], unless there is none or [`Reader::next_member`] has it.
     pub fn read<R: io::Read>(members: &mut Reader<R>) -> Result<Head> {
         let mut head = Head::default();
+        head.fill(members)?;
+        Ok(head)
+    }
+
+    /// The same for a head that has nothing yet; after an error it has what came before that.
+    pub fn fill<R: io::Read>(&mut self, members: &mut Reader<R>) -> Result<()> {
+        let head = self;
         let (mut has_batch, mut has_job) = (false, false);
         while !(has_batch && has_job) {
             let Some(member) = members.next_member()? else { break };
@@ -390,7 +397,7 @@ impl Head {
                 }
             }
         }
-        Ok(head)
+        Ok(())
     }
 
     /// Files of the batch, as it says.
@@ -438,8 +445,13 @@ pub fn scan(
             What::Empty
         } else {
             let mut members = Reader::new(&mut file);
-            match Head::read(&mut members) {
-                Ok(head) => What::Archive(head),
+            let mut head = Head::default();
+            match head.fill(&mut members) {
+                Ok(()) => What::Archive(head),
+                // It ends too soon, as a writer that was killed leaves it.
+                Err(e) if e.kind() == ErrorKind::Corrupt && head.job.is_some() => {
+                    What::Archive(Head { damage: Some(e), ..head })
+                }
                 Err(e) if e.kind() == ErrorKind::Corrupt && members.position() == 0 => What::Other,
                 Err(e) => What::Unreadable(e),
             }

@@ -40,6 +40,9 @@ pub struct Tally {
     pub bytes: u64,
     /// Files that have failed, and whatever else was wrong.
     pub errors: u64,
+    /// Of the errors, files that were not whole when they were written: what is on tape of them is
+    /// as it was written, and is not given out as the file.
+    pub partial: u64,
     /// Of the files, those for which there are no sums: only their lengths are known to be right.
     pub unsummed: u64,
 }
@@ -115,6 +118,7 @@ fn look_for_content(target: &mut Option<Target>, name: &[u8], nlink: u64) -> Res
 struct Known<'a> {
     job: Option<(String, u64)>,
     recorded: Option<&'a mut verify::Recorded<'a>>,
+    has_all: bool,
     cut: Option<Cut>,
 }
 
@@ -199,9 +203,11 @@ impl Reading<'_> {
                 })?
             }
             (recorded, _) => {
+                let has_all = recorded.as_ref().is_some_and(Recorded::has_all);
                 let mut next = recorded.as_mut().map(|it| move || it.next_file());
                 let recorded = next.as_mut().map(|it| it as &mut verify::Recorded<'_>);
-                let known = Known { job: Some(key), recorded, cut: Cut::of(job, id)? };
+                let cut = Cut::of(job, id)?;
+                let known = Known { job: Some(key), recorded, has_all, cut };
                 self.with_file(place.filenum, place.position, |this, file, name| {
                     this.walk_file(file, name, known, is_wanted)
                 })?
@@ -222,7 +228,8 @@ impl Reading<'_> {
         );
         log.put(line.as_bytes())?;
         log.sync()?;
-        if errors > 0 {
+        // Nothing better comes of reading once more what was never whole.
+        if errors > self.tally.partial - before.partial {
             return Ok(());
         }
         self.tally.batches += 1;
@@ -274,7 +281,7 @@ impl Reading<'_> {
         let mut target = self.target.take();
         // Files whose contents may be with other names.
         let mut empty = Spill::new();
-        let mut errors = 0;
+        let (mut errors, mut partial) = (0, 0);
         let mut bytes = 0;
         let mut take = |member: &Member, content: &mut dyn Read| {
             progress.check()?;
@@ -302,6 +309,7 @@ impl Reading<'_> {
             bytes += member.header.size;
             outcomes.borrow_mut().meet(member.position, errno, &member.name)
         };
+        let Known { job, recorded, has_all, cut } = known;
         let mut tell = |finding: Finding| {
             let Finding { about, at, path, error } = finding;
             let path = path.unwrap_or_else(|| called.as_bytes().to_vec());
@@ -313,17 +321,27 @@ impl Reading<'_> {
                 About::Archive => errors += 1,
                 About::Lost => outcomes.borrow_mut().lost.put(at, &path)?,
                 About::Sum => outcomes.borrow_mut().bad.put(at, &path)?,
+                About::Partial => {
+                    partial += 1;
+                    match has_all {
+                        // It was not taken.
+                        true => outcomes.borrow_mut().meet(at, c::ESTALE, &path)?,
+                        false => outcomes.borrow_mut().bad.put(at, &path)?,
+                    }
+                }
             }
             Ok(())
         };
-        let Known { job, recorded, cut } = known;
+        let mut begun = |_: Option<&(String, u64)>| Ok(());
         let mut next = recorded.map(|it| move || it());
         let recorded = next.as_mut().map(|it| it as &mut verify::Recorded<'_>);
-        let work = verify::Work { job, recorded, cut, take: &mut take, tell: &mut tell };
+        let (take, tell, begun) = (&mut take, &mut tell, &mut begun);
+        let work = verify::Work { job, recorded, has_all, cut, begun, take, tell };
         let walked = walk(file, work);
         self.target = target;
         let walked = walked?;
         self.tally.errors += errors;
+        self.tally.partial += partial;
         self.tally.bytes += bytes;
         let mut outcomes = outcomes.into_inner();
         // Where there are sums, each name has the whole content.
@@ -383,14 +401,15 @@ impl Reading<'_> {
         target: &mut Option<Target>,
     ) -> Result<std::result::Result<(), Error>> {
         let offset = file.offset();
-        let gone = match at.checked_sub(offset) {
+        let is_there = match at.checked_sub(offset) {
             Some(ahead) if ahead <= SKIP_BYTES && !is_behind_error => {
                 let skipped = io::copy(&mut Read::take(&mut *file, ahead), &mut io::sink());
-                skipped.map_err(verify::unwrapped).map(|_| ())
+                skipped.is_ok_and(|it| it == ahead)
             }
-            _ => file.seek_to(at),
+            _ => false,
         };
-        if let Err(e) = gone {
+        // What lies before it may be damaged, and need not be read.
+        if !is_there && let Err(e) = file.seek_to(at) {
             return Ok(Err(e));
         }
         let mut reader = Reader::at(file, at);

@@ -134,6 +134,12 @@ impl Recorded {
         Ok(Some(Recorded::Log(lines, job.uuid().to_owned())))
     }
 
+    /// Whether every file that is right is among them. What the original program has logged is not
+    /// known to be all.
+    pub fn has_all(&self) -> bool {
+        matches!(self, Recorded::Results(_))
+    }
+
     /// The next file.
     pub fn next_file(&mut self) -> Result<Option<(u64, Vec<u8>)>> {
         match self {

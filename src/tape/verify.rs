@@ -7,19 +7,18 @@
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read};
 
-use sha2::{Digest, Sha256};
-
 use super::cpio::{Member, Reader};
 use super::read::{Content, End, Head, Own, TapeFile};
 use super::recorded::Cut;
 use super::spill::{Spill, Spilled};
 use super::spool::text::{self, Lines};
 use super::sums::{self, Sum, Summer};
-use crate::error::{Error, Quoted, Result};
+use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::c;
 
-/// Records among which the file of a sum is looked for.
+/// Files among which the one of a sum is looked for, and most bytes of their names.
 const WINDOW: usize = 4096;
+const WINDOW_BYTES: usize = 4 << 20;
 /// Recorded positions that are tried one after another behind damage.
 const TRIES_MAX: u32 = 100;
 /// Sums without a file that are told one by one.
@@ -34,6 +33,9 @@ pub enum About {
     Lost,
     /// A file whose content is not what its sum says.
     Sum,
+    /// A file that has failed when it was written, and is not in the archive as it should be. The
+    /// tape is none the worse for it.
+    Partial,
 }
 
 /// Something that is wrong.
@@ -62,14 +64,22 @@ impl std::fmt::Display for Finding {
 /// Gives what the spool has recorded of an archive: positions and names, in their order.
 pub type Recorded<'a> = dyn FnMut() -> Result<Option<(u64, Vec<u8>)>> + 'a;
 
+/// Is told whose archive it is, as far as that is known.
+pub type Begun<'a> = dyn FnMut(Option<&(String, u64)>) -> Result<()> + 'a;
+
 /// What is done with an archive.
 pub struct Work<'a> {
     /// The job and batch that it has to be of.
     pub job: Option<(String, u64)>,
     /// What the spool knows of it.
     pub recorded: Option<&'a mut Recorded<'a>>,
+    /// What is recorded is every file that is right: another one has failed when it was written,
+    /// and `take` does not get it.
+    pub has_all: bool,
     /// Where it ends, if it could not be closed.
     pub cut: Option<Cut>,
+    /// Is told whose archive it is, as far as its beginning says, before anything else.
+    pub begun: &'a mut Begun<'a>,
     /// Gets every file. What it leaves of the content is read all the same.
     pub take: &'a mut dyn FnMut(&Member, &mut dyn Read) -> Result<()>,
     /// Is told what is wrong.
@@ -171,8 +181,7 @@ struct Walk<'a> {
     walked: Walked,
     /// The next one that is recorded.
     next: Option<(u64, Vec<u8>)>,
-    /// Every regular file that was read and can have a sum: position, sum of its name, sum of its
-    /// content.
+    /// Every regular file that was read and can have a sum: position, sum of its content, name.
     files: Option<Spill>,
     tries: u32,
 }
@@ -200,6 +209,12 @@ impl Walk<'_> {
     ) -> Result<()> {
         self.walked.findings += 1;
         (self.work.tell)(Finding { about, at, path, error })
+    }
+
+    /// Tells of a file that was not whole when it was written: nothing is wrong with the archive.
+    fn partial(&mut self, at: u64, path: Vec<u8>) -> Result<()> {
+        let error = Error::new(ErrorKind::Io, "it was not whole when it was written");
+        (self.work.tell)(Finding { about: About::Partial, at, path: Some(path), error })
     }
 
     fn missing(&mut self, at: u64, path: Vec<u8>) -> Result<()> {
@@ -249,10 +264,12 @@ impl Walk<'_> {
     ) -> Result<std::result::Result<(), Error>> {
         let mut pending = None;
         if is_start {
-            let head = match Head::read(reader) {
-                Ok(head) => head,
-                Err(e) => return Ok(Err(e)),
-            };
+            let mut head = Head::default();
+            let filled = head.fill(reader);
+            (self.work.begun)(head.job.as_ref())?;
+            if let Err(e) = filled {
+                return Ok(Err(e));
+            }
             if let (Some(wanted), Some(found)) = (&self.work.job, &head.job)
                 && wanted != found
             {
@@ -284,26 +301,33 @@ impl Walk<'_> {
             if self.is_sums(&member, reader)? {
                 continue;
             }
-            self.compare(&member)?;
-            let is_match = self.next.as_ref().is_some_and(|it| it.0 == member.position);
-            if must_match && !is_match {
+            let is_named = self.next.as_ref().is_some_and(|it| is_same_name(&it.1, &member.name));
+            if must_match && !is_named {
                 return Ok(Err(Error::corrupt("what is recorded here is not here")));
             }
             must_match = false;
+            self.compare(&member)?;
+            let is_match = self.next.as_ref().is_some_and(|it| it.0 == member.position);
             if is_match {
                 self.tries = 0;
                 self.advance()?;
             }
-            match take_content(reader, &member, self.work.take)? {
+            let is_regular = member.header.mode & c::S_IFMT == c::S_IFREG;
+            let is_partial = is_regular && !is_match && self.work.has_all;
+            if is_partial {
+                self.partial(member.position, member.name.clone())?;
+            }
+            let take = match is_partial {
+                true => &mut |_: &Member, _: &mut dyn Read| Ok(()),
+                false => &mut *self.work.take,
+            };
+            match take_content(reader, &member, take)? {
                 Ok((sum, bytes)) => {
                     self.walked.files += 1;
                     self.walked.bytes += bytes;
-                    // What is not recorded has failed when it was written, and has no sum.
-                    let has_sum = member.header.mode & c::S_IFMT == c::S_IFREG
-                        && (is_match || !self.walked.is_recorded);
+                    let has_sum = is_regular && !is_partial;
                     if let Some(files) = self.files.as_mut().filter(|_| has_sum) {
-                        let name: Sum = Sha256::digest(&member.name).into();
-                        files.put(member.position, &[name, sum].concat())?;
+                        files.put(member.position, &[&sum[..], &member.name].concat())?;
                     }
                 }
                 Err(e) => {
@@ -360,16 +384,16 @@ impl Walk<'_> {
     }
 
     /// Compares every sum with the file that was read. Files that have none have failed when they
-    /// were written; the others are in the same order.
+    /// were written, which is told; the others are in the same order.
     fn sums(&mut self, at: u64, input: impl BufRead, files: Spill) -> Result<()> {
         self.walked.has_sums = true;
-        let mut files = Window { files: files.read()?, near: VecDeque::new() };
+        let mut files = Window { files: files.read()?, near: VecDeque::new(), bytes: 0 };
         let mut lines = Lines::new(input);
         let mut told = 0;
         loop {
             let line = match lines.advance() {
                 Ok(true) => sums::parse(lines.line()),
-                Ok(false) => return Ok(()),
+                Ok(false) => break,
                 Err(e) => Err(e),
             };
             let (sum, name) = match line {
@@ -379,22 +403,38 @@ impl Walk<'_> {
                     return Ok(());
                 }
             };
-            match files.find(&name)? {
-                Some((_, found)) if found == sum => self.walked.summed += 1,
-                Some((at, _)) => {
-                    let error = Error::corrupt("its content is not what was written");
-                    self.tell_of(About::Sum, at, Some(name), error)?;
+            let Some(before) = files.look_for(&name)? else {
+                // What is recorded was told.
+                told += u64::from(!self.walked.is_recorded);
+                if !self.walked.is_recorded && told <= TOLD_MAX {
+                    let error = Error::corrupt("the sums have it and the archive has not");
+                    self.tell(at, Some(name), error)?;
                 }
-                // Otherwise it was told.
-                None if !self.walked.is_recorded => {
-                    told += 1;
-                    if told <= TOLD_MAX {
-                        let error = Error::corrupt("the sums have it and the archive has not");
-                        self.tell(at, Some(name), error)?;
-                    }
+                continue;
+            };
+            for _ in 0..before {
+                self.without_sum(files.next_file()?)?;
+            }
+            match files.next_file()? {
+                Some(file) if file.sum == sum => self.walked.summed += 1,
+                Some(file) => {
+                    let error = Error::corrupt("its content is not what was written");
+                    self.tell_of(About::Sum, file.at, Some(name), error)?;
                 }
                 None => {}
             }
+        }
+        while let Some(file) = files.next_file()? {
+            self.without_sum(Some(file))?;
+        }
+        Ok(())
+    }
+
+    /// A file has no sum. One that is recorded has one: then others of its name are lost.
+    fn without_sum(&mut self, file: Option<Summed>) -> Result<()> {
+        match file {
+            Some(file) if !self.work.has_all => self.partial(file.at, file.name),
+            _ => Ok(()),
         }
     }
 
@@ -420,23 +460,42 @@ impl Walk<'_> {
 /// Files that were read, of which those next in turn are at hand.
 struct Window {
     files: Spilled,
-    near: VecDeque<(u64, Vec<u8>)>,
+    near: VecDeque<Summed>,
+    /// Of their names.
+    bytes: usize,
+}
+
+/// A file that was read.
+struct Summed {
+    at: u64,
+    sum: Sum,
+    name: Vec<u8>,
 }
 
 impl Window {
-    /// The position and the sum of the next file of this name; those before it are dropped.
-    fn find(&mut self, name: &[u8]) -> Result<Option<(u64, Sum)>> {
-        let wanted: Sum = Sha256::digest(name).into();
-        let is_wanted = |it: &(u64, Vec<u8>)| it.1.starts_with(&wanted);
-        let mut at = self.near.iter().position(is_wanted);
-        while at.is_none() && self.near.len() < WINDOW {
-            let Some(file) = self.files.next_item()? else { break };
+    /// How many files come before the next one of this name, if that is near.
+    fn look_for(&mut self, name: &[u8]) -> Result<Option<usize>> {
+        let mut at = self.near.iter().position(|it| it.name == name);
+        while at.is_none() && self.near.len() < WINDOW && self.bytes < WINDOW_BYTES {
+            let Some(file) = self.read()? else { break };
+            at = (file.name == name).then_some(self.near.len());
+            self.bytes += file.name.len();
             self.near.push_back(file);
-            at = self.near.back().is_some_and(is_wanted).then(|| self.near.len() - 1);
         }
-        let Some(at) = at else { return Ok(None) };
-        self.near.drain(..at);
-        let file = self.near.pop_front();
-        Ok(file.and_then(|(at, it)| Some((at, *it.get(32..)?.first_chunk()?))))
+        Ok(at)
+    }
+
+    /// The next file.
+    fn next_file(&mut self) -> Result<Option<Summed>> {
+        let Some(file) = self.near.pop_front() else { return self.read() };
+        self.bytes -= file.name.len();
+        Ok(Some(file))
+    }
+
+    fn read(&mut self) -> Result<Option<Summed>> {
+        let Some((at, item)) = self.files.next_item()? else { return Ok(None) };
+        let bad = || Error::corrupt("a list of files that was written down is not what it was");
+        let (sum, name) = item.split_first_chunk().ok_or_else(bad)?;
+        Ok(Some(Summed { at, sum: *sum, name: name.to_vec() }))
     }
 }

@@ -13,6 +13,7 @@ pub mod program;
 pub mod simstore;
 pub mod tape;
 pub mod tapeworld;
+pub mod terminal;
 pub mod torture;
 pub mod tree;
 pub mod verbs;

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use raidtape::tape::image::Image;
@@ -43,15 +43,31 @@ impl Place {
         self.base.join("shelf").join(format!("{name}.tap"))
     }
 
-    /// Runs a line with this standard input; gives the exit code and what is printed.
-    pub fn feed(&self, line: &[&str], input: &str) -> (i32, String) {
-        let program = self.base.join(line[0]);
+    /// The program under one of its names.
+    pub fn program(&self, name: &str) -> PathBuf {
+        let program = self.base.join(name);
         match symlink(RAIDTAPE, &program) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => panic!("{e}"),
-            _ => {}
+            _ => program,
         }
-        let mut command = Command::new(program);
+    }
+
+    /// A line that is to be run.
+    pub fn command(&self, line: &[&str]) -> Command {
+        let mut command = Command::new(self.program(line[0]));
         command.args(&line[1..]).env("T0P_ROOT", self.base.join("spool"));
+        command
+    }
+
+    /// Runs a line with this standard input; gives the exit code and what is printed.
+    pub fn feed(&self, line: &[&str], input: &str) -> (i32, String) {
+        self.feed_in(&self.base, line, input)
+    }
+
+    /// The same in another directory.
+    pub fn feed_in(&self, dir: &Path, line: &[&str], input: &str) -> (i32, String) {
+        let mut command = self.command(line);
+        command.current_dir(dir);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // Who refuses the line does not read.

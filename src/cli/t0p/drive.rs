@@ -1,26 +1,24 @@
-//! `t0scan`, `t0seek`, `t0tell`, `t0stat`, `t0reset`, `t0load`, `t0eject` and `t0watch`.
+//! `t0scan`, `t0seek`, `t0tell`, `t0stat`, `t0reset`, `t0load` and `t0eject`.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
 
-use super::Device;
 use super::read::ask;
+use super::{Device, noted};
 use crate::cli::{exit, show};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::quoted;
 use crate::tape::drive::{Access, BlockSize, Drive};
 use crate::tape::load;
 use crate::tape::read::{What, scan as scan_tape};
-use crate::tape::recorded::place_of;
+use crate::tape::recorded::{Place, place_of};
 use crate::tape::seek;
 use crate::tape::spool::Spool;
-use crate::tape::spool::drive::DriveStatus;
+use crate::tape::spool::drive::{Drive as SpoolDrive, DriveStatus};
 use crate::tape::spool::job::JobStatus;
-use crate::tape::spool::log;
 use crate::tape::spool::tape::Tape;
 
 #[derive(Args)]
@@ -56,16 +54,14 @@ pub struct LoadArgs {
     name: Option<OsString>,
 }
 
-#[derive(Args)]
-pub struct WatchArgs {
-    #[command(flatten)]
-    device: Device,
-    /// Seconds between two looks
-    #[arg(long, default_value_t = 1.0)]
-    interval: f64,
-}
-
 pub fn scan(spool: &Spool, args: &ScanArgs) -> Result<u8> {
+    if args.device.is_dry {
+        let drive = args.device.drive(spool)?;
+        args.device.expect_noted(&drive)?;
+        let tape = noted(&drive)?;
+        show::say(format_args!("{tape} would be looked at from file {} on", args.from));
+        return Ok(exit::DONE);
+    }
     let mut station = args.device.open(spool, Access::Read)?;
     let tape = station.tape(spool)?;
     let known = match &tape {
@@ -90,7 +86,8 @@ pub fn scan(spool: &Spool, args: &ScanArgs) -> Result<u8> {
             What::Archive(head) => match &head.job {
                 Some((job, batch)) => {
                     let count = head.count().map(|it| format!(" {it}")).unwrap_or_default();
-                    format!("{job} {batch}{count}")
+                    let damage = head.damage.as_ref().map(|it| format!(": {it}"));
+                    format!("{job} {batch}{count}{}", damage.unwrap_or_default())
                 }
                 None => "an archive of no job".to_owned(),
             },
@@ -111,17 +108,62 @@ fn place(drive: &mut dyn Drive, tape: Option<&Tape>) -> Result<String> {
     Ok(format!("file {file} position {position}"))
 }
 
+/// A place of a tape.
+enum To {
+    End,
+    /// So many tape files from where the drive stands.
+    By(i64),
+    File(u64),
+    Batch(Place),
+}
+
+impl To {
+    fn parse(spool: &Spool, text: &str) -> Result<To> {
+        let bad = || Error::usage(format!("'{text}' is no place of a tape"));
+        if text == "end" {
+            return Ok(To::End);
+        }
+        if text.starts_with(['+', '-']) {
+            return text.parse().map(To::By).map_err(|_| bad());
+        }
+        if let Ok(filenum) = text.parse() {
+            return Ok(To::File(filenum));
+        }
+        let (job, number) = text.rsplit_once('/').ok_or_else(bad)?;
+        let number: u64 = number.trim_start_matches(['w', 'r']).parse().map_err(|_| bad())?;
+        let job = spool.job(job.rsplit('/').next().unwrap_or(job))?;
+        let id = job.batches()?.into_iter().find(|it| it.number == number);
+        place_of(spool, &job, id.ok_or_else(bad)?).map(To::Batch)
+    }
+}
+
+impl std::fmt::Display for To {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            To::End => write!(f, "the end of data"),
+            To::By(count) => write!(f, "{count:+} tape files from where it stands"),
+            To::File(filenum) => write!(f, "file {filenum}"),
+            To::Batch(it) => write!(f, "file {} of tape {}", it.filenum, Quoted(&it.tape)),
+        }
+    }
+}
+
 pub fn seek(spool: &Spool, args: &SeekArgs) -> Result<u8> {
-    let text = args.to.to_string_lossy();
+    let to = To::parse(spool, &args.to.to_string_lossy())?;
+    if matches!(to, To::By(_)) && args.device.tape.is_some() {
+        return Err(Error::usage("-t does not go with a relative place"));
+    }
     let drive = args.device.drive(spool)?;
+    if args.device.is_dry {
+        args.device.expect_noted(&drive)?;
+        show::say(format_args!("drive {} would go to {to}", quoted(Path::new(drive.name()))));
+        return Ok(exit::DONE);
+    }
     let taken = drive.take()?;
-    let is_relative = text.starts_with(['+', '-']);
-    let bad = || Error::usage(format!("'{text}' is no place of a tape"));
-    // A relative motion begins where the drive stands, so nothing may be read before it.
-    let mut open = match (is_relative, &args.device.tape) {
-        (true, None) => crate::tape::open(&taken.device()?, Access::Read)?,
-        (true, Some(_)) => return Err(Error::usage("-t does not go with a relative place")),
-        (false, _) => {
+    let mut open = match to {
+        // Begins where the drive stands, so nothing may be read before it.
+        To::By(_) => crate::tape::open(&taken.device()?, Access::Read)?,
+        _ => {
             let loaded = load::open_noted(spool, &taken, Access::Read)?;
             args.device.expect(&loaded)?;
             loaded.into_drive()
@@ -134,30 +176,27 @@ pub fn seek(spool: &Spool, args: &SeekArgs) -> Result<u8> {
         let found = tape.as_ref().map(|it| seek::known_file(it, filenum)).transpose()?.flatten();
         Ok(found.map(|it| it.position))
     };
-    if text == "end" {
-        open.to_end_of_data()?;
-    } else if is_relative {
-        let count: i64 = text.parse().map_err(|_| bad())?;
-        let current = seek::current_file(&mut *open, tape.as_ref())?;
-        let current = current.ok_or_else(|| {
-            Error::usage("it is not known in which tape file the drive stands: seek to a number")
-        })?;
-        let filenum = current.checked_add_signed(count).ok_or_else(bad)?;
-        seek::to_file(&mut *open, filenum, known(filenum)?)?;
-    } else if let Ok(filenum) = text.parse::<u64>() {
-        seek::to_file(&mut *open, filenum, known(filenum)?)?;
-    } else {
-        let (job, number) = text.rsplit_once('/').ok_or_else(bad)?;
-        let number: u64 = number.trim_start_matches(['w', 'r']).parse().map_err(|_| bad())?;
-        let job = spool.job(job.rsplit('/').next().unwrap_or(job))?;
-        let id = job.batches()?.into_iter().find(|it| it.number == number);
-        let place = place_of(spool, &job, id.ok_or_else(bad)?)?;
-        let here = tape.as_ref().map(Tape::name);
-        if here.as_deref() != Some(&place.tape) {
-            let message = format!("it is on tape {}, which is not here", Quoted(&place.tape));
-            return Err(Error::new(ErrorKind::WrongTape, message));
+    match to {
+        To::End => open.to_end_of_data()?,
+        To::By(count) => {
+            let current = seek::current_file(&mut *open, tape.as_ref())?;
+            let current = current.ok_or_else(|| {
+                let what = "it is not known in which tape file the drive stands: seek to a number";
+                Error::usage(what)
+            })?;
+            let filenum = current.checked_add_signed(count).ok_or_else(|| {
+                Error::usage(format!("there is no tape file {count:+} from file {current}"))
+            })?;
+            seek::to_file(&mut *open, filenum, known(filenum)?)?;
         }
-        seek::to_file(&mut *open, place.filenum, place.position)?;
+        To::File(filenum) => seek::to_file(&mut *open, filenum, known(filenum)?)?,
+        To::Batch(place) => {
+            if tape.as_ref().map(Tape::name).as_ref() != Some(&place.tape) {
+                let message = format!("it is on tape {}, which is not here", Quoted(&place.tape));
+                return Err(Error::new(ErrorKind::WrongTape, message));
+            }
+            seek::to_file(&mut *open, place.filenum, place.position)?;
+        }
     }
     if args.device.verbose {
         show::say(format_args!("{}", place(&mut *open, tape.as_ref())?));
@@ -167,7 +206,10 @@ pub fn seek(spool: &Spool, args: &SeekArgs) -> Result<u8> {
 }
 
 pub fn tell(spool: &Spool, args: &DeviceArgs) -> Result<u8> {
-    let taken = args.device.drive(spool)?.take()?;
+    let drive = args.device.drive(spool)?;
+    // To read the label would be to leave the place that is asked for.
+    args.device.expect_noted(&drive)?;
+    let taken = drive.take()?;
     let mut open = crate::tape::open(&taken.device()?, Access::Read)?;
     if !open.state()?.online {
         let name = taken.name().to_os_string();
@@ -182,6 +224,7 @@ pub fn tell(spool: &Spool, args: &DeviceArgs) -> Result<u8> {
 
 pub fn stat(spool: &Spool, args: &DeviceArgs) -> Result<u8> {
     let drive = args.device.drive(spool)?;
+    args.device.expect_noted(&drive)?;
     let device = drive.device()?;
     let mut lines = vec![
         format!("drive {}", quoted(Path::new(drive.name()))),
@@ -220,8 +263,17 @@ pub fn stat(spool: &Spool, args: &DeviceArgs) -> Result<u8> {
 }
 
 pub fn reset(spool: &Spool, args: &DeviceArgs) -> Result<u8> {
+    let drive = args.device.drive(spool)?;
+    if args.device.is_dry {
+        return dry_reset(spool, args, &drive);
+    }
     // Whoever has a lock is alive, and keeps it.
-    let taken = args.device.drive(spool)?.take()?;
+    let taken = drive.take()?;
+    if args.device.tape.is_some() {
+        let loaded = load::open_noted(spool, &taken, Access::Read)?;
+        args.device.expect(&loaded)?;
+        loaded.close()?;
+    }
     for name in spool.jobs(true)? {
         if spool.job(&name)?.status()? != Some(JobStatus::Busy) {
             continue;
@@ -240,79 +292,76 @@ pub fn reset(spool: &Spool, args: &DeviceArgs) -> Result<u8> {
     Ok(exit::DONE)
 }
 
+fn dry_reset(spool: &Spool, args: &DeviceArgs, drive: &SpoolDrive) -> Result<u8> {
+    args.device.expect_noted(drive)?;
+    let name = quoted(Path::new(drive.name())).to_string();
+    if drive.status()? == DriveStatus::Busy {
+        let what = format!("drive {name} is in use by another process");
+        return Err(Error::new(ErrorKind::Locked, what));
+    }
+    for uuid in spool.jobs(true)? {
+        let job = spool.job(&uuid)?;
+        let is_dead = spool.status_of(&job)? != Some(JobStatus::Busy);
+        if is_dead && job.status()? == Some(JobStatus::Busy) {
+            show::say(format_args!("job {uuid} would not be busy any more"));
+        }
+    }
+    show::say(format_args!("drive {name} would be rewound"));
+    Ok(exit::DONE)
+}
+
 pub fn load(spool: &Spool, args: &LoadArgs) -> Result<u8> {
-    let taken = args.device.drive(spool)?.take()?;
-    let Some(word) = args.name.as_ref().or(args.device.tape.as_ref()) else {
+    // What is no label may be what the changer knows it by, or an image: that is seen later.
+    if let (Some(name), Some(tape)) = (&args.name, &args.device.tape)
+        && name != tape
+        && spool.tape(name.as_bytes())?.is_some()
+    {
+        let (name, tape) = (Quoted(name.as_bytes()), Quoted(tape.as_bytes()));
+        let what = format!("tape {name} is to be loaded, wanted is tape {tape}");
+        return Err(Error::new(ErrorKind::WrongTape, what));
+    }
+    let word = args.name.as_ref().or(args.device.tape.as_ref());
+    let drive = args.device.drive(spool)?;
+    if args.device.is_dry {
+        match word {
+            Some(word) => show::say(format_args!("{} would be loaded", Quoted(word.as_bytes()))),
+            None => show::say(format_args!("the tape that is in the drive would be noted")),
+        }
+        return Ok(exit::DONE);
+    }
+    let taken = drive.take()?;
+    let Some(word) = word else {
         let loaded = load::open_noted(spool, &taken, Access::Read)?;
         let loaded = load::adopt(spool, &taken, loaded)?;
         show::say(format_args!("{}", loaded.describe()));
         loaded.close()?;
         return Ok(exit::DONE);
     };
-    if args.device.is_dry {
-        show::say(format_args!("{} would be loaded", Quoted(word.as_bytes())));
-        return Ok(exit::DONE);
-    }
     let image = PathBuf::from(word);
     let is_image = taken.device()?.is_dir() && word.as_bytes().ends_with(b".tap");
     let loaded = match is_image && image.is_file() {
         true => load::load_image(spool, &taken, &image)?,
         false => load::load(spool, &taken, word.as_bytes(), &mut ask, Access::Read)?,
     };
+    args.device.expect(&loaded)?;
     show::say(format_args!("{}", loaded.describe()));
     loaded.close()?;
     Ok(exit::DONE)
 }
 
 pub fn eject(spool: &Spool, args: &DeviceArgs) -> Result<u8> {
-    let taken = args.device.drive(spool)?.take()?;
+    let drive = args.device.drive(spool)?;
+    if args.device.is_dry {
+        args.device.expect_noted(&drive)?;
+        show::say(format_args!("{} would be given out", noted(&drive)?));
+        return Ok(exit::DONE);
+    }
+    let taken = drive.take()?;
     if args.device.tape.is_some() {
         let loaded = load::open_noted(spool, &taken, Access::Read)?;
         args.device.expect(&loaded)?;
         loaded.close()?;
     }
-    if !args.device.is_dry {
-        load::eject(spool, &taken)?;
-    }
+    load::eject(spool, &taken)?;
     Ok(exit::DONE)
-}
-
-/// Follows the logs of the jobs that a drive works on, until it is idle.
-pub fn watch(spool: &Spool, args: &WatchArgs) -> Result<u8> {
-    let drive = args.device.drive(spool)?;
-    let interval = Duration::try_from_secs_f64(args.interval.max(0.01));
-    let interval = interval.map_err(|_| Error::usage("that is no number of seconds"))?;
-    let mut seen: std::collections::HashMap<String, u64> = std::collections::HashMap::new();
-    let mut told = None;
-    loop {
-        let status = drive.status()?;
-        let tape = drive.tape()?.map(|it| Quoted(&it.name()).to_string());
-        if told.as_ref() != Some(&(status, tape.clone())) {
-            let word = if status == DriveStatus::Busy { "busy" } else { "idle" };
-            show::say(format_args!("{word} {}", tape.as_deref().unwrap_or("no tape")));
-            told = Some((status, tape));
-        }
-        let mut is_working = false;
-        for name in spool.jobs(false)? {
-            let Ok(job) = spool.job(&name) else { continue };
-            if job.status()? != Some(JobStatus::Busy) {
-                continue;
-            }
-            is_working = true;
-            let before = seen.get(&name).copied().unwrap_or(0);
-            let mut count = 0;
-            log::each_line(&job.log_path(), &mut |line| {
-                count += 1;
-                if count > before {
-                    show::say(format_args!("{}", Quoted(line)));
-                }
-                Ok(())
-            })?;
-            seen.insert(name, count);
-        }
-        if args.device.is_dry || status == DriveStatus::Idle && !is_working {
-            return Ok(exit::DONE);
-        }
-        std::thread::sleep(interval);
-    }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use clap::{ArgGroup, Args};
 
-use super::Place;
+use super::{Place, absolute};
 use crate::cli::{exit, show};
 use crate::error::{Error, Quoted, Result};
 use crate::sys::Time;
@@ -17,6 +17,9 @@ use crate::tape::spool::log;
 use crate::tape::spool::tape::names_of_files;
 use crate::tape::spool::text::Fields;
 
+/// Properties that are paths. Whoever works on a job may do so from another directory than who made
+/// it.
+const PATHS: [&str; 2] = ["root", "receipt"];
 /// Lines that `--tail` shows.
 const TAIL_LINES: usize = 20;
 
@@ -98,12 +101,30 @@ fn properties(words: &[OsString]) -> Result<Fields> {
     Ok(fields)
 }
 
+/// The same for a job.
+fn job_properties(words: &[OsString]) -> Result<Fields> {
+    let mut fields = properties(words)?;
+    for key in PATHS {
+        let Some(path) = fields.get(key).filter(|it| !it.is_empty()) else { continue };
+        let path = Path::new(OsStr::from_bytes(path));
+        if path.is_relative() {
+            let path = absolute(path)?.into_os_string();
+            fields.set(key, path.into_vec())?;
+        }
+    }
+    Ok(fields)
+}
+
 fn new_name() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
 pub fn job(spool: &Spool, args: &JobArgs) -> Result<u8> {
-    let (fields, now) = (properties(&args.property)?, Time::now().secs);
+    let fields = match args.add {
+        true => properties(&args.property)?,
+        false => job_properties(&args.property)?,
+    };
+    let now = Time::now().secs;
     if args.create || args.list {
         if let Some(word) = args.words.first() {
             let shown = Quoted(word.as_bytes());
@@ -158,7 +179,7 @@ fn list(spool: &Spool, with_done: bool) -> Result<u8> {
     let mut out = show::Out::new();
     for uuid in spool.jobs(with_done)? {
         let job = spool.job(&uuid)?;
-        let mark = match job.status()? {
+        let mark = match spool.status_of(&job)? {
             Some(JobStatus::Busy) => "*",
             Some(JobStatus::Ready) => "r",
             Some(JobStatus::Done) if !with_done => continue,
@@ -177,7 +198,7 @@ fn show_job(spool: &Spool, uuid: &str) -> Result<()> {
     for (key, value) in job.fields().iter() {
         out.line(&format!("{} {}", Quoted(key), Quoted(value)))?;
     }
-    if let Some(status) = job.status()? {
+    if let Some(status) = spool.status_of(&job)? {
         out.line(&format!("status {}", status.as_str()))?;
     }
     for id in job.batches()? {

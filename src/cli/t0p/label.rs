@@ -1,6 +1,7 @@
 //! `t0label`.
 
 use std::ffi::{OsStr, OsString};
+use std::io::{IsTerminal, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use clap::{ArgAction, ArgGroup, Args};
@@ -81,7 +82,16 @@ fn show(spool: &Spool, args: &LabelArgs) -> Result<u8> {
         return Ok(exit::DONE);
     }
     let Some(label) = loaded.label() else { return none() };
-    show::say(format_args!("{}", Quoted(label.text())));
+    match std::io::stdout().is_terminal() {
+        true => show::say(format_args!("{}", Quoted(label.text()))),
+        // As `t0label -k` takes it.
+        false => {
+            let mut out = show::Out::new();
+            out.write_all(&[label.text(), b"\n"].concat())
+                .map_err(|e| Error::io("writing to standard output", e))?;
+            out.finish()?;
+        }
+    }
     if args.device.verbose {
         for (key, value) in label.fields() {
             show::say(format_args!("{}:{}", Quoted(key), Quoted(value)));

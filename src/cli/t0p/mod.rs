@@ -8,6 +8,7 @@ mod jobs;
 mod label;
 mod read;
 mod tapes;
+mod watch;
 pub(super) mod write;
 
 use std::ffi::{OsStr, OsString};
@@ -17,7 +18,8 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use super::exit;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Quoted, Result};
+use crate::sys::quoted;
 use crate::tape::drive::Access;
 use crate::tape::load::Station;
 use crate::tape::loaded::Loaded;
@@ -68,7 +70,7 @@ enum Verb {
     /// Give the tape out of a drive
     Eject(drive::DeviceArgs),
     /// Follow what a drive does
-    Watch(drive::WatchArgs),
+    Watch(watch::WatchArgs),
 }
 
 #[derive(Args)]
@@ -113,13 +115,14 @@ struct Device {
     /// The tape that has to be in it
     #[arg(short = 't', value_name = "TAPE")]
     tape: Option<OsString>,
-    /// Length of blocks, in bytes. Blocks of any length are read
+    /// Length of the blocks that will be written to a tape which gets its label, in bytes. What
+    /// reads takes blocks of any length, whatever is said here
     #[arg(short = 'b', value_name = "BYTES")]
     block_size: Option<u32>,
     /// Say more
     #[arg(short = 'v', long)]
     verbose: bool,
-    /// Change nothing, and say what would be done
+    /// Change nothing and move no tape, and say what would be done
     #[arg(short = 'n', long = "dry-run")]
     is_dry: bool,
 }
@@ -143,6 +146,31 @@ impl Device {
             None => Ok(()),
         }
     }
+
+    /// The same by what the spool has noted, where to look at the tape would move it.
+    fn expect_noted(&self, drive: &Drive) -> Result<()> {
+        let Some(wanted) = &self.tape else { return Ok(()) };
+        match drive.tape()? {
+            Some(tape) if tape.name() == wanted.as_bytes() => Ok(()),
+            _ => {
+                let (name, found) = (quoted(Path::new(drive.name())), noted(drive)?);
+                let wanted = Quoted(wanted.as_bytes());
+                let what = format!("drive {name} has {found}, wanted is tape {wanted}");
+                Err(Error::new(ErrorKind::WrongTape, what))
+            }
+        }
+    }
+}
+
+/// What the spool has noted of the tape in a drive, in words.
+fn noted(drive: &Drive) -> Result<String> {
+    let tape = drive.tape()?.map(|it| format!("tape {}", Quoted(&it.name())));
+    Ok(tape.unwrap_or_else(|| "no tape that is known".to_owned()))
+}
+
+/// A path as it is for other processes too.
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io("finding the current directory", e))
 }
 
 /// The words of a line that is for t0p; `None` if it is not.
@@ -184,9 +212,9 @@ fn run(verb: &Verb) -> Result<u8> {
     if let Verb::Init(args) = verb {
         let spool = Spool::create(&root())?;
         if let (Some(drive), Some(device)) = (&args.drive, &args.device) {
-            let drive = spool.add_drive(drive, device)?;
+            let drive = spool.add_drive(drive, &absolute(device)?)?;
             if let Some(changer) = &args.changer {
-                drive.set_changer(changer, args.changer_drive)?;
+                drive.set_changer(&absolute(changer)?, args.changer_drive)?;
             }
         }
         return Ok(exit::DONE);
@@ -210,6 +238,6 @@ fn run(verb: &Verb) -> Result<u8> {
         Verb::Reset(args) => drive::reset(&spool, args),
         Verb::Load(args) => drive::load(&spool, args),
         Verb::Eject(args) => drive::eject(&spool, args),
-        Verb::Watch(args) => drive::watch(&spool, args),
+        Verb::Watch(args) => watch::watch(&spool, args),
     }
 }

@@ -1,6 +1,7 @@
 //! `t0read` and `t0ck`.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -9,8 +10,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use clap::{ArgGroup, Args};
 
-use super::Device;
 use super::jobs::name_of;
+use super::{Device, noted};
 use crate::cli::{bar, exit, show, terminal};
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::{Progress, Said as ProgressSaid};
@@ -165,6 +166,7 @@ pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
     }
     let files = Files::parse(words);
     if args.device.is_dry {
+        args.device.expect_noted(&drive)?;
         return dry_run(spool, args, job.as_ref());
     }
     let taken = drive.take()?;
@@ -211,13 +213,23 @@ pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
     progress.set_phase("reading");
     let is_wanted = |name: &[u8]| files.has(name);
     let is_wanted = (!words.is_empty()).then_some(&is_wanted as &IsWanted<'_>);
+    let mut failed = None;
     let done = bar::with_bar(&progress, || match (&job, args.file) {
         (Some((job, number)), _) => read_job(spool, &mut reading, job, *number, is_wanted),
         (None, Some(filenum)) => reading.tape_file(filenum, is_wanted),
         (None, None) => {
             let queue = spool.queue(&drive, args.queue.as_deref())?;
-            while let Some(job) = queue.next(JobKind::Read)? {
-                reading.job(job)?;
+            let mut left = BTreeSet::new();
+            while let Some(job) = queue.next_but(JobKind::Read, &left)? {
+                let uuid = job.uuid().to_owned();
+                match reading.job(job) {
+                    Err(e) if !ends_all(&e) => {
+                        eprintln!("t0p: {e}; it stays in the queue");
+                        failed.get_or_insert(exit::of_kind(e.kind()));
+                        left.insert(uuid);
+                    }
+                    done => done?,
+                }
             }
             Ok(())
         }
@@ -236,10 +248,11 @@ pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
     }
     done.and(finished)?;
     let is_missing = files.tell_missing();
-    Ok(match tally.errors {
-        0 if is_missing => exit::FAILED,
-        0 => exit::DONE,
-        _ => code.load(Ordering::Relaxed),
+    Ok(match (failed, tally.errors) {
+        (Some(code), _) => code,
+        (None, 0) if is_missing => exit::FAILED,
+        (None, 0) => exit::DONE,
+        (None, _) => code.load(Ordering::Relaxed),
     })
 }
 
@@ -304,6 +317,10 @@ fn dry_run(spool: &Spool, args: &ReadArgs, job: Option<&(String, Option<u64>)>) 
                 }
             }
         }
+        None if args.file.is_some() => {
+            let tape = noted(&args.device.drive(spool)?)?;
+            out.line(&format!("file {} of {tape}", args.file.unwrap_or_default()))?;
+        }
         None => {
             let drive = args.device.drive(spool)?;
             for name in spool.queue(&drive, args.queue.as_deref())?.list()? {
@@ -350,6 +367,12 @@ fn list(
 
 pub fn ck(spool: &Spool, args: &CkArgs) -> Result<u8> {
     let drive = args.device.drive(spool)?;
+    if args.device.is_dry {
+        args.device.expect_noted(&drive)?;
+        let tape = noted(&drive)?;
+        show::say(format_args!("{tape} would be read from its beginning to its end"));
+        return Ok(exit::DONE);
+    }
     let taken = drive.take()?;
     let mut loaded = load::open_noted(spool, &taken, Access::Read)?;
     args.device.expect(&loaded)?;
@@ -374,7 +397,9 @@ pub fn ck(spool: &Spool, args: &CkArgs) -> Result<u8> {
                 "file {filenum} position {position}: {whose}, {files} files, {bytes} bytes, {sums}"
             ))
         }
-        Said::Wrong(Some(filenum), what) => out.line(&format!("file {filenum}: {what}")),
+        Said::Wrong(Some(filenum), what) | Said::Note(filenum, what) => {
+            out.line(&format!("file {filenum}: {what}"))
+        }
         Said::Wrong(None, what) => out.line(&what),
     };
     let checked =

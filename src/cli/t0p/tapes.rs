@@ -68,14 +68,20 @@ fn named(spool: &Spool, label: &[u8]) -> Result<Tape> {
 }
 
 pub fn tapes(spool: &Spool, args: &TapesArgs) -> Result<u8> {
-    let tapes = match &args.pool {
-        Some(pool) => {
-            let labels = spool.pool(pool.as_bytes())?;
-            labels.iter().map(|it| named(spool, it)).collect::<Result<Vec<_>>>()?
-        }
-        None => spool.tapes()?,
-    };
     let mut out = show::Out::new();
+    let mut tapes = Vec::new();
+    match &args.pool {
+        None => tapes = spool.tapes()?,
+        Some(pool) => {
+            for label in spool.pool(pool.as_bytes())? {
+                match spool.tape(&label)? {
+                    Some(tape) => tapes.push(tape),
+                    // Its label will be written when it is needed, perhaps.
+                    None => out.line(&format!("unknown {}", Quoted(&label)))?,
+                }
+            }
+        }
+    }
     for tape in tapes {
         let (status, name) = (tape.status()?.as_str(), tape.name());
         out.line(&format!("{status} {}", Quoted(&name)))?;

@@ -18,6 +18,7 @@ use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
 use crate::tape::spool::drive::TakenDrive;
 use crate::tape::spool::job::{Job, JobKind};
+use crate::tape::spool::receipt;
 use crate::tape::write::{
     Files, For, Settings, Tally, Wanted, Work, Writer, first_tape, next_tape,
 };
@@ -79,12 +80,17 @@ pub fn write(spool: &Spool, args: &WriteArgs) -> Result<u8> {
     if args.dry_run {
         return dry_run(spool, args, &queue.list()?);
     }
+    if let Some(path) = &args.receipt {
+        // Told only behind the first batch, it would be too late.
+        receipt::try_open(path)?;
+    }
     let taken = drive.take()?;
     let names = args.jobs.iter().map(|it| name_of(it).map(str::to_owned));
     let names = names.collect::<Result<Vec<_>>>()?;
     let first = match args.all {
         true => queue.next(JobKind::Write)?.map(|it| it.uuid().to_owned()),
-        false => names.first().cloned(),
+        // The first that there is: what is wrong with another one is told when it is its turn.
+        false => names.iter().find(|it| spool.job(it).is_ok()).or(names.first()).cloned(),
     };
     let Some(first) = first else { return Ok(exit::DONE) };
     let listener = |said: Said<'_>| {
@@ -128,15 +134,18 @@ pub fn write(spool: &Spool, args: &WriteArgs) -> Result<u8> {
     let mut failed = None;
     let written = bar::with_bar(&progress, || match args.all {
         true => {
-            count(spool, &queue.list()?, &progress)?;
+            count(spool, &queue.list()?, &progress);
             writer.queue(&queue, &mut |e| {
                 eprintln!("t0p: {e}; it stays in the queue");
                 failed.get_or_insert(exit::of_kind(e.kind()));
             })
         }
         false => {
-            count(spool, &names, &progress)?;
-            names.iter().try_for_each(|it| writer.job(spool.take_job(it)?))
+            count(spool, &names, &progress);
+            writer.jobs(&names, &mut |e| {
+                eprintln!("t0p: {e}");
+                failed.get_or_insert(exit::of_kind(e.kind()));
+            })
         }
     });
     let tally = writer.tally();
@@ -195,16 +204,16 @@ fn pending(job: &Job) -> Result<Vec<(String, u64, u64)>> {
     Ok(found)
 }
 
-/// Says how much there is to do.
-fn count(spool: &Spool, names: &[String], progress: &Progress) -> Result<()> {
+/// Says how much there is to do. What cannot be read of a job is told when it is its turn.
+fn count(spool: &Spool, names: &[String], progress: &Progress) {
     for name in names {
-        for (_, files, bytes) in pending(&spool.job(name)?)? {
+        let left = spool.job(name).and_then(|it| pending(&it)).unwrap_or_default();
+        for (_, files, bytes) in left {
             Progress::add(&progress.entries_total, files);
             // Headers, names and sums.
             Progress::add(&progress.bytes_total, bytes.saturating_add(files.saturating_mul(256)));
         }
     }
-    Ok(())
 }
 
 fn dry_run(spool: &Spool, args: &WriteArgs, queued: &[String]) -> Result<u8> {
@@ -241,7 +250,7 @@ pub(in crate::cli) fn ask(mut loaded: Loaded, wanted: &Wanted) -> Result<Option<
 }
 
 /// The same for a drive that is empty.
-fn ask_for(device: &Path, wanted: &Wanted) -> Result<Option<Loaded>> {
+pub(in crate::cli) fn ask_for(device: &Path, wanted: &Wanted) -> Result<Option<Loaded>> {
     if !terminal::is_there() {
         return Ok(None);
     }

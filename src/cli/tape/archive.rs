@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Archive, open_spool};
 use crate::catalog::RunId;
-use crate::cli::t0p::write::ask;
+use crate::cli::t0p::write::{ask, ask_for};
 use crate::cli::{bar, exit, show};
 use crate::error::{Quoted, Result};
 use crate::progress::{Progress, Said};
@@ -33,9 +33,10 @@ pub fn archive(catalog: &Path, args: &Archive, is_verbose: bool) -> Result<u8> {
             ));
         }
     };
+    let mut first = |device: &Path, wanted: &Wanted| ask_for(device, wanted);
     let mut next = |loaded, wanted: &Wanted| ask(loaded, wanted);
     let (run, done) = bar::with_bar(&progress, || {
-        args.args.archiving().run(catalog, &spool, &progress, &mut tell, &mut next)
+        args.args.archiving().run(catalog, &spool, &progress, &mut tell, &mut first, &mut next)
     })?;
     match args.json {
         true => show::say(format_args!("{}", archived_json(run, &done))),

@@ -38,7 +38,7 @@ pub fn waiting(spool: &Spool, catalog: &Path) -> Result<Vec<Waiting>> {
             continue;
         }
         let fields = job.fields();
-        let status = job.status()?;
+        let status = spool.status_of(&job)?;
         if matches!(status, Some(JobStatus::Revoked | JobStatus::Cloned)) || is_begun(&job) {
             continue;
         }

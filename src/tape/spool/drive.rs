@@ -23,7 +23,7 @@ pub const DEVICE: &str = "/dev/nst0";
 pub enum DriveStatus {
     /// Nothing.
     Idle,
-    /// Somebody works with it; or its worker has died.
+    /// Somebody works with it.
     Busy,
 }
 
@@ -93,9 +93,10 @@ impl Drive {
         lock::set_link(&self.dir.join("changer"), changer)
     }
 
-    /// What it does.
+    /// What it does. Whoever is busy with it has its lock: who has died says nothing any more.
     pub fn status(&self) -> Result<DriveStatus> {
-        Ok(lock::marker(&self.dir, STATUSES)?.unwrap_or(DriveStatus::Idle))
+        let said = lock::marker(&self.dir, STATUSES)?;
+        Ok(said.filter(|_| lock::is_believed(&self.dir)).unwrap_or(DriveStatus::Idle))
     }
 
     /// The tape that is in it, as far as the spool knows; one that it has forgotten is none.

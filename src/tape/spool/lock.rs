@@ -68,6 +68,12 @@ impl Lock {
     }
 }
 
+/// Whether somebody works on what is in a directory, as far as can be seen: who must not look at
+/// its lock believes what a marker says.
+pub fn is_believed(dir: &Path) -> bool {
+    Lock::is_held(dir).unwrap_or(true)
+}
+
 /// The first of the `known` states whose marker is in `dir`: where a crash has left two, the one
 /// listed first counts.
 pub fn marker<S: Copy>(dir: &Path, known: &[(&str, S)]) -> Result<Option<S>> {

@@ -4,7 +4,7 @@
 //! and the next writer cuts it off, so no half of a line is ever taken for a whole one.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -158,6 +158,32 @@ pub fn lines_of(input: impl BufRead, each: &mut dyn FnMut(&[u8]) -> Result<()>) 
         }
     }
     Ok(())
+}
+
+/// Calls `each` with the whole lines of a log from a byte on that a line begins at, and with the
+/// byte behind each; gives that of the last one. A log that is not there has none.
+pub fn lines_from(
+    path: &Path,
+    from: u64,
+    each: &mut dyn FnMut(u64, &[u8]) -> Result<()>,
+) -> Result<u64> {
+    let Some(mut input) = open_to_read(path)? else { return Ok(from) };
+    let failed = |e| Error::io(format!("reading {}", quoted(path)), e);
+    input.seek(SeekFrom::Start(from)).map_err(failed)?;
+    let (mut lines, mut end) = (Lines::new(input), from);
+    while lines.advance().map_err(|e| e.context(quoted(path)))? && lines.has_end() {
+        end += lines.line().len() as u64 + 1;
+        each(end, lines.line())?;
+    }
+    Ok(end)
+}
+
+/// Bytes of the whole lines of a log; 0 if it is not there.
+pub fn whole_bytes(path: &Path) -> Result<u64> {
+    let Some(input) = open_to_read(path)? else { return Ok(0) };
+    let file = input.into_inner();
+    let end = file.metadata().and_then(|it| end_of_lines(&file, it.len()));
+    end.map_err(|e| Error::io(format!("reading {}", quoted(path)), e))
 }
 
 /// Adds to a log. Only for who has the lock of what it belongs to.

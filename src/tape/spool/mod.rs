@@ -241,6 +241,16 @@ impl Spool {
         self.queues()?.iter().try_for_each(|it| it.remove(uuid))
     }
 
+    /// How far a job is. One whose worker has died is as it was before it, as for who takes it.
+    pub fn status_of(&self, job: &Job) -> Result<Option<JobStatus>> {
+        match job.status()? {
+            Some(JobStatus::Busy) if !lock::is_believed(job.dir()) => {
+                Ok(self.is_queued(job.uuid())?.then_some(JobStatus::Ready))
+            }
+            status => Ok(status),
+        }
+    }
+
     /// Whether a job waits in any queue.
     pub fn is_queued(&self, uuid: &str) -> Result<bool> {
         for queue in self.queues()? {

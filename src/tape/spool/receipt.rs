@@ -4,6 +4,7 @@
 //! told one by one. A receipt of ours says how many files it is of, so one that was cut short is
 //! known as such.
 
+use std::fs::File;
 use std::io::{BufRead, Seek, SeekFrom, Write};
 use std::path::Path;
 
@@ -135,16 +136,31 @@ impl<R: BufRead> Receipts<R> {
     }
 }
 
-/// Adds the receipt of a completed batch, whose ID this is, to the file of receipts at `path`,
-/// unless it is there whole: so this can be done again after a crash. The lock of the job is held.
-pub fn append(path: &Path, id: &str, mut batch: Batch<impl BufRead>) -> Result<()> {
+fn open_to_append(path: &Path) -> Result<File> {
+    let mut options = sys::private_file();
+    let file = options.read(true).append(true).create(true).open(path);
+    file.map_err(|e| Error::io(format!("writing {}", quoted(path)), e))
+}
+
+/// Refuses a path at which no receipts can be written. Makes the file if it is not there.
+pub fn try_open(path: &Path) -> Result<()> {
+    open_to_append(path).map(drop)
+}
+
+/// Adds the receipt of a completed batch, whose ID this is and which `open` opens, to the file of
+/// receipts at `path`, unless it is there whole: so this can be done again after a crash. The lock
+/// of the job is held.
+pub fn append<R: BufRead>(
+    path: &Path,
+    id: &str,
+    open: &mut dyn FnMut() -> Result<Batch<R>>,
+) -> Result<()> {
     let failed = |e| Error::io(format!("writing {}", quoted(path)), e);
-    let count = batch.fields().get("count").map(<[u8]>::to_vec);
+    let mut batch = open()?;
     let Some(summary) = batch.summary()? else {
         return Err(Error::usage(format!("batch {id} has not been completed: it has no receipt")));
     };
-    let mut options = sys::private_file();
-    let file = options.read(true).append(true).create(true).open(path).map_err(failed)?;
+    let file = open_to_append(path)?;
     // Other drives may have the same file for their receipts.
     let Some(file) = LockedFile::within(file, LONG_PATIENCE).map_err(failed)? else {
         let what = format!("another process writes {} and does not come to its end", quoted(path));
@@ -153,6 +169,11 @@ pub fn append(path: &Path, id: &str, mut batch: Batch<impl BufRead>) -> Result<(
     if has_receipt(text::open(path)?, id, &summary)? {
         return Ok(());
     }
+    // What others say of how many there are need not be so.
+    let (mut files, mut counted) = (0u64, open()?);
+    while let Some(result) = counted.next_result()? {
+        files += u64::from(matches!(result, Outcome::Ok(..) | Outcome::Fail(..)));
+    }
     let len = (&*file).seek(SeekFrom::End(0)).map_err(failed)?;
     // Whatever is there ends with a blank line, also if its writer died.
     let mut out = std::io::BufWriter::with_capacity(64 << 10, &*file);
@@ -160,9 +181,7 @@ pub fn append(path: &Path, id: &str, mut batch: Batch<impl BufRead>) -> Result<(
         |parts: &[&[u8]]| parts.iter().try_for_each(|it| out.write_all(it)).map_err(failed);
     let separator = separator(path, len)?;
     put(&[separator, b"%receipt\nbatch ", id.as_bytes(), b"\n"])?;
-    if let Some(count) = count {
-        put(&[b"files ", &count, b"\n"])?;
-    }
+    put(&[b"files ", files.to_string().as_bytes(), b"\n"])?;
     for (key, value) in summary.iter() {
         put(&[key, b" ", value, b"\n"])?;
     }

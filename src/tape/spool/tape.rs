@@ -87,22 +87,36 @@ impl Tape {
         Label::parse(&bytes).map(Some).map_err(|e| e.context(quoted(&path)))
     }
 
-    /// Where it is. One that a drive had when it was taken away from the spool is offline.
+    /// Where it is. One that a drive had when it was taken away from the spool is offline, and one
+    /// whose drive nobody works with is not busy.
     pub fn status(&self) -> Result<TapeStatus> {
         let status = lock::marker(&self.dir, STATUSES)?.unwrap_or(TapeStatus::Offline);
-        let is_in_drive = matches!(status, TapeStatus::Loaded | TapeStatus::Busy);
-        Ok(if is_in_drive && !self.is_in_a_drive()? { TapeStatus::Offline } else { status })
+        if !matches!(status, TapeStatus::Loaded | TapeStatus::Busy) {
+            return Ok(status);
+        }
+        Ok(match self.drive_dir()? {
+            None => TapeStatus::Offline,
+            Some(dir) if !lock::is_believed(&dir) => TapeStatus::Loaded,
+            Some(_) => status,
+        })
     }
 
-    fn is_in_a_drive(&self) -> Result<bool> {
+    /// The directory of the drive that it is in.
+    fn drive_dir(&self) -> Result<Option<PathBuf>> {
         let drives = self.root.join("drive");
         for name in lock::names_in(&drives)? {
-            let link = std::fs::read_link(drives.join(name).join("tape"));
+            let dir = drives.join(name);
+            let link = std::fs::read_link(dir.join("tape"));
             if link.is_ok_and(|it| it.file_name() == self.dir.file_name()) {
-                return Ok(true);
+                return Ok(Some(dir));
             }
         }
-        Ok(false)
+        Ok(None)
+    }
+
+    /// Its log.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.join("log")
     }
 
     pub(super) fn set_status(&self, status: TapeStatus) -> Result<()> {
@@ -149,7 +163,7 @@ impl Tape {
 
     /// Calls `each` with every file of its log.
     pub fn files(&self, each: &mut dyn FnMut(TapeFile) -> Result<()>) -> Result<()> {
-        log::each_line(&self.dir.join("log"), &mut |line| {
+        log::each_line(&self.log_path(), &mut |line| {
             TapeFile::parse(line).map_or(Ok(()), &mut *each)
         })
     }
@@ -173,7 +187,7 @@ impl Tape {
 
     /// Puts the log aside, as `log.<time>`: what it tells of has been written over.
     pub fn set_log_aside(&self, now: i64) -> Result<()> {
-        let log = self.dir.join("log");
+        let log = self.log_path();
         if !lock::exists(&log)? {
             return Ok(());
         }
@@ -200,7 +214,7 @@ impl Tape {
     /// Notes what a file of the tape is; on return that lasts. Only for who has the drive that it
     /// is in.
     pub fn add_file(&self, file: &TapeFile) -> Result<()> {
-        let mut log = LogWriter::open(&self.dir.join("log"))?;
+        let mut log = LogWriter::open(&self.log_path())?;
         log.put(&file.to_line())?;
         log.sync()
     }

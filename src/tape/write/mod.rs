@@ -182,6 +182,10 @@ impl Files {
             Some((_, root)) => root,
             None => {
                 let path = job.lookup_root();
+                if path.is_relative() {
+                    let what = format!("its root {} is relative to nothing", quoted(&path));
+                    return Err(Error::usage(format!("{what}: set it with t0job -p root=PATH")));
+                }
                 // It may be a link.
                 let opened = path.canonicalize().and_then(|it| sys::open_dir(&it));
                 opened.map_err(|e| Error::io(format!("opening the root {}", quoted(&path)), e))?
@@ -277,16 +281,35 @@ impl<'a> Writer<'a> {
         let mut failed = BTreeSet::new();
         while let Some(job) = queue.next_but(JobKind::Write, &failed)? {
             let uuid = job.uuid().to_owned();
-            self.is_of_job = false;
-            match self.job(job) {
-                Err(e) if self.is_of_job && is_of_job(e.kind()) => {
-                    failed.insert(uuid);
-                    tell(e);
-                }
-                done => done?,
+            if let Err(e) = self.one(job)? {
+                failed.insert(uuid);
+                tell(e);
             }
         }
         Ok(())
+    }
+
+    /// Writes these jobs, queued or not, as [`Writer::queue`] does those of a queue.
+    pub fn jobs(&mut self, uuids: &[String], tell: &mut dyn FnMut(Error)) -> Result<()> {
+        for uuid in uuids {
+            let done = match self.work.spool.take_job(uuid) {
+                Ok(job) => self.one(job)?,
+                Err(e) => Err(e.context(format_args!("job {uuid}"))),
+            };
+            if let Err(e) = done {
+                tell(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one job of several. Inside, what is wrong with this one alone.
+    fn one(&mut self, job: OpenJob) -> Result<std::result::Result<(), Error>> {
+        self.is_of_job = false;
+        match self.job(job) {
+            Err(e) if self.is_of_job && is_of_job(e.kind()) => Ok(Err(e)),
+            done => done.map(Ok),
+        }
     }
 
     /// Notes that an error is the job's own.
@@ -300,10 +323,10 @@ impl<'a> Writer<'a> {
         let uuid = job.uuid().to_owned();
         let refused = |why: &str| Err(Error::usage(format!("job {uuid} {why}")));
         if job.kind() != JobKind::Write {
-            return refused("is one that reads");
+            return self.of_job(refused("is one that reads"));
         }
         if let Some(status @ (JobStatus::Revoked | JobStatus::Cloned)) = job.status()? {
-            return refused(&format!("is {}", status.as_str()));
+            return self.of_job(refused(&format!("is {}", status.as_str())));
         }
         match self.batches(&mut job) {
             Ok(()) => {
@@ -452,7 +475,7 @@ impl<'a> Writer<'a> {
         let of_job = job.fields().get("receipt").filter(|it| !it.is_empty());
         let of_job = of_job.map(|it| sys::path_from(it).to_path_buf());
         for path in [of_job, self.work.settings.receipt.clone()].into_iter().flatten() {
-            receipt::append(&path, &name, job.batch(id)?)?;
+            receipt::append(&path, &name, &mut || job.batch(id))?;
         }
         Written::of(job, id)?.map_or(Ok(()), |it| (self.work.tell)(&it))
     }
