@@ -362,7 +362,15 @@ fn where_a_manifest_is_lost_the_copy_of_the_catalog_makes_up_for_it() {
         assert_eq!(tapes_of(&new), blocks);
         assert_eq!(uuid(&new), uuid(scene.catalog()));
         assert_eq!(fs::read_dir(into.join("catalog")).unwrap().count(), 0);
+        // It can be given up at once, and then nothing is missing.
+        let program = |line: &[&str]| {
+            let mut command = Command::new(scene.sandbox.program().get_program());
+            crate::common::run(command.arg("--catalog").arg(&new).args(line)).code(0);
+        };
+        program(&["volumes", "--retire", &summary.volumes_gone[0].uuid]);
         assert_comes_back(&scene, &new, 3, &name("restored"));
+        program(&["genmeta"]);
+        program(&["validate"]);
     }
     // Where no copy is left either, the reason is told.
     rot(&image, b"manifests/run-00000001");

@@ -200,6 +200,18 @@ impl Rebuild {
         known::put_volumes(&self.conn, volumes)
     }
 
+    /// Forgets the copies of blocks on these volumes, but for blocks that have no other.
+    pub fn forget_copies_on(&self, volumes: &[i64]) -> Result<()> {
+        // Numbers only, which are this program's own.
+        let list = volumes.iter().map(i64::to_string).collect::<Vec<_>>().join(", ");
+        let query = format!(
+            "DELETE FROM block_copies WHERE volume IN ({list}) AND EXISTS \
+             (SELECT 1 FROM block_copies o WHERE o.block = block_copies.block \
+             AND o.volume NOT IN ({list}))"
+        );
+        self.conn.execute(&query, []).map_err(sql).map(|_| ())
+    }
+
     fn fault(&mut self, fault: String) {
         self.fault_count += 1;
         if self.faults.len() < FAULTS_MAX {

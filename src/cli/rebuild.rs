@@ -119,7 +119,8 @@ fn from_tapes(catalog: &Path, into: &Path, args: &Rebuildmeta) -> Result<u8> {
         ))?;
         if let Some(run) = found.copy {
             out.line(&format!(
-                "manifests are lost: began with the copy of the catalog of after run {run}"
+                "manifests are lost: began with the copy of the catalog of after run {run}; \
+                 raidtape genmeta makes them anew"
             ))?;
         }
         out.line(&format!("rebuilt {} runs, {} blocks", summary.runs, summary.blocks))?;

@@ -260,7 +260,8 @@ fn try_one(
         let settings = rebuild.change_settings(&rows)?;
         let newest = history.newest.as_ref().map(|it| it.volumes.clone());
         let known = newest.unwrap_or_else(|| opened.volumes.clone());
-        let filled = fill(rebuild, sources, (&history, &known), settings.hash, notes)?;
+        let how = (&history, &*known, !options.known.is_empty());
+        let filled = fill(rebuild, sources, how, settings.hash, notes)?;
         let mut summary = filled.summary(sources, &history);
         let replayed: Vec<RunId> = history.runs.iter().map(|it| it.run).collect();
         summary.runs = (base.runs.len() + replayed.len()) as u64;

@@ -160,7 +160,7 @@ fn make(
     let rebuild = Rebuild::create(catalog)?;
     let settings = put_settings(&rebuild, &sources, &history, notes)?;
     let known = history.newest.as_ref().map(|it| &*it.volumes).unwrap_or_default();
-    let built = fill(rebuild, &mut sources, (&history, known), settings.hash, notes)?;
+    let built = fill(rebuild, &mut sources, (&history, known, false), settings.hash, notes)?;
     // A block that is on a tape, as is known beside the catalog, is not missing.
     let tapes = Tapes::look(catalog)?;
     let reader = built.catalog.open()?;
@@ -238,11 +238,12 @@ fn volume_rows(
 }
 
 /// Puts volumes, blocks and runs into a catalog that has its settings. `known` are the volumes as
-/// they were known last.
+/// they were known last. With tapes, what a copy of the catalog says of those that are away does
+/// not count: what is known to be on them keeps nobody from giving them up.
 fn fill(
     mut rebuild: Rebuild,
     sources: &mut [Source],
-    (history, known): (&History, &[VolumeConfig]),
+    (history, known, has_tapes): (&History, &[VolumeConfig], bool),
     hash: HashAlgo,
     notes: &mut Notes<'_>,
 ) -> Result<Filled> {
@@ -253,6 +254,10 @@ fn fill(
     let mut repairs = blocks::read(rebuild.found(), sources, how, notes, progress)?;
     rebuild.put_volumes(&volume_rows(sources, &repairs.index_lens, &missing))?;
     rebuild.settle_blocks()?;
+    if has_tapes {
+        let away: Vec<i64> = missing.iter().map(|it| it.number).collect();
+        rebuild.forget_copies_on(&away)?;
+    }
     progress.set_phase("replaying runs");
     for chosen in &history.runs {
         replay(&mut rebuild, chosen, progress)?;
