@@ -481,3 +481,18 @@ fn where_nothing_is_found_the_error_names_what_was_wrong() {
     assert_eq!(gathered.problem_count, 1);
     assert!(!new.exists());
 }
+
+#[test]
+fn blocks_of_tape_that_cannot_be_read_where_an_archive_begins_cost_no_block_behind_them() {
+    let scene = Scene::new(&["T0"], None);
+    scene.archive(1);
+    let image = scene.world.image("T0");
+    [1, 0].into_iter().for_each(|it| spoil(&image, it));
+    let (new, into) = (scene.sandbox.path("anew"), scene.sandbox.path("into"));
+    let (gathered, made) = try_rebuild(&new, &into, &[image]);
+    // Metas are lost with them, and the block that begins there; the others are known.
+    assert_eq!(made.unwrap().runs, 1);
+    let (found, known) = (tapes_of(&new).remove(0), tapes_of(scene.catalog()).remove(0));
+    assert!(found.1 == known.1 && found.2 + 1 >= known.2, "{found:?}: {}", said(&gathered));
+    assert!(said(&gathered).contains("tape T0, file 1"), "{}", said(&gathered));
+}

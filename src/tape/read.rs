@@ -27,6 +27,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A buffer for the blocks that are usual. It grows when one is longer.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Blocks behind a first one that cannot be read that are tried for their length.
+const LEARNT_MAX: u64 = 8;
 
 /// What a tape file ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,19 +196,34 @@ impl<'d> Visit<'d> {
         Ok(len)
     }
 
+    /// The first block cannot be read: the next one that can is as long.
+    fn learn_block_bytes(&mut self) -> Result<()> {
+        self.is_moved = true;
+        let mut number = 1;
+        loop {
+            let position = self.position + number;
+            self.go(position)?;
+            (self.next, self.end, self.failure) = (position, None, None);
+            match self.fill() {
+                Ok(()) => {
+                    self.block_bytes = self.len;
+                    return Ok(());
+                }
+                Err(e) => {
+                    self.failure = Some(Failure::Told);
+                    if number == LEARNT_MAX || e.is_shortage() {
+                        return Err(e);
+                    }
+                }
+            }
+            number += 1;
+        }
+    }
+
     fn seek_to(&mut self, offset: u64) -> Result<()> {
         let cut_off = || Error::corrupt(format!("the tape file has no byte {offset}"));
         if self.block_bytes == 0 && self.failure.is_some() {
-            // The first block cannot be read. The second one is as long.
-            self.is_moved = true;
-            self.go(self.position + 1)?;
-            (self.next, self.end, self.failure) = (self.position + 1, None, None);
-            let filled = self.fill();
-            if filled.is_err() {
-                self.failure = Some(Failure::Told);
-            }
-            filled?;
-            self.block_bytes = self.len;
+            self.learn_block_bytes()?;
         }
         let block_bytes = self.block_bytes as u64;
         let number = offset.checked_div(block_bytes).ok_or_else(cut_off)?;
