@@ -205,3 +205,53 @@ fn a_tape_that_the_spool_has_forgotten_is_in_no_drive() {
     fs::remove_dir_all(place.spool().tape(b"T1").unwrap().unwrap().dir()).unwrap();
     place.ok(&["t0eject"]);
 }
+
+#[test]
+fn a_tape_that_was_labelled_anew_is_not_asked_for_by_its_old_name() {
+    let place = Place::with_drive();
+    put_in(&place, "A");
+    place.ok(&["t0label", "-w", "OLD"]);
+    place.ok(&["t0label", "-w", "-f", "NEW"]);
+    assert_eq!(place.ok(&["t0tapes"]), "loaded NEW\ngone OLD");
+    let spool = place.spool();
+    let old = spool.tape(b"OLD").unwrap().unwrap();
+    assert!(old.is_gone().unwrap() && !spool.tape(b"NEW").unwrap().unwrap().is_gone().unwrap());
+    place.ok(&["t0eject"]);
+    spool.tape(b"NEW").unwrap().unwrap().move_offsite(true).unwrap();
+    fs::write(place.base.join("one"), "first").unwrap();
+    let job = place.ok(&["t0job", "-c", "-p", &format!("root={}", place.base.display())]);
+    place.feed(&["t0job", "-a", &job], "one\n");
+    place.ok(&["t0queue", "-a", &job]);
+    let said = place.fails(7, &["t0write", "-a"]);
+    assert!(said.ends_with(": put in a tape that has room, and write again"), "{said}");
+    // Another tape gets the name, and one whose label was not written after all has kept its own.
+    put_in(&place, "B");
+    place.ok(&["t0label", "-w", "-f", "OLD"]);
+    assert!(!old.is_gone().unwrap());
+    old.set_gone(Some(7)).unwrap();
+    place.ok(&["t0load", "OLD"]);
+    assert_eq!(place.ok(&["t0tapes"]), "offsite NEW\nloaded OLD");
+}
+
+#[test]
+fn a_label_that_is_refused_leaves_what_is_known() {
+    let place = Place::with_drive();
+    Medium { worm: true, ..Medium::default() }.write(&place.image("A")).unwrap();
+    put_in(&place, "A");
+    place.ok(&["t0label", "-w", "W"]);
+    let tape = place.spool().tape(b"W").unwrap().unwrap();
+    tape.add_file(&TapeFile { filenum: 1, position: 2, job: "j".to_owned(), batch: 0 }).unwrap();
+    let said = place.fails(7, &["t0label", "-w", "-f", "W2"]);
+    assert!(said.contains("can only be appended to"), "{said}");
+    assert!(tape.dir().join("log").exists());
+    assert_eq!(place.ok(&["t0tapes"]), "loaded W");
+    // One that the spool cannot note is not on the tape either.
+    put_in(&place, "B");
+    let long = "x".repeat(256);
+    for line in [&["t0label", "-w", &long][..], &["t0label", "-n", "-w", &long]] {
+        let said = place.fails(2, line);
+        assert!(said.contains("too long to be noted in the spool"), "{said}");
+    }
+    assert_eq!(contents(&place, "B"), []);
+    place.ok(&["t0label", "-w", &long[..255]]);
+}

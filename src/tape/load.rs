@@ -13,7 +13,7 @@ use super::label::Label;
 use super::loaded::{First, Loaded};
 use super::spool::Spool;
 use super::spool::drive::{Drive, TakenDrive};
-use super::spool::tape::Tape;
+use super::spool::tape::{GONE, Tape, notable_name};
 use super::spool::text::Fields;
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::{self, quoted};
@@ -74,8 +74,14 @@ pub fn open_noted(spool: &Spool, taken: &TakenDrive, access: Access) -> Result<L
 }
 
 /// Notes which tape is in a drive, unless that is known already.
-fn note(taken: &TakenDrive, tape: Option<&Tape>) -> Result<()> {
+pub(super) fn note(taken: &TakenDrive, tape: Option<&Tape>) -> Result<()> {
     let known = taken.tape()?;
+    if let Some(tape) = tape
+        && tape.is_gone().unwrap_or(false)
+    {
+        // Whoever was about to write another label has not come to it.
+        tape.set_gone(None)?;
+    }
     match tape {
         Some(tape) if known.is_some_and(|it| it.dir() == tape.dir()) => Ok(()),
         Some(tape) => taken.load(tape),
@@ -282,6 +288,7 @@ pub fn load_image(spool: &Spool, taken: &TakenDrive, image: &Path) -> Result<Loa
 
 /// Why this label is not written to the tape in a drive unless by force.
 pub fn obstacle(spool: &Spool, loaded: &mut Loaded, label: &Label) -> Result<Option<String>> {
+    notable_name(label.text())?;
     let is_blank = match loaded.first() {
         First::Blank => true,
         // It may have been erased, which leaves a filemark, and it may not.
@@ -305,7 +312,8 @@ pub fn obstacle(spool: &Spool, loaded: &mut Loaded, label: &Label) -> Result<Opt
 }
 
 /// Writes a label to the tape in a drive, whatever is on it, and notes the tape. What the spool
-/// knew of files on it, and on another tape that was called so, is set aside.
+/// knew of files on it, and on another tape that was called so, is set aside; if it had another
+/// name, the tape of that name is gone.
 pub fn write_label(
     spool: &Spool,
     station: &mut Station,
@@ -313,16 +321,36 @@ pub fn write_label(
     metrics: &Fields,
     now: i64,
 ) -> Result<Tape> {
-    if station.loaded.drive().state()?.write_protected {
+    notable_name(label.text())?;
+    let state = station.loaded.drive().state()?;
+    if state.write_protected {
         return Err(station.loaded.refused(Why::Protected));
     }
+    if state.worm == Some(true) && *station.loaded.first() != First::Blank {
+        return Err(station.loaded.refused(Why::Worm));
+    }
     let before = station.tape(spool)?;
-    for tape in [before, spool.tape(label.text())?].into_iter().flatten() {
+    let namesake = spool.tape(label.text())?;
+    let renamed = before.as_ref().filter(|it| it.name() != label.text());
+    // Noted before it is so: with the new label nobody knows any more which tape it was.
+    if let Some(tape) = renamed {
+        tape.set_gone(Some(now))?;
+    }
+    if let Err(e) = station.loaded.write_label(label) {
+        // What is still there was not relabelled.
+        if let Some(tape) = renamed
+            && station.loaded.again().is_ok()
+        {
+            tape.set_gone(None)?;
+        }
+        return Err(e);
+    }
+    for tape in [&before, &namesake].into_iter().flatten() {
         tape.set_log_aside(now)?;
     }
-    station.loaded.write_label(label)?;
     let tape = spool.add_tape(label)?;
     let mut known = tape.metrics()?;
+    known.remove(GONE);
     for (key, value) in metrics.iter() {
         known.set(&String::from_utf8_lossy(key), value)?;
     }

@@ -11,7 +11,7 @@ use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
 use crate::tape::spool::drive::TakenDrive;
 use crate::tape::spool::job::Job;
-use crate::tape::spool::tape::{Tape, TapeStatus};
+use crate::tape::spool::tape::{GONE, Tape, TapeStatus};
 use crate::tape::spool::text::Fields;
 
 impl Writer<'_> {
@@ -69,9 +69,7 @@ impl Writer<'_> {
         if let Some(why) = self.unfit(&tape, &text, job)? {
             return Ok(Some(why));
         }
-        if self.work.drive.tape()?.is_none_or(|it| it.name() != text) {
-            self.work.drive.load(&tape)?;
-        }
+        load::note(self.work.drive, Some(&tape))?;
         let metrics = tape.metrics()?;
         let block_bytes = self.work.settings.block_bytes.or_else(|| metrics.number("blocksize"));
         let block_bytes = block_bytes.unwrap_or(BLOCK_BYTES);
@@ -253,7 +251,9 @@ fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
     let mut labels = Vec::new();
     for tape in tapes {
         let label = tape.name();
-        if tape.status()? == TapeStatus::Offline && tape.metrics()?.get("full").is_none() {
+        let metrics = tape.metrics()?;
+        let has_room = metrics.get("full").is_none() && metrics.get(GONE).is_none();
+        if has_room && tape.status()? == TapeStatus::Offline {
             labels.push(label);
         }
     }
