@@ -113,8 +113,8 @@ struct Device {
     /// The tape that has to be in it
     #[arg(short = 't', value_name = "TAPE")]
     tape: Option<OsString>,
-    /// Length of blocks, in bytes. Blocks of any length are read
-    #[arg(short = 'b', value_name = "BYTES")]
+    /// Length of blocks, in bytes, as in 262144 or 256k. Blocks of any length are read
+    #[arg(short = 'b', value_name = "BYTES", value_parser = block_bytes)]
     block_size: Option<u32>,
     /// Say more
     #[arg(short = 'v', long)]
@@ -143,6 +143,26 @@ impl Device {
             None => Ok(()),
         }
     }
+}
+
+/// A number of bytes, which are of 1024 with a letter.
+fn buffer_bytes(text: &str) -> std::result::Result<u64, String> {
+    let bad = || format!("'{text}' is no number of bytes, as in 32768, 256k or 1M");
+    let digits = text.trim_end_matches(|it: char| it.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..).unwrap_or_default() {
+        "" => 0,
+        "k" | "K" => 10,
+        "m" | "M" => 20,
+        "g" | "G" => 30,
+        _ => return Err(bad()),
+    };
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
+fn block_bytes(text: &str) -> std::result::Result<u32, String> {
+    let bytes = buffer_bytes(text)?;
+    u32::try_from(bytes).map_err(|_| format!("blocks of {bytes} bytes are too long"))
 }
 
 /// The words of a line that is for t0p; `None` if it is not.

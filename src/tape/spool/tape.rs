@@ -144,6 +144,11 @@ impl Tape {
         Ok(self.metrics()?.get(GONE).is_some())
     }
 
+    /// Whether it is known that it can only be appended to.
+    pub fn is_worm(&self) -> Result<bool> {
+        Ok(self.metrics()?.get(WORM).is_some())
+    }
+
     /// Notes that its cartridge gets another label, at this time; with `None`, that it is there
     /// after all. Only for who has the drive that it is in.
     pub fn set_gone(&self, time: Option<i64>) -> Result<()> {
@@ -208,6 +213,9 @@ impl Tape {
 
 /// What the metrics of a tape have from the time on when its cartridge gets another label.
 pub const GONE: &str = "gone";
+
+/// What the metrics of a tape have that can only be appended to: not everybody is told by a drive.
+pub const WORM: &str = "worm";
 
 /// The name of a tape's directory: its label, if that can be the name of one. Otherwise what stands
 /// in the way is written as `%XX`.
