@@ -217,6 +217,7 @@ pub fn a_hidden_worm_tape() {
     let place = Place::new();
     let changer = Changer::Library(Library::new(vm("CHANGER")));
     // The library has two mail slots. After each change the first command is refused.
+    changer.unload(0).unwrap();
     vtl("export WRM001LX");
     changer.inventory().unwrap();
     vtl("import WRM002LX 16 worm");

@@ -103,7 +103,7 @@ pub fn check(
         _ => false,
     };
     if let (true, First::Unreadable(why)) = (is_bad_label, loaded.first()) {
-        let what = format!("it cannot be read, though it is as short as a label: {why}");
+        let what = format!("what has the place of the label cannot be read: {why}");
         check.wrong(Some(0), what)?;
     }
     // A tape without a label may begin with an archive.
