@@ -6,12 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use raidtape::tape::changer::Changer;
+use raidtape::tape::changer::{Changer, Library};
 
 use crate::common::data::Seeded;
-use crate::common::run;
 use crate::common::tape::{vm, vtl};
 use crate::common::verbs::Place;
+use crate::common::{RAIDTAPE, run};
 
 /// Runs a line of a shell in a directory; gives what it prints, on both.
 #[track_caller]
@@ -33,7 +33,7 @@ fn label_by_hand(dir: &Path, label: &str, filenum: u32) -> String {
 /// Gets what is on tapes into a directory as label and guide say, with nothing but `mt`, `dd` and
 /// `cpio`, and then the newest run out of there by the script; gives where that is. Of each tape,
 /// the tape file that is the first of ours.
-pub fn unpack_by_hand(changer: &mut Changer<'_>, dir: &Path, tapes: &[(&str, u32)]) -> PathBuf {
+pub fn unpack_by_hand(changer: &Changer, dir: &Path, tapes: &[(&str, u32)]) -> PathBuf {
     assert_eq!(vm("TAPE"), "/dev/nst0", "the drive that the guide names");
     fs::create_dir(dir).unwrap();
     for (label, filenum) in tapes {
@@ -89,6 +89,13 @@ pub fn on_real_drives() {
     assert_eq!(t0(&["t0load", "A"]), "tape A");
     assert_eq!(t0(&["t0label"]), "A");
     assert_eq!(t0(&["t0tell"]), "file 0 position 1");
+    // It is there already by its other name, stays if another cannot come, and is taken in again
+    // when somebody has unloaded it.
+    assert_eq!(t0(&["t0load", "SMALL1L8"]), "tape A");
+    place.fails(7, &["t0load", "-d", "d0", "TYPO"]);
+    assert_eq!(t0(&["t0label"]), "A");
+    shell(&place.base, "mt -f /dev/nst0 offline");
+    assert_eq!(t0(&["t0load", "A"]), "tape A");
     t0(&["t0eject"]);
     assert!(t0(&["t0stat"]).contains("\nno tape"));
 
@@ -203,6 +210,43 @@ pub fn on_real_drives() {
     }
     t0(&["t0eject"]);
     assert_eq!(place.ok(&["t0tapes"]), "offline A\noffline B");
+}
+
+/// A WORM cartridge that meets its end, written by one whom the kernel does not let ask what it is.
+pub fn a_hidden_worm_tape() {
+    let place = Place::new();
+    let changer = Changer::Library(Library::new(vm("CHANGER")));
+    // The library has two mail slots. After each change the first command is refused.
+    changer.unload(0).unwrap();
+    vtl("export WRM001LX");
+    changer.inventory().unwrap();
+    vtl("import WRM002LX 16 worm");
+    changer.load(b"WRM002LX", 0).unwrap();
+    place.ok(&["t0p", "init", "-d", "d0", &vm("TAPE")]);
+    let root = place.base.join("spool").display().to_string();
+    let unprivileged = |words: &str| {
+        let drop = "setpriv --bounding-set -sys_rawio --inh-caps -sys_rawio";
+        let line = format!("T0P_ROOT={root} {drop} {RAIDTAPE} t0p {words}; echo ended $?");
+        shell(&place.base, &line)
+    };
+    assert_eq!(unprivileged("label -w W").trim(), "ended 0");
+    let (src, names) = source(&place.base);
+    let job = place.ok(&["t0job", "-c", "-p", &format!("root={}", src.display())]);
+    assert_eq!(place.feed(&["t0job", "-a", &job], &(names.join("\n") + "\n")).0, 0);
+    place.ok(&["t0queue", "-a", &job]);
+    let said = unprivileged("write -a -v --buffer 8M -b 256k");
+    let (is_full, is_kept) =
+        (said.contains("tape W is full"), said.contains("is file 1 of tape W"));
+    assert!(is_full && is_kept && said.ends_with("ended 7\n"), "{said}");
+    assert!(!place.ok(&["t0tapes", "-v"]).contains("worm"), "nobody has told");
+    assert!(place.ok(&["t0stat"]).contains("worm"));
+    assert!(place.ok(&["t0ck"]).ends_with(": 0 errors"));
+    changer.load(b"TVM004L8", 0).unwrap();
+    place.ok(&["t0label", "-w", "-f", "N"]);
+    place.ok(&["t0write", "-a", "-t", "N", "--buffer", "8M"]);
+    assert_eq!(place.ok(&["t0job", "-l"]), "");
+    assert!(place.ok(&["t0ck"]).ends_with(": 0 errors"));
+    changer.unload(0).unwrap();
 }
 
 /// 24 files of about 1 MiB, of which 16 are links: the machine has little memory. Gives their names

@@ -9,7 +9,7 @@ use raidtape::tape::spool::Spool;
 use raidtape::tape::spool::log::TapeFile;
 
 use crate::common::faultdrive::{FaultDrive, Plan, Trouble};
-use crate::common::tape::{blank, open_image, scratch};
+use crate::common::tape::{blank, open_image, scratch, spoil_first_block};
 
 const JOB: &str = "5e9916c8-c5ce-4bb0-a2fb-ccea03a5e3d6";
 
@@ -139,5 +139,54 @@ fn a_label_is_written_wholly_or_refused_at_every_fault() {
             loaded.expect_label(b"T1").unwrap();
             return;
         }
+    }
+}
+
+#[test]
+fn a_tape_whose_first_block_cannot_be_read_is_no_known_one() {
+    let dir = scratch();
+    let path = blank(&dir, &Medium::default());
+    let mut loaded = Loaded::with(open_image(&path), &path).unwrap();
+    loaded.write_label(&Label::new("T1").unwrap()).unwrap();
+    loaded.again().unwrap();
+    loaded.close().unwrap();
+    spoil_first_block(&path);
+    let mut loaded = Loaded::with(open_image(&path), &path).unwrap();
+    let First::Unreadable(why) = loaded.first() else { panic!("{:?}", loaded.first()) };
+    assert!(why.contains(path.to_str().unwrap()) && why.contains("block 0"), "{why}");
+    assert_eq!((loaded.label(), loaded.hash()), (None, None));
+    let refused = loaded.expect_label(b"T1").unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::WrongTape);
+    assert!(refused.to_string().contains("block 0"), "{refused}");
+    // It is not the same as itself.
+    assert_eq!(loaded.again().unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(loaded.readable().err().unwrap().kind(), ErrorKind::Io);
+}
+
+#[test]
+fn short_blocks_of_the_first_file_are_put_together() {
+    let block = Label::new("T1").unwrap().to_block();
+    let hash = LabelHash::of(&block).unwrap();
+    for len in [1, 512, 5120, 10_240, 32_767] {
+        let dir = scratch();
+        let path = blank(&dir, &Medium::default());
+        let mut drive = open_image(&path);
+        block.chunks(len).for_each(|it| assert_eq!(drive.write(it).unwrap(), Wrote::Whole));
+        let loaded = Loaded::with(drive, &path).unwrap();
+        assert_eq!(loaded.hash(), Some(hash), "{len}");
+        loaded.expect_label(b"T1").unwrap();
+    }
+    // As `tar` writes it; and what ends before.
+    for (blocks, hash) in [(4, LabelHash::of(&[7; 32_768])), (3, None)] {
+        let dir = scratch();
+        let path = blank(&dir, &Medium::default());
+        let mut drive = open_image(&path);
+        for _ in 0..blocks {
+            drive.write(&[7; 10_240]).unwrap();
+        }
+        drive.write_filemarks(1).unwrap();
+        drive.write(&[7; 10_240]).unwrap();
+        let loaded = Loaded::with(drive, &path).unwrap();
+        assert_eq!(loaded.hash(), hash, "{blocks}");
     }
 }

@@ -652,7 +652,7 @@ pub fn on_real_drives() {
         }
     };
     init();
-    let mut changer = Changer::Library(Library::new(&library));
+    let changer = Changer::Library(Library::new(&library));
     changer.unload(0).unwrap();
     changer.unload(1).unwrap();
     for label in ["TVM004L8", "TVM003L8"] {
@@ -677,7 +677,7 @@ pub fn on_real_drives() {
 
     // The first file of the first tape is somebody else's.
     let by_hand = [("TVM003L8", 2), ("TVM004L8", 1)];
-    let restored = unpack_by_hand(&mut changer, &sandbox.path("unpacked"), &by_hand);
+    let restored = unpack_by_hand(&changer, &sandbox.path("unpacked"), &by_hand);
     tool("diff", args!["-r", &sandbox.source, &restored]);
 
     let all = sandbox.blocks("volume");

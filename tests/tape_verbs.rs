@@ -1,7 +1,7 @@
 //! The commands of t0p, as `t0p VERB` and under their own names.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use raidtape::tape::drive::Access;
@@ -469,4 +469,94 @@ fn a_receipt_that_cannot_be_written_is_told_before_anything_is() {
     // A pool names tapes that are still to come.
     fs::write(place.base.join("spool/pool/mine"), format!("T9\n{label}\n")).unwrap();
     assert_eq!(place.ok(&["t0tapes", "--pool", "mine"]), "unknown T9\nloaded a\\\\b");
+}
+
+/// What the drive of a place has in it.
+fn inside(place: &Place) -> Option<PathBuf> {
+    fs::read_link(place.base.join("drive/loaded")).ok()
+}
+
+#[test]
+fn what_is_in_a_drive_stays_unless_the_wanted_tape_can_come() {
+    let place = with_changer(&["one", "two"]);
+    place.ok(&["t0load", "one"]);
+    place.ok(&["t0label", "-w", "A"]);
+    fs::write(place.base.join("file"), "content").unwrap();
+    queued(&place, ".", "", "file\n");
+    for line in [&["t0load", "TYPO"][..], &["t0write", "-a", "-t", "TYPO"]] {
+        assert!(place.fails(7, line).contains("has no tape TYPO"));
+        assert_eq!(inside(&place), Some(place.image("one")), "{line:?}");
+        assert_eq!(place.ok(&["t0tapes"]), "loaded A");
+    }
+    assert_eq!(place.ok(&["t0load", "one"]), "tape A", "by its other name");
+    place.ok(&["t0write", "-a", "-t", "A"]);
+    // Without a changer, and nobody who could be asked.
+    let place = Place::with_drive();
+    place.ok(&["t0load", place.image("A").to_str().unwrap()]);
+    place.ok(&["t0label", "-w", "T1"]);
+    place.spool().add_tape(&Label::new("T2").unwrap()).unwrap();
+    let said = place.fails(7, &["t0load", "T2"]);
+    assert!(said.contains("tape T2 is not in drive d0, which has tape T1: put it in"), "{said}");
+    assert_eq!(inside(&place), Some(place.image("A")));
+    let other = place.base.join("other.tap");
+    fs::write(&other, "no tape at all").unwrap();
+    assert_ne!(place.code(&["t0load", other.to_str().unwrap()]), 0);
+    assert_eq!(inside(&place), Some(place.image("A")));
+    assert_eq!(place.ok(&["t0tapes"]), "loaded T1\noffline T2");
+}
+
+#[test]
+fn another_tape_of_the_name_makes_room_for_the_right_one() {
+    let place = with_changer(&["one", "two"]);
+    let device = place.base.join("drive/loaded");
+    for (barcode, created) in [("two", "created=8"), ("one", "created=7")] {
+        place.ok(&["t0load", barcode]);
+        place.ok(&["t0label", "-w", "-f", "-p", created, "T1"]);
+    }
+    place.ok(&["t0eject"]);
+    std::os::unix::fs::symlink(place.image("two"), &device).unwrap();
+    assert_eq!(place.ok(&["t0load", "T1"]), "tape T1");
+    assert_eq!(inside(&place), Some(place.image("one")));
+}
+
+#[test]
+fn an_image_that_does_not_open_is_taken_out() {
+    let place = with_changer(&["one", "two"]);
+    place.ok(&["t0load", "one"]);
+    place.ok(&["t0label", "-w", "A"]);
+    let away = place.base.join("away.tap");
+    fs::rename(place.image("one"), &away).unwrap();
+    let image = place.image("one").display().to_string();
+    for verb in ["t0stat", "t0tell"] {
+        assert!(place.fails(1, &[verb]).contains(&image), "{verb}");
+    }
+    assert_eq!(place.ok(&["t0load", "two"]), "a blank tape");
+    assert_eq!(inside(&place), Some(place.image("two")));
+    fs::write(place.base.join("shelf/two.tap.medium"), "capacity 99k\n").unwrap();
+    let said = place.fails(5, &["t0load", "two"]);
+    assert!(said.contains("two.tap.medium") && said.contains("t0eject"), "{said}");
+    place.ok(&["t0eject"]);
+    assert_eq!(inside(&place), None);
+    fs::rename(&away, place.image("one")).unwrap();
+    assert_eq!(place.ok(&["t0load", "A"]), "tape A");
+    // Neither is it stuck where no changer is.
+    let place = Place::with_drive();
+    place.ok(&["t0load", place.image("A").to_str().unwrap()]);
+    fs::remove_file(place.image("A")).unwrap();
+    place.ok(&["t0load", place.image("B").to_str().unwrap()]);
+    fs::remove_file(place.image("B")).unwrap();
+    place.ok(&["t0eject"]);
+    assert!(place.ok(&["t0stat"]).contains("no tape"));
+}
+
+#[test]
+fn a_shelf_that_is_not_there_is_no_library() {
+    let place = with_changer(&["one"]);
+    fs::rename(place.base.join("shelf"), place.base.join("unmounted")).unwrap();
+    let said = place.fails(1, &["t0load", "one"]);
+    assert!(said.contains(place.base.join("shelf").to_str().unwrap()), "{said}");
+    assert!(!said.contains("mtx"), "{said}");
+    fs::write(place.base.join("shelf"), "").unwrap();
+    let said = place.fails(2, &["t0load", "one"]);
+    assert!(said.contains("is no device and no directory of images"), "{said}");
 }

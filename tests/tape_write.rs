@@ -332,7 +332,7 @@ pub fn over_two_cartridges() {
     let place = Place::new();
     let (device, library) = (vm("TAPE"), vm("CHANGER"));
     place.ok(&["t0p", "init", "-d", "d0", "--changer", &library, &device]);
-    let mut changer = Changer::Library(Library::new(library));
+    let changer = Changer::Library(Library::new(library));
     for label in ["TVM004L8", "TVM003L8"] {
         changer.load(label.as_bytes(), 0).unwrap();
         place.ok(&["t0label", "-w", "-f", label]);

@@ -177,6 +177,59 @@ fn a_tape_that_can_only_be_appended_to_loses_nothing() {
 }
 
 #[test]
+fn a_worm_tape_of_which_the_drive_does_not_say_so_is_not_burnt() {
+    let names: Vec<String> = (0..30).map(|it| format!("file{it}")).collect();
+    let names: Vec<&str> = names.iter().map(|it| &**it).collect();
+    let plan = Plan { trouble: Trouble::HiddenWorm, at: 1, for_ever: true };
+    for is_known in [false, true] {
+        let dir = scratch();
+        let world = TapeWorld::new(dir.path());
+        let medium = Medium { capacity: Some(53_000), worm: true, ..Medium::default() };
+        world.add_tape("T0", &medium);
+        world.add_tape("T1", &Medium::default());
+        world.insert("T0");
+        names.iter().for_each(|it| world.add_file(it, 700));
+        let tape = world.spool().tape(b"T0").unwrap().unwrap();
+        if is_known {
+            // Whoever is told notes it for the others, and then it is not even tried.
+            world.add_job(B, &[], &[&["file0"]]);
+            write(&world, None).result.unwrap();
+        }
+        assert_eq!(tape.is_worm().unwrap(), is_known);
+        world.add_job(A, &[], &[&names]);
+        let done = write(&world, Some(plan));
+        done.result.unwrap();
+        assert_eq!(done.hits, u64::from(!is_known), "writing over something is tried once");
+        world.assert_done();
+        assert_eq!(world.check(Some(&dir.path().join("receipts"))).len(), names.len());
+        // The first part is there, without an end.
+        let on: Vec<_> = done.told.iter().map(|it| (&*it.tape, it.batch)).collect();
+        assert_eq!(on, [(&b"T0"[..], 0), (b"T1", 1)]);
+        let text = fs::read_to_string(world.spool().job(A).unwrap().dir().join("w0")).unwrap();
+        assert!(text.contains("\nincomplete "), "{text}");
+    }
+}
+
+#[test]
+fn a_length_of_blocks_that_a_drive_does_not_take_spoils_no_tape() {
+    let dir = scratch();
+    let world = scene(dir.path(), None, false);
+    let tape = world.spool().tape(b"T0").unwrap().unwrap();
+    let mut metrics = tape.metrics().unwrap();
+    metrics.remove("blocksize");
+    tape.set_metrics(&metrics).unwrap();
+    let before = tapes(&world);
+    let plan = Plan { trouble: Trouble::Longer(32_768), at: 1, for_ever: true };
+    let long = Settings { block_bytes: Some(65_536), ..Settings::default() };
+    let done = world.write_with(Some(plan), long, &mut |_| {});
+    assert_eq!(done.result.unwrap_err().kind(), ErrorKind::Usage);
+    assert_eq!(done.hits, 1, "it is not tried twice");
+    assert!(tapes(&world) == before && tape.metrics().unwrap().get("blocksize").is_none());
+    write(&world, Some(plan)).result.unwrap();
+    assert_eq!(tape.metrics().unwrap().number("blocksize"), Some(32_768u64));
+}
+
+#[test]
 fn another_tape_after_an_error_is_left_alone() {
     let seed = scratch();
     scene(seed.path(), None, false);

@@ -97,8 +97,6 @@ pub struct Status {
     pub is_online: bool,
     /// The tape may not be written.
     pub is_protected: bool,
-    /// It stands at the beginning.
-    pub is_at_beginning: bool,
     /// It stands at the end of data.
     pub is_at_end_of_data: bool,
     /// Filemarks before this place, where the driver knows.
@@ -141,7 +139,6 @@ pub fn status(file: &File) -> io::Result<Status> {
     Ok(Status {
         is_online: has(0x0100_0000) && !has(0x0004_0000),
         is_protected: has(0x0400_0000),
-        is_at_beginning: has(0x4000_0000),
         is_at_end_of_data: has(0x0800_0000),
         file: u64::try_from(get.file).ok(),
     })

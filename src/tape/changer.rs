@@ -1,4 +1,4 @@
-//! Changers: what brings a tape into a drive, be it a library, a shelf of images or a person.
+//! Changers: what brings a tape into a drive, be it a library or a shelf of images.
 //!
 //! Invariant: a tape is moved only from where it was seen at that moment, and a drive that holds
 //! another one is emptied first, to the place where that came from.
@@ -31,7 +31,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
 const PLACES_MAX: usize = 1 << 16;
 
 /// What moves tapes.
-pub enum Changer<'a> {
+pub enum Changer {
     /// A library.
     Library(Library),
     /// A directory of images whose names end in `.tap`, and drives that are directories.
@@ -41,8 +41,6 @@ pub enum Changer<'a> {
         /// The drives, by number.
         drives: Vec<PathBuf>,
     },
-    /// A person, who is asked and answers whether it is done.
-    Person(&'a mut dyn FnMut(Wanted<'_>) -> bool),
 }
 
 /// A library, moved by `mtx`.
@@ -62,23 +60,6 @@ impl Library {
     pub fn new(device: impl Into<PathBuf>) -> Library {
         Library { program: "mtx".into(), device: device.into(), limit: LIMIT }
     }
-}
-
-/// What a person is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted<'a> {
-    /// To put the tape with this label into a drive.
-    Load {
-        /// The label.
-        tape: &'a [u8],
-        /// The drive's number.
-        drive: u32,
-    },
-    /// To take the tape out of a drive.
-    Unload {
-        /// The drive's number.
-        drive: u32,
-    },
 }
 
 /// What a changer holds.
@@ -106,13 +87,15 @@ pub struct Place {
 }
 
 impl Place {
-    fn holds(&self, tape: &[u8]) -> bool {
+    /// Whether this tape is in it.
+    pub fn holds(&self, tape: &[u8]) -> bool {
         self.is_full && self.tape.as_deref() == Some(tape)
     }
 }
 
 impl Inventory {
-    fn drive(&self, number: u32) -> Result<&Place> {
+    /// The drive of a number.
+    pub fn drive(&self, number: u32) -> Result<&Place> {
         let found = self.drives.iter().find(|it| it.number == number);
         found.ok_or_else(|| {
             let count = self.drives.len();
@@ -120,8 +103,9 @@ impl Inventory {
         })
     }
 
-    /// The slot of a tape.
-    fn slot_of(&self, tape: &[u8]) -> Result<u32> {
+    /// The slot of a tape. [`ErrorKind::Locked`] if it is in a drive, and
+    /// [`ErrorKind::WrongTape`] if it is nowhere.
+    pub fn slot_of(&self, tape: &[u8]) -> Result<u32> {
         if let Some(slot) = self.slots.iter().find(|it| it.holds(tape)) {
             return Ok(slot.number);
         }
@@ -150,21 +134,17 @@ impl Inventory {
     }
 }
 
-impl Changer<'_> {
-    /// What is where. A person is not asked.
+impl Changer {
+    /// What is where.
     pub fn inventory(&self) -> Result<Inventory> {
         match self {
             Changer::Library(library) => library.inventory(),
             Changer::Shelf { dir, drives } => inventory_of_shelf(dir, drives),
-            Changer::Person(_) => Err(Error::usage("there is no changer to be looked into")),
         }
     }
 
     /// Brings a tape into a drive; one that is there already stays.
-    pub fn load(&mut self, tape: &[u8], drive: u32) -> Result<()> {
-        if let Changer::Person(ask) = self {
-            return answered(ask(Wanted::Load { tape, drive }));
-        }
+    pub fn load(&self, tape: &[u8], drive: u32) -> Result<()> {
         let inventory = self.inventory()?;
         let there = inventory.drive(drive)?;
         if there.holds(tape) {
@@ -185,15 +165,11 @@ impl Changer<'_> {
                 std::os::unix::fs::symlink(&image, &link)
                     .map_err(|e| Error::io(format!("loading {}", quoted(&image)), e))
             }
-            Changer::Person(_) => Ok(()),
         }
     }
 
     /// Takes the tape out of a drive, if there is one.
-    pub fn unload(&mut self, drive: u32) -> Result<()> {
-        if let Changer::Person(ask) = self {
-            return answered(ask(Wanted::Unload { drive }));
-        }
+    pub fn unload(&self, drive: u32) -> Result<()> {
         let inventory = self.inventory()?;
         let there = inventory.drive(drive)?;
         if there.is_full { self.give_back(&inventory, there) } else { Ok(()) }
@@ -210,16 +186,8 @@ impl Changer<'_> {
                 std::fs::remove_file(&link)
                     .map_err(|e| Error::io(format!("removing {}", quoted(&link)), e))
             }
-            Changer::Person(_) => Ok(()),
         }
     }
-}
-
-fn answered(is_done: bool) -> Result<()> {
-    if is_done {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::WrongTape, "nobody has brought the tape that is needed"))
 }
 
 // --- Images -------------------------------------------------------------------------------------

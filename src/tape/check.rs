@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use super::cpio::Member;
-use super::drive::{Drive, Moved};
+use super::drive::{Drive, Moved, Read as Block};
+use super::label::LABEL_BYTES;
 use super::loaded::{First, Loaded};
 use super::read::{End, TapeFile, Visit};
 use super::recorded::{Cut, Place, Recorded, place_of};
@@ -99,12 +100,22 @@ pub fn check(
     if *loaded.first() == First::Blank {
         return check.finish();
     }
+    let is_bad_label = match loaded.first() {
+        First::Unreadable(_) => is_one_block(loaded.drive()),
+        _ => false,
+    };
+    if let (true, First::Unreadable(why)) = (is_bad_label, loaded.first()) {
+        let what = format!("what has the place of the label cannot be read: {why}");
+        check.wrong(Some(0), what)?;
+    }
     // A tape without a label may begin with an archive.
-    let first = if has_label { 1 } else { 0 };
+    let first = if has_label || is_bad_label { 1 } else { 0 };
     let drive = loaded.drive();
     drive.rewind()?;
     if has_label {
         check.look_behind_label(loaded)?;
+    }
+    if first == 1 {
         let drive = loaded.drive();
         drive.rewind()?;
         if drive.space_files(1)? != Moved::There {
@@ -121,6 +132,12 @@ pub fn check(
         };
     }
     check.finish()
+}
+
+/// Whether the first tape file has one block, as that of a label has.
+fn is_one_block(drive: &mut dyn Drive) -> bool {
+    let is_behind = matches!(drive.locate(1), Ok(Moved::There));
+    is_behind && matches!(drive.read(&mut [0; 1]), Ok(Block::Filemark))
 }
 
 impl Check<'_> {
@@ -160,13 +177,15 @@ impl Check<'_> {
         })
     }
 
-    /// The label is one block, and a filemark.
+    /// The label is one block, or several short ones, and a filemark.
     fn look_behind_label(&mut self, loaded: &mut Loaded) -> Result<()> {
         let mut visit = Visit::new(loaded.drive(), 0);
         let Some(mut file) = visit.next_file()? else { return Ok(()) };
-        let block = file.block_bytes() as u64;
+        let block = file.block_bytes().max(LABEL_BYTES) as u64;
         let what = match file.drain() {
-            Ok((len, _)) if len != block => format!("{} bytes follow the label", len - block),
+            Ok((len, _)) if len != block => {
+                format!("{} bytes follow the label", len.saturating_sub(block))
+            }
             Ok(_) if file.end() != Some(End::Filemark) => {
                 "there is no filemark behind the label".to_owned()
             }

@@ -26,6 +26,23 @@ const FILEMARKS_MAX: u32 = 1000;
 /// After so many bytes the kernel starts to write them out, so that a filemark waits for few.
 const WRITEBACK_BYTES: u64 = 8 << 20;
 
+/// Whether the drive that is this directory has an image, be it one that is there or not.
+pub fn is_loaded(drive: &Path) -> bool {
+    drive.is_dir() && sys::lstat(&drive.join(LOADED)).is_ok()
+}
+
+/// Takes the image out of the drive that is this directory, without a look at it; whether there
+/// was one.
+pub fn take_out(drive: &Path) -> Result<bool> {
+    if !is_loaded(drive) {
+        return Ok(false);
+    }
+    let link = drive.join(LOADED);
+    let failed = |e| Error::io(format!("taking the tape out of {}", quoted(&link)), e);
+    std::fs::remove_file(&link).map_err(failed)?;
+    Ok(true)
+}
+
 /// A drive, and the image that is its tape.
 pub struct Image {
     path: PathBuf,
@@ -74,13 +91,22 @@ impl Image {
     pub fn open(path: &Path, access: Access) -> Result<Image> {
         let stat =
             sys::stat(path).map_err(|e| Error::io(format!("looking at {}", quoted(path)), e));
-        let (image, link) = match stat?.is_dir() {
-            true => (path.join(LOADED), Some(path.join(LOADED))),
-            false => (path.to_path_buf(), None),
-        };
-        let is_empty = link.as_ref().is_some_and(|it| sys::lstat(it).is_err());
-        let tape = if is_empty { None } else { Some(Tape::open(&image, access)?) };
-        Ok(Image { path: image, tape, link, block_size: BlockSize::Variable })
+        let (block_size, link) = (BlockSize::Variable, path.join(LOADED));
+        if !stat?.is_dir() {
+            let (path, tape) = (path.to_path_buf(), Some(Tape::open(path, access)?));
+            return Ok(Image { path, tape, link: None, block_size });
+        }
+        if !is_loaded(path) {
+            return Ok(Image { path: link.clone(), tape: None, link: Some(link), block_size });
+        }
+        // Messages name the image itself.
+        let target = std::fs::read_link(&link).map(|it| path.join(it));
+        let image = target.unwrap_or_else(|_| link.clone());
+        let tape = Tape::open(&image, access).map_err(|e| match e.kind() {
+            ErrorKind::Locked => e,
+            _ => e.context(format!("{} is loaded (t0eject takes it out)", quoted(&image))),
+        });
+        Ok(Image { path: image, tape: Some(tape?), link: Some(link), block_size })
     }
 
     /// Makes the image of a blank tape.

@@ -26,14 +26,29 @@ pub struct Label {
     fields: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What the first block of a tape is.
+/// Longest blocks that every adapter moves at once, in bytes, as far as is known.
+const READ_BYTES: u32 = 1 << 20;
+
+/// How to read any tape file without this program, for whoever has only the label: the value of
+/// its field `read`. Of blocks that are longer than `block_bytes`, and than what any adapter moves
+/// at once, nothing is read so. What `cpio` leaves in the pipe is taken from it, or else `dd` dies
+/// before the filemark.
+pub fn how_to_read(block_bytes: Option<u32>) -> String {
+    let bytes = block_bytes.unwrap_or(0).max(READ_BYTES);
+    format!(
+        "mt -f /dev/nst0 rewind; mt -f /dev/nst0 fsf FILE; dd if=/dev/nst0 bs={bytes} | \
+         (cpio -idmv --no-absolute-filenames; cat >/dev/null)"
+    )
+}
+
+/// What the first block of a tape is; or what its first blocks are, where they are short.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FirstBlock {
     /// A label, and the hash of its block.
     Labelled(Label, LabelHash),
     /// A block that is no label.
     Other(LabelHash),
-    /// A block too short to be hashed as a label; this many bytes.
+    /// What is too short to be hashed as a label; this many bytes.
     Short(usize),
 }
 
@@ -123,6 +138,12 @@ impl Label {
             return Some(&self.text);
         }
         self.fields.iter().find(|it| it.0 == key).map(|it| &*it.1)
+    }
+
+    /// The longest blocks that can be read by what its field `read` says, if it says so.
+    pub fn readable_bytes(&self) -> Option<u32> {
+        let how = std::str::from_utf8(self.get(b"read")?).ok()?;
+        how.split(' ').find_map(|it| it.strip_prefix("bs="))?.parse().ok()
     }
 
     /// Every further field, in its order.
@@ -232,6 +253,19 @@ mod tests {
         assert_eq!(read.get(b"x"), Some(&b"a:b"[..]));
         assert_eq!(read.get(b"label"), Some(&b"T 1"[..]));
         assert_eq!(LabelHash::parse(&hash.to_string()).unwrap(), hash);
+    }
+
+    #[test]
+    fn a_label_says_how_long_blocks_it_tells_to_read() {
+        for (asked, bytes) in [(None, 1 << 20), (Some(512), 1 << 20), (Some(4 << 20), 4 << 20)] {
+            let mut label = Label::new("x").unwrap();
+            assert_eq!(label.readable_bytes(), None);
+            label.add("read", how_to_read(asked)).unwrap();
+            assert_eq!(label.readable_bytes(), Some(bytes));
+        }
+        let mut label = Label::new("x").unwrap();
+        label.add("read", "dd bs=1M").unwrap();
+        assert_eq!(label.readable_bytes(), None, "somebody else's words");
     }
 
     #[test]

@@ -7,16 +7,17 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::changer::{Changer, Library, Wanted};
+use super::changer::{Changer, Library};
 use super::drive::{Access, Read, Why};
+use super::image;
 use super::label::Label;
 use super::loaded::{First, Loaded};
 use super::spool::Spool;
 use super::spool::drive::{Drive, TakenDrive};
-use super::spool::tape::Tape;
+use super::spool::tape::{GONE, Tape, WORM, notable_name};
 use super::spool::text::Fields;
 use crate::error::{Error, ErrorKind, Quoted, Result};
-use crate::sys::{self, quoted};
+use crate::sys::{self, c, quoted};
 
 /// How long a drive may take until a tape that was put into it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(300);
@@ -74,8 +75,14 @@ pub fn open_noted(spool: &Spool, taken: &TakenDrive, access: Access) -> Result<L
 }
 
 /// Notes which tape is in a drive, unless that is known already.
-fn note(taken: &TakenDrive, tape: Option<&Tape>) -> Result<()> {
+pub(super) fn note(taken: &TakenDrive, tape: Option<&Tape>) -> Result<()> {
     let known = taken.tape()?;
+    if let Some(tape) = tape
+        && tape.is_gone().unwrap_or(false)
+    {
+        // Whoever was about to write another label has not come to it.
+        tape.set_gone(None)?;
+    }
     match tape {
         Some(tape) if known.is_some_and(|it| it.dir() == tape.dir()) => Ok(()),
         Some(tape) => taken.load(tape),
@@ -84,10 +91,14 @@ fn note(taken: &TakenDrive, tape: Option<&Tape>) -> Result<()> {
 }
 
 /// The changer of a drive, and the drive's number in it.
-fn changer_of<'a>(spool: &Spool, drive: &Drive) -> Result<Option<(Changer<'a>, u32)>> {
+fn changer_of(spool: &Spool, drive: &Drive) -> Result<Option<(Changer, u32)>> {
     let Some((path, number)) = drive.changer()? else { return Ok(None) };
-    if !path.is_dir() {
-        return Ok(Some((Changer::Library(Library::new(path)), number)));
+    let what =
+        format!("the changer {} of drive {}", quoted(&path), quoted(Path::new(drive.name())));
+    match sys::stat(&path).map_err(|e| Error::io(what.clone(), e))?.mode & c::S_IFMT {
+        c::S_IFCHR => return Ok(Some((Changer::Library(Library::new(path)), number))),
+        c::S_IFDIR => {}
+        _ => return Err(Error::usage(format!("{what} is no device and no directory of images"))),
     }
     // Every drive that is served from this shelf, so that no tape is in two of them.
     let (mut drives, mut own) = (Vec::new(), 0);
@@ -117,54 +128,61 @@ fn barcode_in(spool: &Spool, drive: &Drive) -> Result<Option<Vec<u8>>> {
     Ok(drives.into_iter().find(|it| it.number == number).and_then(|it| it.tape))
 }
 
+/// Asks a person to put the tape with this label into the drive; whether that is done.
+pub type AskFor<'a> = dyn FnMut(&[u8]) -> bool + 'a;
+
 /// Brings a tape into a taken drive whose device is closed: the one with this label, or what its
-/// changer knows by this name. A person is asked if there is no changer. A tape with a label is
-/// noted, also if the spool has not known it.
+/// changer knows by this name. A person is asked if there is no changer, and `None` if nobody is
+/// there. A tape with a label is noted, also if the spool has not known it. What is in the drive
+/// stays there unless the wanted one can come.
 ///
 /// [`ErrorKind::WrongTape`] if nobody brings it, or if what was brought is another one.
 pub fn load(
     spool: &Spool,
     taken: &TakenDrive,
     name: &[u8],
-    ask: &mut dyn FnMut(Wanted<'_>) -> bool,
+    ask: Option<&mut AskFor<'_>>,
     access: Access,
 ) -> Result<Loaded> {
     let known = spool.tape(name)?;
-    let is_wanted = |it: &Loaded| it.label().is_some_and(|it| it.text() == name);
-    match open_noted(spool, taken, access) {
-        Ok(loaded) if is_wanted(&loaded) => return adopt(spool, taken, loaded),
-        // Also one that cannot be read, or is none of ours, makes room.
-        Ok(loaded) => give_out(loaded)?,
-        Err(e) if matches!(e.kind(), ErrorKind::Locked | ErrorKind::NotFound) => return Err(e),
-        Err(_) => {}
-    }
+    let inside = match open_noted(spool, taken, access) {
+        Ok(loaded) if is_wanted(&loaded, name, known.as_ref())? => {
+            return adopt(spool, taken, loaded);
+        }
+        Ok(loaded) => Ok(Some(loaded)),
+        Err(e) if e.kind() == ErrorKind::WrongTape => Ok(None),
+        Err(e) if e.kind() == ErrorKind::Locked || e.is_shortage() => return Err(e),
+        Err(e) if e.kind() == ErrorKind::NotFound && !image::is_loaded(&taken.device()?) => {
+            return Err(e);
+        }
+        // One that cannot be looked at makes room as well.
+        Err(e) => Err(e),
+    };
     let barcode = match &known {
+        Some(tape) if tape.is_gone()? => {
+            let what = format!("tape {} is gone: its cartridge has got another", Quoted(name));
+            return Err(Error::new(ErrorKind::WrongTape, format!("{what} label since")));
+        }
         Some(tape) => tape.metrics()?.get("barcode").unwrap_or(name).to_vec(),
         None => name.to_vec(),
     };
-    taken.unload()?;
     let changer = changer_of(spool, taken)?;
     let has_changer = changer.is_some();
-    match changer {
-        Some((mut changer, number)) => match changer.load(&barcode, number) {
-            Err(e) if e.kind() == ErrorKind::Locked && give_out_elsewhere(spool, taken, name)? => {
-                changer.load(&barcode, number)?;
-            }
-            loaded => loaded?,
-        },
-        None => {
-            let wanted = Wanted::Load { tape: name, drive: 0 };
-            if !ask(wanted) {
-                let message = format!(
-                    "tape {} is not in drive {}: put it in, then t0load, and try again",
-                    Quoted(name),
-                    quoted(Path::new(taken.name()))
-                );
-                return Err(Error::new(ErrorKind::WrongTape, message));
-            }
+    let loaded = match (changer, ask) {
+        (Some((changer, number)), _) => {
+            by_changer(spool, taken, inside, (&changer, number), (name, &barcode), access)?
         }
-    }
-    let loaded = open_ready(spool, taken, access)?;
+        (None, ask) => {
+            let missing = not_here(taken, inside.as_ref().ok().and_then(Option::as_ref), name);
+            let Some(ask) = ask else { return Err(inside.err().unwrap_or(missing)) };
+            let inside = inside.unwrap_or_default();
+            give_out(taken, inside)?;
+            if !ask(name) {
+                return Err(missing);
+            }
+            open_ready(spool, taken, access)?
+        }
+    };
     if known.is_some() || !has_changer {
         loaded.expect_label(name)?;
     }
@@ -180,6 +198,62 @@ pub fn load(
         }
     }
     Ok(loaded)
+}
+
+/// Whether the tape in a drive is the wanted one, and no other of its name.
+fn is_wanted(loaded: &Loaded, name: &[u8], known: Option<&Tape>) -> Result<bool> {
+    match (loaded.label(), known) {
+        (Some(label), Some(tape)) if label.text() == name => Ok(!tape.is_other(label)?),
+        (Some(label), _) => Ok(label.text() == name),
+        (None, _) => Ok(false),
+    }
+}
+
+/// What to say if nobody brings a tape.
+fn not_here(taken: &TakenDrive, inside: Option<&Loaded>, name: &[u8]) -> Error {
+    let (drive, shown) = (quoted(Path::new(taken.name())), Quoted(name));
+    let found = match inside {
+        None => String::new(),
+        Some(it) if it.label().is_some_and(|it| it.text() == name) => {
+            format!(", which has another tape {shown}")
+        }
+        Some(it) => format!(", which has {}", it.describe()),
+    };
+    let what = format!("tape {shown} is not in drive {drive}{found}: put it in, then t0load");
+    Error::new(ErrorKind::WrongTape, format!("{what}, and try again"))
+}
+
+/// Has a changer bring a tape, of this name and barcode, into a drive that has `inside` in it. What
+/// is in there stays unless that can come.
+fn by_changer(
+    spool: &Spool,
+    taken: &TakenDrive,
+    inside: Result<Option<Loaded>>,
+    (changer, number): (&Changer, u32),
+    (name, barcode): (&[u8], &[u8]),
+    access: Access,
+) -> Result<Loaded> {
+    let inventory = changer.inventory()?;
+    match (inventory.drive(number)?.holds(barcode), inside) {
+        (true, Ok(Some(loaded))) => return Ok(loaded),
+        (true, Err(e)) if !image::is_loaded(&taken.device()?) => return Err(e),
+        // Unloaded, and left where it was: the drive takes it in again when it is moved.
+        (true, _) => {
+            taken.unload()?;
+            changer.unload(number)?;
+        }
+        (false, inside) => {
+            match inventory.slot_of(barcode) {
+                Err(e)
+                    if e.kind() == ErrorKind::Locked && give_out_elsewhere(spool, taken, name)? => {
+                }
+                slot => drop(slot?),
+            }
+            give_out(taken, inside.unwrap_or_default())?;
+        }
+    }
+    changer.load(barcode, number)?;
+    open_ready(spool, taken, access)
 }
 
 /// Gives a tape out of another drive of the spool, if it is in one that nobody works with.
@@ -237,23 +311,43 @@ fn open_ready(spool: &Spool, taken: &TakenDrive, access: Access) -> Result<Loade
     }
 }
 
-fn give_out(loaded: Loaded) -> Result<()> {
-    let mut drive = loaded.into_drive();
-    drive.unload()?;
-    drive.close()
+/// Gives out what is in a drive, be it a tape that can be read or an image that cannot be opened.
+fn give_out(taken: &TakenDrive, inside: Option<Loaded>) -> Result<()> {
+    match inside {
+        Some(loaded) => {
+            let mut drive = loaded.into_drive();
+            drive.unload()?;
+            drive.close()?;
+        }
+        None => drop(image::take_out(&taken.device()?)?),
+    }
+    taken.unload()
 }
 
-/// Gives the tape out of a taken drive whose device is closed, and has its changer put it away.
+/// Gives the tape out of a taken drive whose device is closed, and has its changer put it away. An
+/// image that cannot be opened goes, too.
 pub fn eject(spool: &Spool, taken: &TakenDrive) -> Result<()> {
     let device = taken.device()?;
-    let mut drive = super::open(&device, Access::Read)?;
-    if drive.state()?.online {
-        drive.unload()?;
+    match super::open(&device, Access::Read) {
+        Ok(mut drive) => {
+            if drive.state()?.online {
+                drive.unload()?;
+            }
+            drive.close()?;
+        }
+        Err(e) if e.kind() == ErrorKind::Locked || e.is_shortage() => return Err(e),
+        Err(e) => match image::take_out(&device)? {
+            true => log::warn!("{e}: it is taken out of the drive"),
+            false => return Err(e),
+        },
     }
-    drive.close()?;
     taken.unload()?;
+    if device.is_dir() {
+        // An image is where it always was.
+        return Ok(());
+    }
     match changer_of(spool, taken)? {
-        Some((mut changer, number)) => changer.unload(number),
+        Some((changer, number)) => changer.unload(number),
         None => Ok(()),
     }
 }
@@ -267,21 +361,17 @@ pub fn load_image(spool: &Spool, taken: &TakenDrive, image: &Path) -> Result<Loa
     }
     let failed = |e| Error::io(format!("loading {}", quoted(image)), e);
     let image = image.canonicalize().map_err(failed)?;
-    let link = device.join(super::image::LOADED);
-    if sys::lstat(&link).is_ok() {
-        taken.unload()?;
-        std::fs::remove_file(&link).map_err(failed)?;
-    }
-    std::os::unix::fs::symlink(&image, &link).map_err(failed)?;
-    let loaded = Loaded::open(&device, Access::Read).inspect_err(|_| {
-        // What is no tape does not stay in the drive.
-        let _ = std::fs::remove_file(&link);
-    })?;
-    adopt(spool, taken, loaded)
+    // What is no tape does not get into the drive, and what is there stays.
+    Loaded::open(&image, Access::Read)?.close()?;
+    image::take_out(&device)?;
+    taken.unload()?;
+    std::os::unix::fs::symlink(&image, device.join(image::LOADED)).map_err(failed)?;
+    adopt(spool, taken, Loaded::open(&device, Access::Read)?)
 }
 
 /// Why this label is not written to the tape in a drive unless by force.
 pub fn obstacle(spool: &Spool, loaded: &mut Loaded, label: &Label) -> Result<Option<String>> {
+    notable_name(label.text())?;
     let is_blank = match loaded.first() {
         First::Blank => true,
         // It may have been erased, which leaves a filemark, and it may not.
@@ -291,7 +381,7 @@ pub fn obstacle(spool: &Spool, loaded: &mut Loaded, label: &Label) -> Result<Opt
             drive.read(&mut [0; 1])?;
             drive.read(&mut [0; 1])? == Read::EndOfData
         }
-        First::TooLong | First::Block(_) => false,
+        First::TooLong | First::Unreadable(_) | First::Block(_) => false,
     };
     if !is_blank {
         let found = loaded.describe();
@@ -305,7 +395,8 @@ pub fn obstacle(spool: &Spool, loaded: &mut Loaded, label: &Label) -> Result<Opt
 }
 
 /// Writes a label to the tape in a drive, whatever is on it, and notes the tape. What the spool
-/// knew of files on it, and on another tape that was called so, is set aside.
+/// knew of files on it, and on another tape that was called so, is set aside; if it had another
+/// name, the tape of that name is gone.
 pub fn write_label(
     spool: &Spool,
     station: &mut Station,
@@ -313,20 +404,47 @@ pub fn write_label(
     metrics: &Fields,
     now: i64,
 ) -> Result<Tape> {
-    if station.loaded.drive().state()?.write_protected {
+    notable_name(label.text())?;
+    let state = station.loaded.drive().state()?;
+    if state.write_protected {
         return Err(station.loaded.refused(Why::Protected));
     }
     let before = station.tape(spool)?;
-    for tape in [before, spool.tape(label.text())?].into_iter().flatten() {
+    let is_worm =
+        state.worm.map_or_else(|| before.as_ref().map_or(Ok(false), Tape::is_worm), Ok)?;
+    if is_worm && *station.loaded.first() != First::Blank {
+        return Err(station.loaded.refused(Why::Worm));
+    }
+    let namesake = spool.tape(label.text())?;
+    let renamed = before.as_ref().filter(|it| it.name() != label.text());
+    // Noted before it is so: with the new label nobody knows any more which tape it was.
+    if let Some(tape) = renamed {
+        tape.set_gone(Some(now))?;
+    }
+    if let Err(e) = station.loaded.write_label(label) {
+        // What is still there was not relabelled.
+        if let Some(tape) = renamed
+            && station.loaded.again().is_ok()
+        {
+            tape.set_gone(None)?;
+        }
+        return Err(e);
+    }
+    for tape in [&before, &namesake].into_iter().flatten() {
         tape.set_log_aside(now)?;
     }
-    station.loaded.write_label(label)?;
     let tape = spool.add_tape(label)?;
     let mut known = tape.metrics()?;
+    // They were of the tape before, or of another one of this name.
+    for key in [GONE, "full", "blocksize", WORM] {
+        known.remove(key);
+    }
+    if state.worm == Some(true) {
+        known.set(WORM, "1")?;
+    }
     for (key, value) in metrics.iter() {
         known.set(&String::from_utf8_lossy(key), value)?;
     }
-    known.remove("full");
     match barcode_in(spool, &station.taken) {
         Ok(Some(barcode)) if barcode != label.text() => known.set("barcode", barcode)?,
         Ok(Some(_)) => {

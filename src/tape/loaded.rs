@@ -1,13 +1,13 @@
 //! A tape in a drive, known by its first block.
 //!
-//! Invariant: nothing is written to a tape whose first block has not been read since the drive was
+//! Invariant: nothing is appended to a tape whose first block has not been read since the drive was
 //! opened, or since the last error. A drive that was reset, or a person at it, may have put
 //! another tape, or another place of it, under the head.
 
 use std::path::{Path, PathBuf};
 
 use super::drive::{Access, BlockSize, Drive, Moved, Read, Why, Wrote};
-use super::label::{FirstBlock, Label, LabelHash};
+use super::label::{FirstBlock, LABEL_BYTES, Label, LabelHash};
 use super::spool::tape::Tape;
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::quoted;
@@ -24,6 +24,8 @@ pub enum First {
     Filemark,
     /// A block longer than any that is read.
     TooLong,
+    /// What cannot be read, and why. There may be something behind it.
+    Unreadable(String),
     /// A block, which may be a label.
     Block(FirstBlock),
 }
@@ -63,6 +65,14 @@ impl Loaded {
         &self.first
     }
 
+    /// Refuses a tape whose beginning cannot be read.
+    pub fn readable(self) -> Result<Loaded> {
+        match &self.first {
+            First::Unreadable(why) => Err(Error::new(ErrorKind::Io, why.clone())),
+            _ => Ok(self),
+        }
+    }
+
     /// Its label, if it has one of ours.
     pub fn label(&self) -> Option<&Label> {
         match &self.first {
@@ -85,6 +95,7 @@ impl Loaded {
             First::Blank => "a blank tape".to_owned(),
             First::Filemark => "a tape that begins with a filemark".to_owned(),
             First::TooLong => "a tape that begins with a very long block".to_owned(),
+            First::Unreadable(why) => format!("a tape whose beginning cannot be read ({why})"),
             First::Block(FirstBlock::Labelled(label, _)) => {
                 format!("tape {}", Quoted(label.text()))
             }
@@ -92,7 +103,7 @@ impl Loaded {
                 format!("a tape without a label that is known (hash {hash})")
             }
             First::Block(FirstBlock::Short(len)) => {
-                format!("a tape without a label: its first block has {len} bytes")
+                format!("a tape without a label: its first file has {len} bytes")
             }
         }
     }
@@ -123,6 +134,10 @@ impl Loaded {
     /// tape, which it must be before anything is written again.
     pub fn again(&mut self) -> Result<()> {
         let found = read_first(&mut *self.drive)?;
+        if let First::Unreadable(why) = found {
+            let message = format!("it is not known which tape is in the drive: {why}");
+            return Err(Error::new(ErrorKind::Io, message));
+        }
         if found == self.first {
             return Ok(());
         }
@@ -199,12 +214,7 @@ impl Loaded {
     }
 
     fn mark(&mut self) -> Result<()> {
-        let mut wrote = self.drive.write_filemarks(1)?;
-        // The warning is said once; behind it there is room for what closes an archive.
-        if wrote == Wrote::NotWritten(Why::EarlyWarning) {
-            wrote = self.drive.write_filemarks(1)?;
-        }
-        match wrote {
+        match self.drive.write_filemarks(1)? {
             Wrote::Whole => Ok(()),
             Wrote::NotWritten(why) => Err(self.refused(why)),
         }
@@ -265,19 +275,34 @@ impl Loaded {
 
 fn read_first(drive: &mut dyn Drive) -> Result<First> {
     drive.set_block_size(BlockSize::Variable)?;
-    drive.rewind()?;
     // Longer than any label, so that hardly a tape is read twice.
-    let mut buffer = vec![0; 256 << 10];
-    let mut read = drive.read(&mut buffer)?;
-    if read == Read::TooLong {
-        buffer.resize(BLOCK_BYTES_MAX, 0);
+    for room in [256 << 10, BLOCK_BYTES_MAX] {
         drive.rewind()?;
-        read = drive.read(&mut buffer)?;
+        if let Some(first) = read_first_within(drive, room)? {
+            return Ok(first);
+        }
     }
-    Ok(match read {
-        Read::EndOfData => First::Blank,
-        Read::Filemark => First::Filemark,
-        Read::TooLong => First::TooLong,
-        Read::Block(len) => First::Block(FirstBlock::of(buffer.get(..len).unwrap_or_default())),
-    })
+    Ok(First::TooLong)
+}
+
+/// What the first file begins with, of which shorter blocks than a label are put together. `None`
+/// if it does not fit into so many bytes.
+fn read_first_within(drive: &mut dyn Drive, room: usize) -> Result<Option<First>> {
+    let mut buffer = vec![0; room];
+    let mut len = 0;
+    while len < LABEL_BYTES {
+        match drive.read(buffer.get_mut(len..).unwrap_or_default()) {
+            Ok(Read::Block(more)) => len += more,
+            Ok(Read::TooLong) => return Ok(None),
+            Ok(Read::EndOfData) if len == 0 => return Ok(Some(First::Blank)),
+            Ok(Read::Filemark) if len == 0 => return Ok(Some(First::Filemark)),
+            Ok(Read::EndOfData | Read::Filemark) => break,
+            // Behind a bad block there may be good ones, as long as the drive knows its place.
+            Err(e) if e.kind() == ErrorKind::Io && !e.is_shortage() && !drive.state()?.lost => {
+                return Ok(Some(First::Unreadable(e.to_string())));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Some(First::Block(FirstBlock::of(buffer.get(..len).unwrap_or_default()))))
 }

@@ -6,11 +6,10 @@
 
 use std::io::{self, Read};
 
-use super::changer::Wanted as Asked;
 use super::cpio::{Member, Reader};
 use super::drive::Access;
 use super::extract::Target;
-use super::load;
+use super::load::{self, AskFor};
 use super::loaded::Loaded;
 use super::outcomes::{Each, Outcomes, Sums};
 use super::read::{TapeFile, Visit};
@@ -59,7 +58,7 @@ pub struct Reading<'a> {
     /// The tape in it, when it has been looked at.
     pub loaded: Option<Loaded>,
     /// Asks a person for a tape, where there is no changer.
-    pub ask: &'a mut dyn FnMut(Asked<'_>) -> bool,
+    pub ask: Option<&'a mut AskFor<'a>>,
     /// Where files go.
     pub target: Option<Target>,
     /// The wish to stop; problems.
@@ -136,7 +135,8 @@ impl Reading<'_> {
             }
             loaded.close()?;
         }
-        let loaded = load::load(self.spool, self.taken, tape, self.ask, Access::Read)?;
+        let ask = self.ask.as_deref_mut();
+        let loaded = load::load(self.spool, self.taken, tape, ask, Access::Read)?;
         self.loaded = Some(loaded);
         Ok(())
     }

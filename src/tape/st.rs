@@ -434,6 +434,7 @@ impl Drive for St {
                     return self.known().map_err(|it| it.context(what)).map(|_| Wrote::Whole);
                 }
                 Err(e) if e.raw_os_error() == Some(c::ENOSPC) => {
+                    self.disarm();
                     self.verify(at)?;
                     if !self.is_warned {
                         self.is_warned = true;
@@ -446,14 +447,12 @@ impl Drive for St {
                 }
                 // Longer than the drive or the adapter takes; nothing has been done.
                 Err(e) if matches!(e.raw_os_error(), Some(c::EINVAL | c::EBUSY | c::EOVERFLOW)) => {
+                    self.disarm();
                     self.verify(at)?;
-                    let len = block.len();
-                    let what = format!("the drive {} takes no block", quoted(&self.path));
-                    return Err(Error::with_source(
-                        ErrorKind::Usage,
-                        format!("{what} of {len} bytes"),
-                        e,
-                    ));
+                    let (len, path) = (block.len(), quoted(&self.path));
+                    let what = format!("the drive {path} takes no block of {len} bytes");
+                    let what = format!("{what}: say with -b how long they are to be");
+                    return Err(Error::with_source(ErrorKind::Usage, what, e));
                 }
                 Err(e) => return self.refused("writing", at, e),
             }
@@ -482,6 +481,7 @@ impl Drive for St {
                 Ok(Wrote::Whole)
             }
             Err(e) if e.raw_os_error() == Some(c::ENOSPC) => {
+                self.disarm();
                 self.verify(at)?;
                 Ok(Wrote::NotWritten(Why::Physical))
             }

@@ -19,6 +19,10 @@ pub enum Trouble {
     Swap,
     /// Writes meet this; everything else goes on.
     Refused(Why),
+    /// The tape can only be appended to, and the drive does not say so.
+    HiddenWorm,
+    /// The drive takes no blocks that are longer.
+    Longer(usize),
     /// The program is killed: what is not safe is lost, and nothing is done any more.
     Stop,
 }
@@ -89,12 +93,15 @@ impl FaultDrive {
         let Some(trouble) = self.plan.as_ref().filter(due).map(|it| it.trouble) else {
             return Ok(None);
         };
-        if matches!(trouble, Trouble::Refused(why) if !is_refused(why)) {
-            return Ok(None);
+        match trouble {
+            Trouble::Refused(why) if !is_refused(why) => return Ok(None),
+            Trouble::HiddenWorm | Trouble::Longer(_) => return Ok(None),
+            _ => {}
         }
         told.hits += 1;
         drop(told);
         match trouble {
+            Trouble::HiddenWorm | Trouble::Longer(_) => Ok(None),
             Trouble::Refused(why) => Ok(Some(why)),
             Trouble::Medium => Err(Error::new(ErrorKind::Io, "an injected error of the medium")),
             Trouble::Reset => {
@@ -124,6 +131,10 @@ impl FaultDrive {
         self.inner.as_deref_mut().unwrap()
     }
 
+    fn is_worm_hidden(&self) -> bool {
+        self.plan.is_some_and(|it| it.trouble == Trouble::HiddenWorm)
+    }
+
     fn placed(&self) -> Result<()> {
         if self.is_lost {
             return Err(Error::new(ErrorKind::Io, "the drive has lost its place"));
@@ -143,8 +154,10 @@ impl Drop for FaultDrive {
 
 impl Drive for FaultDrive {
     fn state(&mut self) -> Result<State> {
-        let lost = self.is_lost;
-        self.inner().state().map(|it| State { lost, ..it })
+        let (lost, is_hidden) = (self.is_lost, self.is_worm_hidden());
+        let state = self.inner().state()?;
+        let worm = state.worm.filter(|_| !is_hidden);
+        Ok(State { lost, worm, ..state })
     }
 
     fn set_block_size(&mut self, size: BlockSize) -> Result<()> {
@@ -159,9 +172,21 @@ impl Drive for FaultDrive {
 
     fn write(&mut self, block: &[u8]) -> Result<Wrote> {
         self.placed()?;
-        match self.ask(|_| true)? {
-            Some(why) => Ok(Wrote::NotWritten(why)),
-            None => self.inner().write(block),
+        if let Some(why) = self.ask(|_| true)? {
+            return Ok(Wrote::NotWritten(why));
+        }
+        if let Some(Trouble::Longer(most)) = self.plan.map(|it| it.trouble)
+            && block.len() > most
+        {
+            self.counter.0.lock().hits += 1;
+            return Err(Error::usage("the drive takes no block of this length"));
+        }
+        match self.inner().write(block)? {
+            Wrote::NotWritten(Why::Worm) if self.is_worm_hidden() => {
+                self.counter.0.lock().hits += 1;
+                Err(Error::new(ErrorKind::Io, "the drive does not say what it is"))
+            }
+            wrote => Ok(wrote),
         }
     }
 

@@ -28,6 +28,16 @@ pub fn open_image(path: &Path) -> Box<dyn Drive> {
     Box::new(Image::open(path, Access::Write).unwrap())
 }
 
+/// Has the first block of an image be one that could not be read well.
+pub fn spoil_first_block(path: &Path) {
+    let mut bytes = fs::read(path).unwrap();
+    let len = u32::from_le_bytes(bytes[..4].try_into().unwrap()) as usize;
+    for word in [0, 4 + len.next_multiple_of(2)] {
+        bytes[word + 3] |= 0x80;
+    }
+    fs::write(path, bytes).unwrap();
+}
+
 /// Everything from here to the end of data: blocks, and `None` for a filemark.
 pub fn rest(drive: &mut dyn Drive) -> Vec<Option<Vec<u8>>> {
     let mut buffer = vec![0; 1 << 20];

@@ -8,11 +8,11 @@ use clap::Args;
 
 use super::read::ask;
 use super::{Device, noted};
-use crate::cli::{exit, show};
+use crate::cli::{exit, show, terminal};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::quoted;
 use crate::tape::drive::{Access, BlockSize, Drive};
-use crate::tape::load;
+use crate::tape::load::{self, AskFor};
 use crate::tape::read::{What, scan as scan_tape};
 use crate::tape::recorded::{Place, place_of};
 use crate::tape::seek;
@@ -341,7 +341,12 @@ pub fn load(spool: &Spool, args: &LoadArgs) -> Result<u8> {
     let is_image = taken.device()?.is_dir() && word.as_bytes().ends_with(b".tap");
     let loaded = match is_image && image.is_file() {
         true => load::load_image(spool, &taken, &image)?,
-        false => load::load(spool, &taken, word.as_bytes(), &mut ask, Access::Read)?,
+        false => {
+            let mut ask = ask;
+            let ask: Option<&mut AskFor<'_>> =
+                if terminal::is_there() { Some(&mut ask) } else { None };
+            load::load(spool, &taken, word.as_bytes(), ask, Access::Read)?
+        }
     };
     args.device.expect(&loaded)?;
     show::say(format_args!("{}", loaded.describe()));

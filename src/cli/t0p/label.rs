@@ -11,23 +11,11 @@ use crate::cli::{exit, show};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::Time;
 use crate::tape::drive::Access;
-use crate::tape::label::{Label, LabelHash};
+use crate::tape::label::{Label, LabelHash, how_to_read};
 use crate::tape::load::{self, Station};
 use crate::tape::spool::Spool;
 use crate::tape::spool::text::Fields;
-
-/// Longest blocks that every adapter moves at once, in bytes, as far as is known.
-const BLOCK_BYTES: u32 = 1 << 20;
-
-/// How to read any tape file without this program, for whoever has only the label. What `cpio`
-/// leaves in the pipe is taken from it, or else `dd` dies before the filemark.
-fn how_to_read(block_bytes: Option<u32>) -> String {
-    let bytes = block_bytes.unwrap_or(0).max(BLOCK_BYTES);
-    format!(
-        "mt -f /dev/nst0 rewind; mt -f /dev/nst0 fsf FILE; dd if=/dev/nst0 bs={bytes} | \
-         (cpio -idmv --no-absolute-filenames; cat >/dev/null)"
-    )
-}
+use crate::tape::write::check_block_bytes;
 
 #[derive(Args)]
 #[command(disable_help_flag = true)]
@@ -45,7 +33,7 @@ pub struct LabelArgs {
     /// Write it also over what is on the tape, and also if a tape is called so
     #[arg(short = 'f', requires = "write")]
     force: bool,
-    /// The hash of the first block instead of the label
+    /// The hash of the first 32,768 bytes instead of the label
     #[arg(short = 'h', conflicts_with = "write")]
     hash: bool,
     /// A further field of the label
@@ -153,6 +141,7 @@ fn wanted(args: &LabelArgs, text: Vec<u8>, now: i64) -> Result<Label> {
 }
 
 fn write(spool: &Spool, args: &LabelArgs) -> Result<u8> {
+    args.device.block_size.map_or(Ok(()), check_block_bytes)?;
     let now = Time::now().secs;
     let label = wanted(args, args.label.clone().unwrap_or_default().into_vec(), now)?;
     let mut station: Station = args.device.open(spool, Access::Write)?;

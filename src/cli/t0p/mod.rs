@@ -115,9 +115,9 @@ struct Device {
     /// The tape that has to be in it
     #[arg(short = 't', value_name = "TAPE")]
     tape: Option<OsString>,
-    /// Length of the blocks that will be written to a tape which gets its label, in bytes. What
-    /// reads takes blocks of any length, whatever is said here
-    #[arg(short = 'b', value_name = "BYTES")]
+    /// Length of the blocks that will be written to a tape which gets its label, in bytes, as in
+    /// 262144 or 256k. What reads takes blocks of any length, whatever is said here
+    #[arg(short = 'b', value_name = "BYTES", value_parser = block_bytes)]
     block_size: Option<u32>,
     /// Say more
     #[arg(short = 'v', long)]
@@ -171,6 +171,26 @@ fn noted(drive: &Drive) -> Result<String> {
 /// A path as it is for other processes too.
 fn absolute(path: &Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io("finding the current directory", e))
+}
+
+/// A number of bytes, which are of 1024 with a letter.
+fn buffer_bytes(text: &str) -> std::result::Result<u64, String> {
+    let bad = || format!("'{text}' is no number of bytes, as in 32768, 256k or 1M");
+    let digits = text.trim_end_matches(|it: char| it.is_ascii_alphabetic());
+    let shift = match text.get(digits.len()..).unwrap_or_default() {
+        "" => 0,
+        "k" | "K" => 10,
+        "m" | "M" => 20,
+        "g" | "G" => 30,
+        _ => return Err(bad()),
+    };
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
+fn block_bytes(text: &str) -> std::result::Result<u32, String> {
+    let bytes = buffer_bytes(text)?;
+    u32::try_from(bytes).map_err(|_| format!("blocks of {bytes} bytes are too long"))
 }
 
 /// The words of a line that is for t0p; `None` if it is not.

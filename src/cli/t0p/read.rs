@@ -15,7 +15,6 @@ use super::{Device, noted};
 use crate::cli::{bar, exit, show, terminal};
 use crate::error::{Error, ErrorKind, Problem, Quoted, Result};
 use crate::progress::{Progress, Said as ProgressSaid};
-use crate::tape::changer::Wanted as Asked;
 use crate::tape::check::{self, Said};
 use crate::tape::cpio::Reader;
 use crate::tape::drive::Access;
@@ -64,12 +63,9 @@ pub struct CkArgs {
 }
 
 /// Asks who sits at the terminal for a tape.
-pub fn ask(wanted: Asked<'_>) -> bool {
-    let asked = match wanted {
-        Asked::Load { tape, .. } => format!("put tape {} into the drive", Quoted(tape)),
-        Asked::Unload { .. } => "take the tape out of the drive".to_owned(),
-    };
-    terminal::ask(format_args!("{asked}"), "type q to stop").unwrap_or(false)
+pub fn ask(tape: &[u8]) -> bool {
+    let what = format_args!("put tape {} into the drive", Quoted(tape));
+    terminal::ask(what, "type q to stop").unwrap_or(false)
 }
 
 /// The files that are wanted of a batch.
@@ -200,7 +196,7 @@ pub fn read(spool: &Spool, args: &ReadArgs) -> Result<u8> {
         spool,
         taken: &taken,
         loaded: None,
-        ask: &mut ask,
+        ask: if terminal::is_there() { Some(&mut ask) } else { None },
         target,
         progress: &progress,
         tally: Tally::default(),

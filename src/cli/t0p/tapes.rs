@@ -11,7 +11,7 @@ use super::read::pattern;
 use crate::cli::{exit, show};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::tape::spool::Spool;
-use crate::tape::spool::tape::Tape;
+use crate::tape::spool::tape::{GONE, Tape};
 
 #[derive(Args)]
 pub struct FindArgs {
@@ -83,7 +83,11 @@ pub fn tapes(spool: &Spool, args: &TapesArgs) -> Result<u8> {
         }
     }
     for tape in tapes {
-        let (status, name) = (tape.status()?.as_str(), tape.name());
+        let status = match tape.is_gone() {
+            Ok(true) => GONE,
+            _ => tape.status()?.as_str(),
+        };
+        let name = tape.name();
         out.line(&format!("{status} {}", Quoted(&name)))?;
         if args.verbose {
             let mut files = 0u64;

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Args};
 
-use super::Place;
 use super::jobs::name_of;
+use super::{Place, block_bytes, buffer_bytes};
 use crate::cli::{bar, exit, show, terminal};
 use crate::error::{ErrorKind, Quoted, Result};
 use crate::progress::{Progress, Said};
@@ -52,26 +52,6 @@ pub struct WriteArgs {
     /// Say what is written where
     #[arg(short = 'v', long)]
     verbose: bool,
-}
-
-/// A number of bytes, which are of 1024 with a letter.
-fn buffer_bytes(text: &str) -> std::result::Result<u64, String> {
-    let bad = || format!("'{text}' is no number of bytes, as in 32768, 256k or 1M");
-    let digits = text.trim_end_matches(|it: char| it.is_ascii_alphabetic());
-    let shift = match text.get(digits.len()..).unwrap_or_default() {
-        "" => 0,
-        "k" | "K" => 10,
-        "m" | "M" => 20,
-        "g" | "G" => 30,
-        _ => return Err(bad()),
-    };
-    let number: u64 = digits.parse().map_err(|_| bad())?;
-    number.checked_mul(1 << shift).ok_or_else(bad)
-}
-
-fn block_bytes(text: &str) -> std::result::Result<u32, String> {
-    let bytes = buffer_bytes(text)?;
-    u32::try_from(bytes).map_err(|_| format!("blocks of {bytes} bytes are too long"))
 }
 
 pub fn write(spool: &Spool, args: &WriteArgs) -> Result<u8> {
@@ -169,7 +149,7 @@ fn first_loaded(
 ) -> Result<Loaded> {
     let wanted = args.tape.as_ref().map(|it| it.as_bytes());
     if let Some(tape) = wanted.filter(|_| taken.changer().is_ok_and(|it| it.is_some())) {
-        return load::load(spool, taken, tape, &mut |_| false, Access::Write);
+        return load::load(spool, taken, tape, None, Access::Write);
     }
     let device = taken.device()?;
     match Loaded::open(&device, Access::Write) {

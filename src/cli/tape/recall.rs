@@ -17,7 +17,7 @@ use crate::snapshot::{Snapshots, Wish, choose_run, resolve_wish};
 use crate::sys::quoted;
 use crate::tape::loaded::Loaded;
 use crate::tape::runs::recall::{self, Plan, Recalled, Source};
-use crate::tape::runs::shelf::{Magazine, Shelf, in_drive};
+use crate::tape::runs::shelf::{Ask, Magazine, Shelf, in_drive};
 use crate::tape::runs::verify;
 use crate::volume::BlockId;
 
@@ -101,7 +101,14 @@ impl From {
         let mut drives = Vec::new();
         for taken in &taken {
             let has = taken.tape()?.map(|it| it.name());
-            let get = Box::new(move |label: &[u8]| in_drive(spool, taken, label, &mut ask));
+            let get = Box::new(move |label: &[u8]| {
+                let mut ask = ask;
+                let ask: Option<&mut Ask<'_>> = match terminal::is_there() {
+                    true => Some(&mut ask),
+                    false => None,
+                };
+                in_drive(spool, taken, label, ask)
+            });
             drives.push(Source { has, get });
         }
         work(drives)

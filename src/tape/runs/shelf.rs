@@ -177,7 +177,7 @@ impl Shelf {
         });
         let (mut best, mut failed): (Option<(Fit, Loaded)>, _) = (None, None);
         for path in images {
-            let mut loaded = match Loaded::open(&path, Access::Read) {
+            let mut loaded = match Loaded::open(&path, Access::Read).and_then(Loaded::readable) {
                 Ok(loaded) => loaded,
                 Err(e) if e.is_shortage() => return Err(e),
                 Err(e) => {
@@ -312,28 +312,34 @@ impl<'a> Magazine<'a> {
     pub fn next_tape(&mut self, ask: &mut Ask<'_>) -> Result<Option<Loaded>> {
         let Some(names) = &mut self.names else { return self.by_hand.next_tape(ask) };
         let Some(name) = names.pop_front() else { return Ok(None) };
-        let loaded = load::load(self.spool, self.taken, &name, &mut |_| false, Access::Read);
+        let loaded = load::load(self.spool, self.taken, &name, None, Access::Read);
         loaded.map(Some).map_err(|e| e.context(format!("tape {}", Quoted(&name))))
     }
 }
 
-/// The tape with this label in a drive of the spool: brought by its changer, or by a person.
+/// The tape with this label in a drive of the spool: brought by its changer, or by a person, if
+/// one is there to be asked.
 pub fn in_drive(
     spool: &Spool,
     taken: &TakenDrive,
     label: &[u8],
-    ask: &mut Ask<'_>,
+    ask: Option<&mut Ask<'_>>,
 ) -> Result<Option<Loaded>> {
     let device = taken.device()?;
     let mut failed = None;
-    let mut ask_for = |_: crate::tape::changer::Wanted<'_>| match ask(Some(label), &device) {
-        Ok(answer) => answer,
-        Err(e) => {
-            failed = Some(e);
-            false
+    let loaded = match ask {
+        None => load::load(spool, taken, label, None, Access::Read),
+        Some(ask) => {
+            let mut ask_for = |tape: &[u8]| match ask(Some(tape), &device) {
+                Ok(answer) => answer,
+                Err(e) => {
+                    failed = Some(e);
+                    false
+                }
+            };
+            load::load(spool, taken, label, Some(&mut ask_for), Access::Read)
         }
     };
-    let loaded = load::load(spool, taken, label, &mut ask_for, Access::Read);
     if let Some(e) = failed {
         return Err(e);
     }

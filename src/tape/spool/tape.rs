@@ -153,6 +153,28 @@ impl Tape {
         sys::replace_file(&self.dir.join("metrics"), &metrics.to_text())
     }
 
+    /// Whether what was on it is gone, with its name, because its cartridge has got another label.
+    pub fn is_gone(&self) -> Result<bool> {
+        Ok(self.metrics()?.get(GONE).is_some())
+    }
+
+    /// Whether it is known that it can only be appended to.
+    pub fn is_worm(&self) -> Result<bool> {
+        Ok(self.metrics()?.get(WORM).is_some())
+    }
+
+    /// Notes that its cartridge gets another label, at this time; with `None`, that it is there
+    /// after all. Only for who has the drive that it is in.
+    pub fn set_gone(&self, time: Option<i64>) -> Result<()> {
+        let mut metrics = self.metrics()?;
+        match time {
+            Some(time) => metrics.set(GONE, time.to_string())?,
+            None if metrics.get(GONE).is_none() => return Ok(()),
+            None => metrics.remove(GONE),
+        }
+        self.set_metrics(&metrics)
+    }
+
     /// Whether this is the label of another tape that has the same name: it was made at another
     /// time.
     pub fn is_other(&self, label: &Label) -> Result<bool> {
@@ -220,6 +242,12 @@ impl Tape {
     }
 }
 
+/// What the metrics of a tape have from the time on when its cartridge gets another label.
+pub const GONE: &str = "gone";
+
+/// What the metrics of a tape have that can only be appended to: not everybody is told by a drive.
+pub const WORM: &str = "worm";
+
 /// The name of a tape's directory: its label, if that can be the name of one. Otherwise what stands
 /// in the way is written as `%XX`.
 pub fn dir_name(label: &[u8]) -> Vec<u8> {
@@ -237,6 +265,18 @@ pub fn dir_name(label: &[u8]) -> Vec<u8> {
 /// Longest name that a file system takes.
 const NAME_BYTES_MAX: usize = 255;
 
+/// The name that the directory of a tape gets. [`ErrorKind::Usage`] if none can have it.
+///
+/// [`ErrorKind::Usage`]: crate::error::ErrorKind::Usage
+pub fn notable_name(label: &[u8]) -> Result<Vec<u8>> {
+    let name = dir_name(label);
+    if name.len() <= NAME_BYTES_MAX {
+        return Ok(name);
+    }
+    let what = format!("label {} is too long to be noted in the spool", Quoted(label));
+    Err(Error::usage(format!("{what}: at most {NAME_BYTES_MAX} bytes")))
+}
+
 /// Notes a tape, with a copy of its label.
 pub(super) fn register(root: &Path, label: &Label) -> Result<Tape> {
     if let Some(tape) = find(root, label.text())? {
@@ -245,11 +285,7 @@ pub(super) fn register(root: &Path, label: &Label) -> Result<Tape> {
         sys::sync_dir(&root.join("tape"))?;
         return Ok(tape);
     }
-    let name = dir_name(label.text());
-    if name.len() > NAME_BYTES_MAX {
-        let shown = Quoted(label.text()).to_string();
-        return Err(Error::usage(format!("label {shown} is too long to be noted")));
-    }
+    let name = notable_name(label.text())?;
     let tapes = root.join("tape");
     let (new, dir) = (tapes.join(".new"), tapes.join(OsStr::from_bytes(&name)));
     clear_new(&new)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use super::marks::{Mark, Marks};
-use super::{Attempt, Kept, Writer, add_own, mark, own_name};
+use super::{Attempt, Kept, Writer, add_own, own_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Progress;
 use crate::sys::quoted;
@@ -135,7 +135,7 @@ impl Writer<'_> {
                 self.work.progress.check()?;
             }
             let bytes = self.of_job(filled)?;
-            match mark(self.drive()?) {
+            match self.drive()?.write_filemarks(1) {
                 Ok(Wrote::Whole) => {
                     let blocks = ended.blocks;
                     return Ok(match self.arrive(start, blocks) {

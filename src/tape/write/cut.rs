@@ -6,7 +6,7 @@ use std::io::Write;
 
 use super::archive::finish;
 use super::marks::{Mark, Marks};
-use super::{Attempt, Kept, Writer, mark};
+use super::{Attempt, Kept, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tape::cpio::Archive;
 use crate::tape::drive::{Moved, Read, Wrote};
@@ -21,6 +21,8 @@ enum Closed {
     Whole(u64),
     /// There was no room.
     Not,
+    /// What is on the tape could not be overwritten, and is as it was.
+    Refused(Error),
 }
 
 impl Writer<'_> {
@@ -34,10 +36,8 @@ impl Writer<'_> {
         marks: &Marks,
         blocks: u64,
     ) -> Result<Attempt> {
-        let is_worm = match self.drive().and_then(|it| it.state()) {
-            Ok(state) => state.worm == Some(true),
-            Err(error) => return Ok(Attempt::Broken(error)),
-        };
+        let worm = self.place.as_ref().and_then(|it| it.worm);
+        let is_worm = worm == Some(true);
         let place = match is_worm {
             true => marks.last_within(blocks),
             false => marks.last_closed_within(blocks),
@@ -47,7 +47,10 @@ impl Writer<'_> {
             self.set_full()?;
             return match blocks {
                 0 => Ok(Attempt::Nothing),
-                _ => Ok(mark(self.drive()?).map_or_else(Attempt::Broken, |_| Attempt::Nothing)),
+                _ => {
+                    let marked = self.drive()?.write_filemarks(1);
+                    Ok(marked.map_or_else(Attempt::Broken, |_| Attempt::Nothing))
+                }
             };
         };
         kept.results.cut(place.results)?;
@@ -56,27 +59,34 @@ impl Writer<'_> {
             true => self.leave_open(kept.start, place, blocks),
             false => self.close_at(job, id, &mut kept, place),
         };
+        let (closed, is_cut_off) = match closed {
+            // Not every drive tells everybody that a tape can only be appended to.
+            Ok(Closed::Refused(error)) if worm.is_none() => {
+                (self.leave_untouched(kept.start, place, blocks, error), true)
+            }
+            closed => (closed, is_worm),
+        };
         match closed {
             Ok(Closed::Whole(bytes)) => kept.bytes = bytes,
             Ok(Closed::Not) => {
                 self.set_full()?;
                 return Ok(Attempt::Nothing);
             }
-            Err(error) => return Ok(Attempt::Broken(error)),
+            Ok(Closed::Refused(error)) | Err(error) => return Ok(Attempt::Broken(error)),
         }
         if place.oks == 0 && kept.files != Some(place.files) {
-            return self.too_large(place.files, is_worm);
+            return self.too_large(place.files, is_cut_off);
         }
         self.set_full()?;
         kept.end = (self.work.now)();
-        kept.is_cut_off = is_worm;
+        kept.is_cut_off = is_cut_off;
         kept.files = (kept.files != Some(place.files)).then_some(place.files);
         Ok(Attempt::Kept(kept))
     }
 
     /// Not one file has fitted. On a tape that has none else this one is longer than a tape, if the
     /// same comes of a second try.
-    fn too_large(&mut self, number: u64, is_worm: bool) -> Result<Attempt> {
+    fn too_large(&mut self, number: u64, is_cut_off: bool) -> Result<Attempt> {
         let seen = match &mut self.place {
             Some(place) if place.is_empty => place.too_large.replace(number),
             _ => {
@@ -84,7 +94,7 @@ impl Writer<'_> {
                 return Ok(Attempt::Nothing);
             }
         };
-        if is_worm {
+        if is_cut_off {
             // There is no second try.
             self.set_full()?;
             return Ok(Attempt::TooLarge(number));
@@ -131,11 +141,15 @@ impl Writer<'_> {
             });
         let ended = if filled.is_ok() { stream.finish() } else { stream.stop() }?;
         self.loaded = Some(ended.loaded);
-        if let Some(error) = ended.error {
-            return Err(error);
+        match ended.error {
+            Some(error) if ended.blocks == 0 && error.kind() == ErrorKind::Io => {
+                return Ok(Closed::Refused(error));
+            }
+            Some(error) => return Err(error),
+            None => {}
         }
         // Also after a part of it: no tape file stays open.
-        let marked = mark(self.drive()?)?;
+        let marked = self.drive()?.write_filemarks(1)?;
         if ended.why.is_some() || marked != Wrote::Whole {
             return Ok(Closed::Not);
         }
@@ -146,12 +160,38 @@ impl Writer<'_> {
 
     /// Leaves an archive as it is, in the middle of a member.
     fn leave_open(&mut self, start: Start, place: Mark, blocks: u64) -> Result<Closed> {
-        match mark(self.drive()?)? {
+        match self.drive()?.write_filemarks(1)? {
             Wrote::Whole => {
                 self.arrive(start, blocks)?;
                 Ok(Closed::Whole(place.position))
             }
             Wrote::NotWritten(_) => Ok(Closed::Not),
+        }
+    }
+
+    /// The same after an error, if it is the same tape and has all that was written to it.
+    fn leave_untouched(
+        &mut self,
+        start: Start,
+        place: Mark,
+        blocks: u64,
+        error: Error,
+    ) -> Result<Closed> {
+        if self.drive()?.state()?.lost {
+            return Err(error);
+        }
+        self.look_again(&error)?;
+        let drive = self.drive()?;
+        drive.to_end_of_data()?;
+        let end = start.position + blocks;
+        match drive.position()? {
+            at if at == end => self.leave_open(start, place, blocks),
+            // It has its filemark since the drive was moved.
+            at if at == end + 1 => {
+                self.arrive(start, blocks)?;
+                Ok(Closed::Whole(place.position))
+            }
+            _ => Err(error),
         }
     }
 

@@ -22,7 +22,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::cpio::{Added, Archive};
-use super::drive::{Drive, Why, Wrote};
+use super::drive::Drive;
 use super::loaded::{Loaded, Start};
 use super::spool::Spool;
 use super::spool::batch::{BatchId, BatchStatus, Outcome, Results, Summary};
@@ -40,10 +40,22 @@ pub use tapes::{For, first_tape, has_tape_for, next_tape};
 
 /// Length of blocks, if neither the tape nor anybody else says otherwise.
 pub const BLOCK_BYTES: u32 = 32_768;
+/// Shortest block that is written.
+const BLOCK_BYTES_MIN: u32 = 512;
 /// Longest block that is written.
 pub const BLOCK_BYTES_MAX: u32 = 8 << 20;
 /// Tapes that are tried one after another for one batch.
 const TAPES_MAX: u32 = 1000;
+
+/// Refuses blocks of a length that is not written, by [`ErrorKind::Usage`].
+pub fn check_block_bytes(bytes: u32) -> Result<()> {
+    match bytes {
+        BLOCK_BYTES_MIN..=BLOCK_BYTES_MAX => Ok(()),
+        _ => Err(Error::usage(format!(
+            "blocks of {bytes} bytes: {BLOCK_BYTES_MIN} to {BLOCK_BYTES_MAX} are possible"
+        ))),
+    }
+}
 
 /// What can be chosen.
 #[derive(Clone, Debug)]
@@ -202,6 +214,8 @@ struct Place {
     tape: Tape,
     label: Vec<u8>,
     block_bytes: u32,
+    /// Whether it can only be appended to, if that is known.
+    worm: Option<bool>,
     /// Where its next file begins, if that is known and the drive stands there.
     start: Option<Start>,
     /// It has no file that anybody was told of.
@@ -383,6 +397,8 @@ impl<'a> Writer<'a> {
                     too_large.insert(number, c::EFBIG);
                 }
                 Attempt::Nothing => {}
+                // It would be the same again.
+                Attempt::Broken(error) if error.kind() == ErrorKind::Usage => return Err(error),
                 Attempt::Broken(error) => {
                     self.look_again(&error)?;
                     if std::mem::replace(&mut has_failed, true) {
@@ -460,6 +476,10 @@ impl<'a> Writer<'a> {
         results.set("bytes", bytes.to_string())?;
         let summary = Summary { begin, end, tape, filenum };
         let done = job.complete(id, results, &summary, BatchStatus::Written)?;
+        // Not before: the drive may take no blocks of this length.
+        if known.metrics()?.get("blocksize").is_none() {
+            tapes::set_metric(&known, "blocksize", u64::from(block_bytes))?;
+        }
         self.tally.batches += 1;
         self.tally.files += count - errors;
         self.tally.errors += errors;
@@ -523,15 +543,6 @@ fn add_own(archive: &mut Archive<&mut dyn Write>, name: &[u8], file: &mut File) 
     match archive.add(&super::cpio::Header::of(&stat), name, file)? {
         Added::Whole { .. } => Ok(()),
         Added::Failed { errno } => Err(failed(std::io::Error::from_raw_os_error(errno))),
-    }
-}
-
-/// Writes a filemark.
-fn mark(drive: &mut dyn Drive) -> Result<Wrote> {
-    match drive.write_filemarks(1)? {
-        // It is said once.
-        Wrote::NotWritten(Why::EarlyWarning) => drive.write_filemarks(1),
-        wrote => Ok(wrote),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use super::{BLOCK_BYTES, BLOCK_BYTES_MAX, NextTape, Place, TAPES_MAX, Wanted, Writer};
+use super::{
+    BLOCK_BYTES, BLOCK_BYTES_MAX, NextTape, Place, TAPES_MAX, Wanted, Writer, check_block_bytes,
+};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::quoted;
 use crate::tape::drive::{Access, Why};
@@ -11,7 +13,7 @@ use crate::tape::loaded::Loaded;
 use crate::tape::spool::Spool;
 use crate::tape::spool::drive::TakenDrive;
 use crate::tape::spool::job::Job;
-use crate::tape::spool::tape::{Tape, TapeStatus};
+use crate::tape::spool::tape::{GONE, Tape, TapeStatus, WORM};
 use crate::tape::spool::text::Fields;
 
 impl Writer<'_> {
@@ -62,30 +64,40 @@ impl Writer<'_> {
             self.refused.insert(text.clone());
             return Ok(Some(format!("tape {name} is not the one of this name that is known")));
         }
-        if loaded.drive().state()?.write_protected {
+        let state = loaded.drive().state()?;
+        if state.write_protected {
             self.refused.insert(text);
             return Ok(Some(loaded.refused(Why::Protected).to_string()));
         }
         if let Some(why) = self.unfit(&tape, &text, job)? {
             return Ok(Some(why));
         }
-        if self.work.drive.tape()?.is_none_or(|it| it.name() != text) {
-            self.work.drive.load(&tape)?;
-        }
+        load::note(self.work.drive, Some(&tape))?;
         let metrics = tape.metrics()?;
-        let block_bytes = self.work.settings.block_bytes.or_else(|| metrics.number("blocksize"));
-        let block_bytes = block_bytes.unwrap_or(BLOCK_BYTES);
-        if !(512..=BLOCK_BYTES_MAX).contains(&block_bytes) {
-            let message = format!("blocks of {block_bytes} bytes: 512 to {BLOCK_BYTES_MAX}");
-            return Err(Error::usage(message));
+        let is_known_worm = tape.is_worm()?;
+        if state.worm == Some(true) && !is_known_worm {
+            set_metric(&tape, WORM, 1)?;
         }
-        if metrics.get("blocksize").is_none() {
-            set_metric(&tape, "blocksize", u64::from(block_bytes))?;
-        }
+        // Whoever has only the label can read no longer ones.
+        let longest = label.readable_bytes().unwrap_or(BLOCK_BYTES_MAX);
+        let block_bytes = match self.work.settings.block_bytes {
+            Some(bytes) if bytes > longest => {
+                let name = Quoted(&text);
+                let message = format!(
+                    "blocks of {bytes} bytes: the label of tape {name} says how to read up to \
+                     {longest}; write shorter ones, or label it with -b {bytes} first"
+                );
+                return Err(Error::usage(message));
+            }
+            Some(bytes) => bytes,
+            None => metrics.number("blocksize").unwrap_or(BLOCK_BYTES).min(longest),
+        };
+        check_block_bytes(block_bytes)?;
         self.place = Some(Place {
             tape,
             label: text,
             block_bytes,
+            worm: state.worm.or(is_known_worm.then_some(true)),
             start: None,
             is_empty: false,
             too_large: None,
@@ -223,7 +235,7 @@ pub fn next_tape(
 /// Has the changer of a drive put in the first of these tapes that it has. `None` if it has none.
 fn by_changer(spool: &Spool, taken: &TakenDrive, labels: &[Vec<u8>]) -> Result<Option<Loaded>> {
     for label in labels {
-        match load::load(spool, taken, label, &mut |_| false, Access::Write) {
+        match load::load(spool, taken, label, None, Access::Write) {
             Ok(loaded) => return Ok(Some(loaded)),
             // It is somewhere else, or not what it is said to be.
             Err(e)
@@ -253,7 +265,9 @@ fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
     let mut labels = Vec::new();
     for tape in tapes {
         let label = tape.name();
-        if tape.status()? == TapeStatus::Offline && tape.metrics()?.get("full").is_none() {
+        let metrics = tape.metrics()?;
+        let has_room = metrics.get("full").is_none() && metrics.get(GONE).is_none();
+        if has_room && tape.status()? == TapeStatus::Offline {
             labels.push(label);
         }
     }
@@ -286,7 +300,7 @@ fn pool_of(job: &Job) -> Option<&[u8]> {
     job.fields().get("pool").filter(|it| !it.is_empty())
 }
 
-fn set_metric(tape: &Tape, key: &str, value: u64) -> Result<()> {
+pub(super) fn set_metric(tape: &Tape, key: &str, value: u64) -> Result<()> {
     let mut metrics: Fields = tape.metrics()?;
     metrics.set(key, value.to_string())?;
     tape.set_metrics(&metrics)
