@@ -113,7 +113,7 @@ fn coverage_counts_tapes_beside_volumes() {
     let text = sandbox.ok(["coverage"]).text();
     assert!(text.contains(&format!("yes, with {} blocks of", names.len())), "{text}");
     let mut tapes = Tapes::open(&sandbox.catalog).unwrap();
-    tapes.note_read((b"T0", 1), &[0], &[], Time { secs: 2, nanos: 0 }).unwrap();
+    tapes.note_read((b"T0", 1), (&[0], &[]), true, Time { secs: 2, nanos: 0 }).unwrap();
     let said = sandbox.ok(["coverage", "--json"]).json();
     let loss = &said["losses"][0];
     assert_eq!((&loss["survives"], &loss["blocks"]), (&Value::Bool(false), &1.into()));

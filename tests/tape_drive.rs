@@ -300,6 +300,25 @@ fn a_program_that_is_no_mtx_does_no_harm() {
 }
 
 #[test]
+fn barcodes_that_mtx_has_passed_over_are_asked_for_again() {
+    let dir = scratch();
+    let program = dir.path().join("mtx");
+    let first = dir.path().join("first");
+    let script = format!(
+        "#!/bin/sh\necho 'Data Transfer Element 0:Empty'\nif mkdir {0} 2>/dev/null; then\n\
+         echo 'Storage Element 1:Full'\nelse\n\
+         echo 'Storage Element 1:Full :VolumeTag=T1L8'\nfi\n",
+        first.display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let library = Library { program, ..Library::new("/dev/sg0") };
+    let inventory = Changer::Library(library).inventory().unwrap();
+    assert!(first.exists());
+    assert_eq!(inventory.slots[0].tape.as_deref(), Some(&b"T1L8"[..]));
+}
+
+#[test]
 fn a_changer_that_hangs_is_given_up() {
     let dir = scratch();
     let program = dir.path().join("mtx");

@@ -316,7 +316,7 @@ fn going_on_brings_back_nothing_that_was_said_of_a_tape() {
             "lost" => tapes.set_lost(b"T0", true).unwrap(),
             "bad" => {
                 let at = file.1[0].at;
-                tapes.note_read((b"T0", 1), &[], &[], Time { secs: 9, nanos: 0 }).unwrap();
+                tapes.note_read((b"T0", 1), (&[], &[]), true, Time { secs: 9, nanos: 0 }).unwrap();
                 tapes.note_bad((b"T0", file.0.filenum), at).unwrap();
             }
             "forgotten" => tapes.forget(b"T0").unwrap(),
@@ -580,8 +580,8 @@ fn what_is_known_is_made_anew_from_the_spool() {
     let mut tapes = Tapes::open(catalog).unwrap();
     tapes.set_lost(b"T1", true).unwrap();
     let at = plain[0].1[0].1[0].at;
-    tapes.note_read((b"T0", 1), &[at], &[], Time { secs: 9, nanos: 0 }).unwrap();
-    tapes.note_read((b"T0", 2), &[], &[], Time { secs: 10, nanos: 0 }).unwrap();
+    tapes.note_read((b"T0", 1), (&[at], &[]), true, Time { secs: 9, nanos: 0 }).unwrap();
+    tapes.note_read((b"T0", 2), (&[], &[]), true, Time { secs: 10, nanos: 0 }).unwrap();
     let label = b"elsewhere".to_vec();
     let tape = Tape { label, hash: [1; 32], pool: "full".to_owned(), block_bytes: 512 };
     tapes.put_tape(&tape).unwrap();

@@ -612,7 +612,7 @@ mod tests {
         let expected =
             [at(b"T0", 1, 100), at(b"T0", 2, 50), at(b"T1", 1, 100), at(b"T\xff", 1, 100)];
         assert_eq!(places(&tapes, 1), expected);
-        tapes.note_read((b"T0", 1), &[100], &[], Time { secs: 9, nanos: 0 }).unwrap();
+        tapes.note_read((b"T0", 1), (&[100], &[]), true, Time { secs: 9, nanos: 0 }).unwrap();
         tapes.set_lost(b"T1", true).unwrap();
         assert_eq!(places(&tapes, 1), [at(b"T0", 2, 50), at(b"T\xff", 1, 100)]);
         assert_eq!(tapes.copies(&id(2), Some("full")).unwrap(), 1);
@@ -620,7 +620,7 @@ mod tests {
         assert_eq!((known.files, known.bytes, known.blocks, known.bad), (2, 3000, 3, 1));
         assert_eq!(tapes.files(b"T0").unwrap()[0].verified, None);
         // It was read again, and is right.
-        tapes.note_read((b"T0", 1), &[], &[], Time { secs: 10, nanos: 0 }).unwrap();
+        tapes.note_read((b"T0", 1), (&[], &[]), true, Time { secs: 10, nanos: 0 }).unwrap();
         assert_eq!(tapes.files(b"T0").unwrap()[0].verified.unwrap().secs, 10);
         assert_eq!(tapes.copies(&id(1), Some("full")).unwrap(), 1);
         drop(tapes);
@@ -714,13 +714,18 @@ mod tests {
         tapes.put_tape(&tape(b"T0", "full")).unwrap();
         put(&mut tapes, b"T0", 1, &[block(100, 1), block(200, 2)]);
         let now = Time { secs: 9, nanos: 0 };
-        tapes.note_read((b"T0", 1), &[], &[(50, id(1))], now).unwrap();
-        assert_eq!((tapes.bad_metas(&id(1)).unwrap(), tapes.bad_metas(&id(2)).unwrap()), (1, 0));
+        let with_meta = |tapes: &Tapes, n| tapes.places_with_meta(&id(n)).unwrap().len();
+        tapes.note_read((b"T0", 1), (&[], &[(50, id(1))]), true, now).unwrap();
+        assert_eq!((with_meta(&tapes, 1), with_meta(&tapes, 2)), (0, 1));
         assert_eq!(tapes.files(b"T0").unwrap()[0].verified, None);
         // The block itself can be had.
         assert_eq!(tapes.places(&id(1)).unwrap().len(), 1);
-        tapes.note_read((b"T0", 1), &[], &[], now).unwrap();
-        assert_eq!(tapes.bad_metas(&id(1)).unwrap(), 0);
+        // Reading what does not tell of metas does not make it good.
+        tapes.note_read((b"T0", 1), (&[], &[]), false, now).unwrap();
+        assert_eq!(with_meta(&tapes, 1), 0);
+        assert_eq!(tapes.files(b"T0").unwrap()[0].verified, None);
+        tapes.note_read((b"T0", 1), (&[], &[]), true, now).unwrap();
+        assert_eq!(with_meta(&tapes, 1), 1);
         assert_eq!(tapes.files(b"T0").unwrap()[0].verified, Some(now));
     }
 

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{args, exit, show};
-use crate::catalog::{Amount, Health, Loss, Reader, Tapes};
+use super::{args, exit, show, tape};
+use crate::catalog::{Amount, Health, Loss, Reader};
 use crate::error::{Quoted, Result};
 use crate::sys::quoted;
 use crate::volume::{Status, Volumes};
@@ -27,7 +27,7 @@ pub fn coverage(catalog: &Path, args: &args::Coverage) -> Result<u8> {
     let configs = reader.volumes()?;
     let volumes = Volumes::open(configs.clone());
     let here: Vec<i64> = volumes.present().iter().map(|it| it.config.number).collect();
-    let tapes = Tapes::look(catalog)?;
+    let tapes = tape::known_now(catalog)?;
     let health = Health::open(catalog);
     // A disk that does not say so has none of them.
     let bad = reader.bad_copies(&here, &mut |number, id, len| {

@@ -52,7 +52,7 @@ impl Archiving {
         Ok(Options { run, pool: self.pool.clone(), copies, batch_bytes })
     }
 
-    /// What would be archived, besides what waits; and of which run. Makes nothing.
+    /// What would be archived, besides what waits; and of which run. Makes no job.
     pub fn count(
         &self,
         catalog: &Path,
@@ -60,6 +60,7 @@ impl Archiving {
         progress: &Progress,
     ) -> Result<(RunId, Planned)> {
         let options = self.options(catalog, spool)?;
+        runs::note_written_over(spool, catalog)?;
         let members = Members::open(catalog)?;
         let planned = runs::count((catalog, &members), spool, &options, progress)?;
         Ok((options.run, planned))

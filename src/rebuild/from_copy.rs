@@ -107,11 +107,7 @@ fn take(
                     notes.add(catalog, &Error::corrupt(message));
                 }
                 // A block that is on a tape is not missing.
-                let tapes = match options.known.is_empty() {
-                    true => None,
-                    false => Tapes::look(catalog)?,
-                };
-                return finish((tried, tapes), candidate, &sources, notes, lacking);
+                return finish((tried, Tapes::look(catalog)?), candidate, &sources, notes, lacking);
             }
             Err(Refused::Copy(e)) => notes.add(&candidate.path, &e),
             Err(Refused::All(e)) => return Err(e),

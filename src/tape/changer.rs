@@ -240,7 +240,16 @@ impl Library {
             Err(_) if begin.elapsed() < self.limit => self.run(&["status"]),
             output => output,
         };
-        parse(&output?).map_err(|e| e.context(format!("the changer {}", quoted(&self.device))))
+        let read = |output: &[u8]| {
+            parse(output).map_err(|e| e.context(format!("the changer {}", quoted(&self.device))))
+        };
+        let inventory = read(&output?)?;
+        let all = || inventory.slots.iter().chain(&inventory.drives);
+        // After a change of the library mtx asks without barcodes where it was refused with them.
+        match all().any(|it| it.is_full) && all().all(|it| it.tape.is_none()) {
+            true => read(&self.run(&["status"])?),
+            false => Ok(inventory),
+        }
     }
 
     fn move_tape(&self, verb: &str, slot: u32, drive: u32) -> Result<()> {

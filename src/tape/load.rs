@@ -276,22 +276,31 @@ fn give_out_elsewhere(spool: &Spool, taken: &TakenDrive, name: &[u8]) -> Result<
 /// [`ErrorKind::WrongTape`] if the spool knows another one by this name.
 pub fn adopt(spool: &Spool, taken: &TakenDrive, loaded: Loaded) -> Result<Loaded> {
     let tape = match loaded.label() {
-        Some(label) => Some(match spool.tape(label.text())? {
-            Some(tape) if tape.label()?.as_ref() == Some(label) => tape,
-            Some(tape) if tape.is_other(label)? => {
-                let message = format!(
-                    "the spool knows another tape {}, which was labelled at another time: give one \
-                     of them a new name (t0label -w -f), or use a spool of its own",
-                    Quoted(label.text())
-                );
-                return Err(Error::new(ErrorKind::WrongTape, message));
-            }
-            _ => spool.add_tape(label)?,
-        }),
+        Some(label) => {
+            refuse_other(spool, label)?;
+            Some(match spool.tape(label.text())? {
+                Some(tape) if tape.label()?.as_ref() == Some(label) => tape,
+                _ => spool.add_tape(label)?,
+            })
+        }
         None => None,
     };
     note(taken, tape.as_ref())?;
     Ok(loaded)
+}
+
+/// Fails if the spool knows another tape by the name on this label.
+fn refuse_other(spool: &Spool, label: &Label) -> Result<()> {
+    let known = spool.tape(label.text())?;
+    if !known.map_or(Ok(false), |it| it.is_other(label))? {
+        return Ok(());
+    }
+    let message = format!(
+        "the spool knows another tape {}, which was labelled at another time: give one of them a \
+         new name (t0label -w -f), or use a spool of its own",
+        Quoted(label.text())
+    );
+    Err(Error::new(ErrorKind::WrongTape, message))
 }
 
 /// Opens a drive whose tape was just put in, and waits until that is ready.
@@ -352,8 +361,14 @@ pub fn eject(spool: &Spool, taken: &TakenDrive) -> Result<()> {
     }
 }
 
-/// Puts an image into a drive that is a directory and has no changer.
-pub fn load_image(spool: &Spool, taken: &TakenDrive, image: &Path) -> Result<Loaded> {
+/// Puts an image into a drive that is a directory and has no changer. With `wanted` it has to have
+/// that label.
+pub fn load_image(
+    spool: &Spool,
+    taken: &TakenDrive,
+    image: &Path,
+    wanted: Option<&[u8]>,
+) -> Result<Loaded> {
     let device = taken.device()?;
     if !device.is_dir() {
         let message = format!("drive {} takes no images", quoted(Path::new(taken.name())));
@@ -361,8 +376,16 @@ pub fn load_image(spool: &Spool, taken: &TakenDrive, image: &Path) -> Result<Loa
     }
     let failed = |e| Error::io(format!("loading {}", quoted(image)), e);
     let image = image.canonicalize().map_err(failed)?;
-    // What is no tape does not get into the drive, and what is there stays.
-    Loaded::open(&image, Access::Read)?.close()?;
+    // What is no tape, or not the one that is wanted, does not get into the drive, and what is
+    // there stays.
+    let loaded = Loaded::open(&image, Access::Read)?;
+    if let Some(wanted) = wanted {
+        loaded.expect_label(wanted)?;
+    }
+    if let Some(label) = loaded.label() {
+        refuse_other(spool, label)?;
+    }
+    loaded.close()?;
     image::take_out(&device)?;
     taken.unload()?;
     std::os::unix::fs::symlink(&image, device.join(image::LOADED)).map_err(failed)?;
@@ -387,11 +410,14 @@ pub fn obstacle(spool: &Spool, loaded: &mut Loaded, label: &Label) -> Result<Opt
         let found = loaded.describe();
         return Ok(Some(format!("there is something on it: it is {found}")));
     }
-    if spool.tape(label.text())?.is_some() {
-        let shown = Quoted(label.text());
-        return Ok(Some(format!("the spool knows a tape {shown} already")));
+    // The name of one that is gone is free.
+    match spool.tape(label.text())? {
+        Some(tape) if !tape.is_gone()? => {
+            let shown = Quoted(label.text());
+            Ok(Some(format!("the spool knows a tape {shown} already")))
+        }
+        _ => Ok(None),
     }
-    Ok(None)
 }
 
 /// Writes a label to the tape in a drive, whatever is on it, and notes the tape. What the spool

@@ -6,7 +6,7 @@
 use rusqlite::OptionalExtension;
 
 use super::super::{meta, sql};
-use super::{NAMED_MAX, Tapes};
+use super::{NAMED_MAX, Place, Tapes};
 use crate::error::{Error, ErrorKind, Quoted, Result};
 use crate::sys::Time;
 use crate::volume::BlockId;
@@ -15,13 +15,14 @@ use crate::volume::BlockId;
 const METAS: [&[u8]; 2] = [b"meta/", b"meta0"];
 
 impl Tapes {
-    /// Notes that a tape file was read whole at `now`, and which of its members were not right: the
-    /// others are. `metas` are those of metas, with their places and blocks.
+    /// Notes that the members of a tape file were read at `now`, and which of them were not right:
+    /// the others are. `metas` are those of metas, with their places and blocks. Unless `is_whole`,
+    /// nothing is said of other metas.
     pub fn note_read(
         &mut self,
         (label, filenum): (&[u8], u64),
-        bad: &[u64],
-        metas: &[(u64, BlockId)],
+        (bad, metas): (&[u64], &[(u64, BlockId)]),
+        is_whole: bool,
         now: Time,
     ) -> Result<()> {
         let tx = self.conn.transaction().map_err(sql)?;
@@ -32,13 +33,17 @@ impl Tapes {
             let message = format!("tape {}: file {filenum} is not known", Quoted(label));
             Error::new(ErrorKind::NotFound, message)
         })?;
-        let verified = Some(now.secs).filter(|_| bad.is_empty() && metas.is_empty());
+        let is_right = is_whole && bad.is_empty() && metas.is_empty();
         let query = "UPDATE tape_files SET verified_s = ?2 WHERE number = ?1";
-        tx.execute(query, (number, verified)).map_err(sql)?;
-        let query = "DELETE FROM members WHERE tape_file = ?1 AND name >= ?2 AND name < ?3";
+        tx.execute(query, (number, is_right.then_some(now.secs))).map_err(sql)?;
         let [from, to] = METAS;
+        if is_whole {
+            let query = "DELETE FROM members WHERE tape_file = ?1 AND name >= ?2 AND name < ?3";
+            tx.execute(query, (number, from, to)).map_err(sql)?;
+        }
+        let query = "UPDATE members SET is_bad = 0 WHERE tape_file = ?1 \
+                     AND (name IS NULL OR name < ?2 OR name >= ?3)";
         tx.execute(query, (number, from, to)).map_err(sql)?;
-        tx.execute("UPDATE members SET is_bad = 0 WHERE tape_file = ?1", [number]).map_err(sql)?;
         for at in bad {
             let query = "UPDATE members SET is_bad = 1 WHERE tape_file = ?1 AND at = ?2";
             tx.execute(query, (number, at)).map_err(sql)?;
@@ -61,15 +66,14 @@ impl Tapes {
         Ok(())
     }
 
-    /// On how many tapes the meta of a block was found bad: each has a copy of the block less that
-    /// can be made a store of again.
-    pub fn bad_metas(&self, block: &BlockId) -> Result<u64> {
-        let query = "SELECT count(DISTINCT t.number) FROM members m \
-                     JOIN tape_files f ON f.number = m.tape_file JOIN tapes t ON t.number = f.tape \
-                     WHERE m.name = ?1 AND m.is_bad AND NOT t.is_lost";
-        let mut statement = self.conn.prepare_cached(query).map_err(sql)?;
+    /// Where the good copies of a block are that can be made a store of again, by label and tape
+    /// file: not those of a job whose meta of it was found bad.
+    pub fn places_with_meta(&self, block: &BlockId) -> Result<Vec<Place>> {
+        let condition = "m.block = ?1 AND NOT EXISTS (SELECT 1 FROM members d \
+                         JOIN tape_files o ON o.number = d.tape_file \
+                         WHERE d.name = ?2 AND d.is_bad AND o.job = f.job)";
         let name = meta::document_name(block).into_bytes();
-        statement.query_row([name], |row| row.get(0)).map_err(|e| self.fail(e))
+        self.places_where(condition, (block.0, name))
     }
 
     /// The labels of the tapes that have a block, good or bad, if they are not lost.

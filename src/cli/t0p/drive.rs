@@ -340,7 +340,10 @@ pub fn load(spool: &Spool, args: &LoadArgs) -> Result<u8> {
     let image = PathBuf::from(word);
     let is_image = taken.device()?.is_dir() && word.as_bytes().ends_with(b".tap");
     let loaded = match is_image && image.is_file() {
-        true => load::load_image(spool, &taken, &image)?,
+        true => {
+            let wanted = args.device.tape.as_ref().map(|it| it.as_bytes());
+            load::load_image(spool, &taken, &image, wanted)?
+        }
         false => {
             let mut ask = ask;
             let ask: Option<&mut AskFor<'_>> =

@@ -12,6 +12,7 @@ mod watch;
 pub(super) mod write;
 
 use std::ffi::{OsStr, OsString};
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -219,6 +220,7 @@ pub fn main(words: Vec<OsString>) -> u8 {
             return if e.use_stderr() { exit::USAGE } else { exit::DONE };
         }
     };
+    start_log();
     match run(&args.verb) {
         Ok(code) => code,
         Err(e) => {
@@ -226,6 +228,15 @@ pub fn main(words: Vec<OsString>) -> u8 {
             exit::of_kind(e.kind())
         }
     }
+}
+
+/// What a command does in passing is said: a tape that it passes over, say, and why.
+fn start_log() {
+    let env = env_logger::Env::default().filter_or("RAIDTAPE_LOG", "warn");
+    let mut builder = env_logger::Builder::from_env(env);
+    builder.format(|out, record| writeln!(out, "t0p: {}", record.args()));
+    // It may be that somebody has one already.
+    let _ = builder.try_init();
 }
 
 fn run(verb: &Verb) -> Result<u8> {

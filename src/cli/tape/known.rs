@@ -6,9 +6,9 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::{Find, List};
+use super::{Find, List, known_now};
 use crate::catalog::tapes::KnownTape;
-use crate::catalog::{Extent, Reader, Tapes};
+use crate::catalog::{Extent, Reader};
 use crate::cli::commands::CACHE_BYTES;
 use crate::cli::{exit, show};
 use crate::entry::Kind;
@@ -29,7 +29,7 @@ pub fn list(catalog: &Path, args: &List) -> Result<u8> {
     // A catalog that is none is not one without tapes.
     Reader::open(catalog)?;
     let mut lines = Vec::new();
-    if let Some(tapes) = Tapes::look(catalog)? {
+    if let Some(tapes) = known_now(catalog)? {
         for known in tapes.tapes()? {
             let files = tapes.files(&known.tape.label)?;
             let times: Vec<Time> = files.iter().filter_map(|it| it.verified).collect();
@@ -101,7 +101,7 @@ pub fn find(catalog: &Path, args: &Find) -> Result<u8> {
             *blocks.entry(*block).or_default() += len;
         }
     }
-    let tapes = Tapes::look(catalog)?;
+    let tapes = known_now(catalog)?;
     let (mut on_tape, mut lacking) = (0, 0);
     let mut places: BTreeMap<(Vec<u8>, u64), u64> = BTreeMap::new();
     for (number, bytes) in blocks {

@@ -131,6 +131,17 @@ fn open_spool() -> Result<Spool> {
     Spool::open(&spool::root())
 }
 
+/// What is known of tapes, to be asked. Where there is a spool, tapes that it has labelled anew are
+/// noted first as what they are.
+pub fn known_now(catalog: &Path) -> Result<Option<Tapes>> {
+    if let Ok(spool) = open_spool()
+        && let Err(e) = runs::note_written_over(&spool, catalog)
+    {
+        log::warn!("what the spool knows of tapes that were labelled anew is not noted: {e}");
+    }
+    Tapes::look(catalog)
+}
+
 /// What is known of tapes, to be changed.
 fn known(catalog: &Path) -> Result<Tapes> {
     match Tapes::look(catalog)? {

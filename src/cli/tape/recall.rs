@@ -345,7 +345,7 @@ fn is_of_all(error: &Error) -> bool {
 /// The tapes that are meant: labels that are known, and the tapes of runs.
 fn labels(catalog: &Path, words: &[OsString]) -> Result<Vec<Vec<u8>>> {
     let missing = || Error::new(ErrorKind::NotFound, "nothing is known of any tape");
-    let tapes = crate::catalog::Tapes::look(catalog)?.ok_or_else(missing)?;
+    let tapes = super::known_now(catalog)?.ok_or_else(missing)?;
     let mut labels = BTreeSet::new();
     for word in words {
         if tapes.tape(word.as_bytes())?.is_some() {

@@ -6,12 +6,12 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::archive::{waiting_json, waiting_line};
-use super::{Status, open_spool};
-use crate::catalog::{Amount, BadCopies, Reader, Run, Tapes};
+use super::{Status, known_now, open_spool};
+use crate::catalog::{Amount, BadCopies, Reader, Run};
 use crate::cli::{exit, show};
 use crate::error::{ErrorKind, Quoted, Result};
 use crate::sys::quoted;
-use crate::tape::runs::{waiting, written_over};
+use crate::tape::runs::waiting;
 use crate::tape::spool::Spool;
 use crate::tape::spool::drive::{Drive, DriveStatus};
 
@@ -26,7 +26,7 @@ fn newest(catalog: &Path) -> Result<Option<Newest>> {
     let reader = Reader::open(catalog)?;
     let Some(run) = reader.latest(None)? else { return Ok(None) };
     let blocks = reader.blocks_of_run(&run)?;
-    let tapes = Tapes::look(catalog)?;
+    let tapes = known_now(catalog)?;
     let coverage =
         reader.coverage(Some(&blocks), (&[], &BadCopies::default(), 1), tapes.as_ref())?;
     let mut all = Amount::default();
@@ -73,14 +73,6 @@ pub fn status(catalog: &Path, args: &Status) -> Result<u8> {
     }
     for it in &jobs {
         out.line(&format!("waiting: {}", waiting_line(it)))?;
-    }
-    if let (Some(spool), Some(tapes)) = (&spool, Tapes::look(catalog)?) {
-        for label in written_over(spool, &tapes)? {
-            out.line(&format!(
-                "tape {} was labelled anew: what it had goes to another one with tape archive",
-                Quoted(&label)
-            ))?;
-        }
     }
     if let Some(Newest { run, all, lacking }) = &newest {
         let what = match lacking.blocks {

@@ -471,7 +471,15 @@ impl Visitor for Gather<'_> {
             Kind::Block(id) => {
                 let proved = match hash {
                     Some(hash) => prove(kind, hash, content),
-                    None => proved_by(&id, content).map(|it| it.is_some()),
+                    None => proved_by(&id, content).map(|found| {
+                        if let Some(begun) = &mut self.file {
+                            begun.hash = found;
+                        }
+                        if let Some(lot) = self.lot() {
+                            lot.hash = lot.hash.or(found);
+                        }
+                        found.is_some()
+                    }),
                 };
                 match (proved, &mut self.file) {
                     (Ok(true), Some(begun)) => {
@@ -500,8 +508,8 @@ impl Visitor for Gather<'_> {
         true
     }
 
-    fn end(&mut self, bytes: u64, error: Option<Error>) -> Result<()> {
-        if let Some(e) = error {
+    fn end(&mut self, bytes: u64, error: Option<(u64, Error)>) -> Result<()> {
+        if let Some((_, e)) = error {
             let name = self.name_of(format_args!(""));
             self.note_wrong(name, &e);
         }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{Members, Noter, is_of};
-use crate::error::{Quoted, Result};
+use crate::error::{ErrorKind, Quoted, Result};
 use crate::progress::Progress;
 use crate::tape::spool::Spool;
 use crate::tape::spool::batch::BatchStatus;
@@ -46,6 +46,11 @@ impl Indexed {
 /// Makes it anew, beside what is there, which is replaced when all of it is found.
 pub fn index(catalog: &Path, spool: &Spool, progress: &Progress) -> Result<Indexed> {
     progress.set_phase("reading results");
+    match super::note_written_over(spool, catalog) {
+        // That is what it is made anew for.
+        Err(e) if e.kind() == ErrorKind::Corrupt => {}
+        noted => noted?,
+    }
     let members = Members::open(catalog)?;
     let mut written = Vec::new();
     for uuid in spool.jobs(true)? {

@@ -102,8 +102,8 @@ fn is_of(job: &Job, catalog: &Path, reader: &Reader) -> Result<bool> {
 }
 
 /// The tapes that hold something of a catalog as far as it knows, and were labelled anew since: the
-/// spool has put aside the log that tells of their files.
-pub fn written_over(spool: &Spool, tapes: &Tapes) -> Result<Vec<Vec<u8>>> {
+/// spool has put aside the log that tells of their files, or knows that they are gone.
+fn written_over(spool: &Spool, tapes: &Tapes) -> Result<Vec<Vec<u8>>> {
     let mut gone = Vec::new();
     for known in tapes.tapes()?.into_iter().filter(|it| !it.is_lost) {
         let label = known.tape.label;
@@ -115,7 +115,7 @@ pub fn written_over(spool: &Spool, tapes: &Tapes) -> Result<Vec<Vec<u8>>> {
                 noted == (it.filenum, it.position, &*it.job, it.batch)
             })
         };
-        if tape.has_put_aside(&is_known)? {
+        if tape.is_gone()? || tape.has_put_aside(&is_known)? {
             gone.push(label);
         }
     }

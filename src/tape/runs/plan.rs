@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::{GUIDE_NAME, GUIDES, Kind, Members, block_name, is_of, written_over};
+use super::{GUIDE_NAME, GUIDES, Kind, Members, block_name, is_of};
 use crate::catalog::tapes::{Place, Tapes};
 use crate::catalog::{NumberSet, Reader, Run, RunId, copy, manifest, meta};
 use crate::error::{Error, ErrorKind, Result};
@@ -168,9 +168,13 @@ pub fn lacks_any(
     Ok(job.planned.batches > 0)
 }
 
-/// What jobs will bring to tape that are there already.
+/// What jobs will bring to tape that are there already, each a copy.
 #[derive(Default)]
-struct Waiting {
+struct Waiting(Vec<Brings>);
+
+/// What a job will bring.
+#[derive(Default)]
+struct Brings {
     /// Numbers of blocks.
     blocks: NumberSet,
     documents: BTreeSet<Vec<u8>>,
@@ -188,19 +192,31 @@ impl Waiting {
     }
 
     fn add(&mut self, job: &Job, reader: &Reader) -> Result<()> {
+        let mut brings = Brings::default();
         for id in job.pending()? {
             let mut batch = job.batch(id)?;
             while let Some(name) = batch.next_file()? {
                 match Kind::of(name) {
                     Kind::Block(id) => {
-                        reader.numbers_of(&id)?.into_iter().for_each(|it| self.blocks.insert(it));
+                        reader.numbers_of(&id)?.into_iter().for_each(|it| brings.blocks.insert(it));
                     }
                     Kind::Meta(_) | Kind::Other => {}
-                    _ => drop(self.documents.insert(name.to_vec())),
+                    _ => drop(brings.documents.insert(name.to_vec())),
                 }
             }
         }
+        self.0.push(brings);
         Ok(())
+    }
+
+    /// Copies of a block.
+    fn of_block(&self, number: u64) -> u64 {
+        self.0.iter().filter(|it| it.blocks.contains(number)).count() as u64
+    }
+
+    /// Copies of a document.
+    fn of_document(&self, name: &[u8]) -> u64 {
+        self.0.iter().filter(|it| it.documents.contains(name)).count() as u64
     }
 }
 
@@ -217,8 +233,6 @@ struct Plan<'a> {
     members: &'a Members,
     reader: Reader,
     tapes: Option<Tapes>,
-    /// Tapes that were labelled anew since: nothing on them counts.
-    gone: BTreeSet<Vec<u8>>,
     job: Option<OpenJob>,
     /// Labels of tapes that have some of it already.
     avoid: BTreeSet<Vec<u8>>,
@@ -236,8 +250,6 @@ impl<'a> Plan<'a> {
         wanted: u64,
         waiting: Waiting,
     ) -> Result<Plan<'a>> {
-        let tapes = Tapes::look(catalog)?;
-        let gone = tapes.as_ref().map(|it| written_over(spool, it)).transpose()?;
         Ok(Plan {
             spool,
             is_made: false,
@@ -248,8 +260,7 @@ impl<'a> Plan<'a> {
             wanted,
             members,
             reader: Reader::open(catalog)?,
-            tapes,
-            gone: gone.unwrap_or_default().into_iter().collect(),
+            tapes: Tapes::look(catalog)?,
             job: None,
             avoid: BTreeSet::new(),
             planned: Planned::default(),
@@ -269,7 +280,7 @@ impl<'a> Plan<'a> {
             after = *last;
             for number in page.into_iter().filter(|it| needed.has(*it)) {
                 let row = self.reader.block(number)?;
-                let coming = u64::from(self.waiting.blocks.contains(number));
+                let coming = self.waiting.of_block(number);
                 if self.copies(&row.id)? + coming >= self.wanted {
                     continue;
                 }
@@ -296,17 +307,14 @@ impl<'a> Plan<'a> {
     /// On how many tapes of the pool a block is; they are noted, if it is to be on further ones.
     fn copies(&mut self, id: &BlockId) -> Result<u64> {
         let Some(tapes) = &self.tapes else { return Ok(0) };
-        let (places, bad_metas) = (tapes.places(id)?, tapes.bad_metas(id)?);
-        Ok(self.count(places).saturating_sub(bad_metas))
+        let places = tapes.places_with_meta(id)?;
+        Ok(self.count(places))
     }
 
     /// The tapes among these that are of the pool: by the spool, which may have one in several, or
     /// because they were written as such.
     fn count(&mut self, places: Vec<Place>) -> u64 {
-        let is_in = |it: &&Place| {
-            let is_in_pool = it.pool == self.options.pool || self.pool.contains(&it.label);
-            is_in_pool && !self.gone.contains(&it.label)
-        };
+        let is_in = |it: &&Place| it.pool == self.options.pool || self.pool.contains(&it.label);
         let labels: BTreeSet<&[u8]> = places.iter().filter(is_in).map(|it| &*it.label).collect();
         let copies = labels.len() as u64;
         if (1..self.wanted).contains(&copies) {
@@ -362,7 +370,7 @@ impl<'a> Plan<'a> {
         let Some(digest) = self.members.digest(name)? else {
             return Ok(Kind::of(name) == Kind::Manifest);
         };
-        let coming = u64::from(self.waiting.documents.contains(name));
+        let coming = self.waiting.of_document(name);
         let Some(tapes) = &self.tapes else { return Ok(coming < self.wanted) };
         let places = tapes.places_of_document(name, &digest)?;
         Ok(self.count(places) + coming < self.wanted)

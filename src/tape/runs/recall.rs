@@ -403,12 +403,9 @@ fn read_tape(
     let mut failures: Vec<Piece> = Vec::new();
     while let Some(first) = pieces.next(None).map_err(Fault::Other)? {
         let filenum = first.filenum;
-        let mut next = Some(first);
         let mut visit = None;
-        let mut file = match &next {
-            Some(first) => open_file(&mut loaded, first, &mut visit),
-            None => return Ok(()),
-        };
+        let mut file = open_file(&mut loaded, &first, &mut visit);
+        let mut next = Some(first);
         while let Some(piece) = next {
             shared.progress.check().map_err(Fault::Other)?;
             let read = match &mut file {

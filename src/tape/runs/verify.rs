@@ -113,15 +113,17 @@ pub fn verify(catalog: &Path, loaded: &mut Loaded, progress: &Progress) -> Resul
     Ok(work.done)
 }
 
-/// What the walk has left of a tape file.
+/// What the walk has found out of a tape file, and what it has left.
 #[derive(Default)]
 struct Rest {
-    /// The byte at which it was broken off; `None` if it was not come to at all.
-    from: Option<u64>,
-    /// Members before it that are bad, by their places.
-    bad: Vec<u64>,
+    /// Places of blocks that are right.
+    good: BTreeSet<u64>,
+    /// Places of members that are bad.
+    bad: BTreeSet<u64>,
     /// Metas that are.
     metas: Vec<(u64, BlockId)>,
+    /// Its sums were read, and tell of all metas.
+    is_whole: bool,
 }
 
 /// What was met in a tape file.
@@ -131,12 +133,16 @@ struct Found {
     good: BTreeSet<(u64, BlockId)>,
     /// Their bytes.
     bytes: u64,
-    /// How many blocks are not.
-    wrong: usize,
+    /// Places of blocks that are not.
+    wrong: BTreeSet<u64>,
     /// Documents whose sums have not come: where they are, and what they are.
     documents: BTreeMap<Vec<u8>, (u64, Sum)>,
-    /// Documents that are not what was written, and where.
-    bad: Vec<(u64, Vec<u8>)>,
+    /// Documents that are not what was written, with their places, or that are not there.
+    bad: Vec<(Option<u64>, Vec<u8>)>,
+    /// The list of sums was read to its end.
+    has_sums: bool,
+    /// What the archive begins with is damaged.
+    is_head_bad: bool,
 }
 
 struct Verify<'a> {
@@ -173,8 +179,10 @@ impl Verify<'_> {
     }
 
     /// Notes which members of a tape file are bad.
-    fn settle(&mut self, filenum: u64, Rest { bad, metas, .. }: &Rest) -> Result<()> {
-        self.tapes.note_read((&self.label, filenum), bad, metas, Time::now())
+    fn settle(&mut self, filenum: u64, rest: &Rest) -> Result<()> {
+        let bad: Vec<u64> = rest.bad.iter().copied().collect();
+        let found = (&*bad, &*rest.metas);
+        self.tapes.note_read((&self.label, filenum), found, rest.is_whole, Time::now())
     }
 
     /// Reads the known members that the walk has not come to.
@@ -201,14 +209,12 @@ impl Verify<'_> {
                     None
                 }
             };
-            let (from, bad) = (rest.from, &mut rest.bad);
+            let (good, bad) = (&rest.good, &mut rest.bad);
             let (hash, progress) = (self.hash, self.progress);
             let (done, label) = (&mut self.done, &self.label);
             self.tapes.members((label, filenum), &mut |it| {
                 progress.check()?;
-                // Documents have met no sums.
-                let is_block = matches!(it.item, Item::Block(_));
-                if is_block && from.is_some_and(|from| it.at.saturating_add(it.len) <= from) {
+                if good.contains(&it.at) || bad.contains(&it.at) {
                     return Ok(());
                 }
                 if let Item::Document(name, _) = &it.item
@@ -217,7 +223,7 @@ impl Verify<'_> {
                     return Ok(());
                 }
                 let Some(file) = &mut file else {
-                    bad.push(it.at);
+                    bad.insert(it.at);
                     return Ok(());
                 };
                 let name = match &it.item {
@@ -234,7 +240,7 @@ impl Verify<'_> {
                     Err(e) if is_of_all(&e) => return Err(e),
                     Err(e) => {
                         is_doubtful |= e.kind() != ErrorKind::Corrupt;
-                        bad.push(it.at);
+                        bad.insert(it.at);
                         done.note(format!("tape {}, file {filenum}: {name}", Quoted(label)), &e);
                     }
                 }
@@ -253,13 +259,16 @@ impl Verify<'_> {
     /// Looks at what the archive at hand says of a document, in a line of its sums.
     fn compare(&mut self, line: &[u8]) -> Result<()> {
         let (sum, name) = sums::parse(line)?;
-        if let Some((at, found)) = self.found.documents.remove(&name)
-            && found != sum
-        {
-            let error = Error::corrupt("it is not what was written");
-            self.note_file_member(&name, &error);
-            self.found.bad.push((at, name));
-        }
+        let kind = Kind::of(&name);
+        let (at, what) = match self.found.documents.remove(&name) {
+            Some((_, found)) if found == sum => return Ok(()),
+            Some((at, _)) => (Some(at), "it is not what was written"),
+            // Blocks are known by their places.
+            None if matches!(kind, Kind::Block(_) | Kind::Other) => return Ok(()),
+            None => (None, "it is not there, and was written"),
+        };
+        self.note_file_member(&name, &Error::corrupt(what));
+        self.found.bad.push((at, name));
         Ok(())
     }
 
@@ -301,6 +310,10 @@ impl Visitor for Verify<'_> {
         self.found = Found::default();
         self.failed = None;
         self.done.files += 1;
+        if let Some(e) = &file.head.damage {
+            self.note_file(file.filenum, e);
+            self.found.is_head_bad = true;
+        }
         Ok(true)
     }
 
@@ -314,7 +327,7 @@ impl Visitor for Verify<'_> {
                     let error = Error::corrupt("there are too many documents to compare this one");
                     self.note_file_member(&member.name, &error);
                 }
-                Err(e) => self.failed = Some(e),
+                Err(e) => drop(self.failed.get_or_insert(e)),
             }
             return Ok(());
         };
@@ -324,11 +337,12 @@ impl Visitor for Verify<'_> {
                 self.found.bytes += member.header.size;
             }
             Ok(false) => {
-                self.note_file_member(&member.name, &Error::corrupt("its bytes have another hash"));
-                self.found.wrong += 1;
+                let error = Error::corrupt("its bytes have another hash");
+                self.note_file_member(&member.name, &error);
+                self.found.wrong.insert(at);
             }
-            // The archive ends there, and says so.
-            Err(e) => self.failed = Some(e),
+            // The archive is broken there, and says so.
+            Err(e) => drop(self.failed.get_or_insert(e)),
         }
         Ok(())
     }
@@ -342,10 +356,13 @@ impl Visitor for Verify<'_> {
         loop {
             line.clear();
             match (&mut lines).take(SUMS_LINE_MAX).read_until(b'\n', &mut line) {
-                Ok(0) => return Ok(()),
+                Ok(0) => {
+                    self.found.has_sums = true;
+                    return Ok(());
+                }
                 Ok(_) => {}
                 Err(e) => {
-                    self.failed = Some(unwrapped(e));
+                    self.failed.get_or_insert(unwrapped(e));
                     return Ok(());
                 }
             }
@@ -356,56 +373,67 @@ impl Visitor for Verify<'_> {
         }
     }
 
-    /// What is known is read by itself then.
+    /// What is known is read by itself; but the sums tell which metas there should be.
     fn goes_on(&self) -> bool {
-        false
+        true
     }
 
-    fn end(&mut self, bytes: u64, error: Option<Error>) -> Result<()> {
+    fn end(&mut self, _bytes: u64, error: Option<(u64, Error)>) -> Result<()> {
         let (filenum, found) = (self.filenum, std::mem::take(&mut self.found));
         self.done.blocks += found.good.len() as u64;
         self.done.bytes += found.bytes;
-        let error = match error.map(|it| self.failed.take().unwrap_or(it)) {
-            Some(e) if is_of_all(&e) => return Err(e),
+        let error = match error.map(|(at, e)| (at, self.failed.take().unwrap_or(e))) {
+            Some((_, e)) if is_of_all(&e) => return Err(e),
             error => error,
         };
         let Some(known) = self.files.get(&filenum) else {
-            if let Some(e) = error {
+            if let Some((_, e)) = error {
                 self.note_file(filenum, &e);
             }
             return Ok(());
         };
         // A tape that can only be appended to has an archive without an end, where it was full.
-        let is_cut = error.is_some() && bytes >= known.bytes;
-        let mut rest = Rest { from: error.as_ref().map(|_| bytes), ..Rest::default() };
+        let is_cut = error.as_ref().is_some_and(|it| it.0 >= known.bytes);
+        let is_broken = found.is_head_bad || error.is_some() && !is_cut;
+        let is_whole = found.has_sums && error.is_none() && !is_broken;
+        let mut rest = Rest { bad: found.wrong.clone(), is_whole, ..Rest::default() };
+        let lacking: BTreeSet<&[u8]> = found.bad.iter().map(|it| &*it.1).collect();
+        let mut is_another = false;
         self.tapes.members((&self.label, filenum), &mut |it| {
-            if let Item::Block(id) = it.item
-                && rest.from.is_none_or(|from| it.at.saturating_add(it.len) <= from)
-                && !found.good.contains(&(it.at, id))
-            {
-                rest.bad.push(it.at);
+            match &it.item {
+                Item::Block(id) if found.good.contains(&(it.at, *id)) => {
+                    rest.good.insert(it.at);
+                }
+                Item::Block(_) if !is_broken => {
+                    is_another |= rest.bad.insert(it.at);
+                }
+                Item::Document(name, _) if lacking.contains(&**name) => {
+                    rest.bad.insert(it.at);
+                }
+                _ => {}
             }
             Ok(())
         })?;
-        let is_another = rest.bad.len() > found.wrong;
-        for (at, name) in found.bad {
-            match Kind::of(&name) {
-                Kind::Meta(id) => rest.metas.push((at, id)),
-                _ => rest.bad.push(at),
+        // Those that are not there have places that no other member has.
+        let mut nowhere = i64::MAX.cast_unsigned();
+        for (at, name) in &found.bad {
+            if let Kind::Meta(id) = Kind::of(name) {
+                rest.metas.push((at.unwrap_or(nowhere), id));
+                nowhere -= 1;
             }
         }
         match error {
-            Some(e) if is_cut => log::info!("tape file {filenum} has no end: {e}"),
-            Some(e) => {
-                self.note_file(filenum, &e);
-                self.rest.insert(filenum, rest);
-                return Ok(());
-            }
-            None if is_another => {
-                let what = "it is another archive than the one that is known";
-                self.note_file(filenum, &Error::corrupt(what));
-            }
+            Some((_, e)) if is_cut => log::info!("tape file {filenum} has no end: {e}"),
+            Some((_, e)) => self.note_file(filenum, &e),
             None => {}
+        }
+        if is_broken {
+            self.rest.insert(filenum, rest);
+            return Ok(());
+        }
+        if is_another {
+            let what = "it is another archive than the one that is known";
+            self.note_file(filenum, &Error::corrupt(what));
         }
         self.rest.remove(&filenum);
         self.settle(filenum, &rest)

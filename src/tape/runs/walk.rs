@@ -50,9 +50,9 @@ pub trait Visitor {
     /// Whether to go on behind damage, with the next member that can be found. Then an archive
     /// begins also if its head is damaged.
     fn goes_on(&self) -> bool;
-    /// The archive has ended after so many bytes; or broken off, if there is an error. Who goes on
-    /// is told the first of those in it.
-    fn end(&mut self, bytes: u64, error: Option<Error>) -> Result<()>;
+    /// The archive has ended after so many bytes; or it was broken at a byte, by an error. Who goes
+    /// on is told the first of those in it.
+    fn end(&mut self, bytes: u64, error: Option<(u64, Error)>) -> Result<()>;
 }
 
 /// Goes over all archives of a tape, from its beginning. What is no archive of a job is passed over
@@ -116,7 +116,7 @@ pub fn walk(
                 Ok(None) => break,
                 Err(e) if is_of_all(&e) => return Err(e),
                 Err(e) => {
-                    error.get_or_insert(e);
+                    error.get_or_insert((members.position(), e));
                     if !visitor.goes_on() {
                         break;
                     }

@@ -196,7 +196,7 @@ impl Tape {
         // A copy of a label that is damaged says nothing; checking the tape tells of it.
         let label = self.label().ok().flatten();
         let created = label.and_then(|it| text::parse_number(it.get(b"created")?));
-        if created.is_none_or(|it: i64| it <= begun) {
+        if created.is_none_or(|it: i64| it <= begun) && !self.is_gone()? {
             return Ok(false);
         }
         let mut is_there = false;

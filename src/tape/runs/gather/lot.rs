@@ -279,9 +279,14 @@ fn outdoes(new: &Path, path: &Path) -> Result<bool> {
     }
     let is_manifest = path.file_name().and_then(OsStr::to_str).and_then(manifest::run_of).is_some();
     let len = |it: &Path| it.metadata().map_or(0, |it| it.len());
-    match is_manifest {
-        true => Ok(format_of(new)? > format_of(path)?),
-        false => Ok(len(new) > len(path)),
+    if !is_manifest {
+        return Ok(len(new) > len(path));
+    }
+    match format_of(path) {
+        Ok(had) => Ok(format_of(new)? > had),
+        Err(e) if e.is_shortage() => Err(e),
+        // An attempt that a power cut has ended may have left one that is not whole.
+        Err(_) => Ok(true),
     }
 }
 
