@@ -100,6 +100,16 @@ fn said(gathered: &Gathered) -> String {
     gathered.problems.iter().map(|it| format!("{it}\n")).collect()
 }
 
+/// Makes an image of another tape that has the label `T0`.
+fn make_namesake(path: &Path) {
+    Image::create(path, &Medium::default()).unwrap();
+    let mut label = Label::new("T0").unwrap();
+    label.add("owner", "somebody else").unwrap();
+    let mut loaded = Loaded::open(path, Access::Write).unwrap();
+    loaded.write_label(&label).unwrap();
+    loaded.close().unwrap();
+}
+
 #[test]
 fn a_block_of_the_tape_that_cannot_be_read_costs_what_is_in_it() {
     let scene = Scene::new(&["T0"], None);
@@ -134,12 +144,7 @@ fn what_is_damaged_or_of_others_takes_the_place_of_nothing() {
     fs::write(&garbage, "no image at all").unwrap();
     // Another tape that has the same label, and one of another catalog.
     let namesake = dir.join("namesake.tap");
-    Image::create(&namesake, &Medium::default()).unwrap();
-    let mut label = Label::new("T0").unwrap();
-    label.add("owner", "somebody else").unwrap();
-    let mut loaded = Loaded::open(&namesake, Access::Write).unwrap();
-    loaded.write_label(&label).unwrap();
-    loaded.close().unwrap();
+    make_namesake(&namesake);
     let others = Scene::new(&["T9"], None);
     others.archive(1);
     let other = others.world.image("T9");
@@ -393,12 +398,7 @@ fn of_two_images_of_a_label_the_tape_that_is_known_is_taken() {
     scene.archive(1);
     // Another tape, and one of before; both come first by their names.
     let namesake = shelf.join("A.tap");
-    Image::create(&namesake, &Medium::default()).unwrap();
-    let mut label = Label::new("T0").unwrap();
-    label.add("owner", "somebody else").unwrap();
-    let mut loaded = Loaded::open(&namesake, Access::Write).unwrap();
-    loaded.write_label(&label).unwrap();
-    loaded.close().unwrap();
+    make_namesake(&namesake);
     for (path, _) in scene.sandbox.blocks("volume") {
         fs::remove_file(path).unwrap();
     }

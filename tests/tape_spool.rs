@@ -16,7 +16,7 @@ use raidtape::tape::spool::Spool;
 use raidtape::tape::spool::batch::{BatchStatus, Outcome, Summary};
 use raidtape::tape::spool::drive::DriveStatus;
 use raidtape::tape::spool::find::Found;
-use raidtape::tape::spool::job::{JobKind, JobStatus};
+use raidtape::tape::spool::job::{Job, JobKind, JobStatus};
 use raidtape::tape::spool::lock::Lock;
 use raidtape::tape::spool::log::{LogLine, TapeFile};
 use raidtape::tape::spool::receipt::{self, Receipt, Receipts};
@@ -825,15 +825,20 @@ fn a_tape_that_was_being_noted_or_loaded_is_in_one_place() {
     });
 }
 
-#[test]
-fn a_receipt_that_was_cut_short_is_known_as_such_and_written_again() {
-    let (_dir, base) = place();
-    let spool = spool(&base);
+/// A job whose batch has been written to a tape.
+fn written_job(base: &Path) -> Job {
+    let spool = spool(base);
     make_job(&spool).unwrap();
     add_batch(&spool).unwrap();
     spool.add_tape(&Label::new("T").unwrap()).unwrap();
     write_job(&spool).unwrap();
-    let job = spool.job(A).unwrap();
+    spool.job(A).unwrap()
+}
+
+#[test]
+fn a_receipt_that_was_cut_short_is_known_as_such_and_written_again() {
+    let (_dir, base) = place();
+    let job = written_job(&base);
     let append = |path: &Path| {
         receipt::append(path, "id", &mut || job.batch(job.batches().unwrap()[0])).unwrap();
     };
@@ -938,12 +943,7 @@ fn a_lock_goes_with_who_has_it() {
 #[test]
 fn a_batch_that_says_a_wrong_count_gets_one_receipt() {
     let (_dir, base) = place();
-    let spool = spool(&base);
-    make_job(&spool).unwrap();
-    add_batch(&spool).unwrap();
-    spool.add_tape(&Label::new("T").unwrap()).unwrap();
-    write_job(&spool).unwrap();
-    let job = spool.job(A).unwrap();
+    let job = written_job(&base);
     let id = job.batches().unwrap()[0];
     let path = job.batch_path(id).unwrap();
     let batch = text(&path);

@@ -21,7 +21,7 @@ impl Writer<'_> {
     pub(super) fn ready(&mut self, job: &Job) -> Result<()> {
         for _ in 0..TAPES_MAX {
             let unfit = match &self.place {
-                Some(place) => self.unfit(&place.tape, &place.label, job)?,
+                Some(place) => unfit(self.work.spool, (&place.tape, &place.label), job)?,
                 None => self.look(job)?,
             };
             if let Some(why) = unfit {
@@ -69,7 +69,7 @@ impl Writer<'_> {
             self.refused.insert(text);
             return Ok(Some(loaded.refused(Why::Protected).to_string()));
         }
-        if let Some(why) = self.unfit(&tape, &text, job)? {
+        if let Some(why) = unfit(self.work.spool, (&tape, &text), job)? {
             return Ok(Some(why));
         }
         load::note(self.work.drive, Some(&tape))?;
@@ -102,23 +102,6 @@ impl Writer<'_> {
             is_empty: false,
             too_large: None,
         });
-        Ok(None)
-    }
-
-    /// Why a tape cannot be written for a job, as far as the spool knows.
-    fn unfit(&self, tape: &Tape, label: &[u8], job: &Job) -> Result<Option<String>> {
-        let name = Quoted(label);
-        if tape.metrics()?.get("full").is_some() {
-            return Ok(Some(format!("tape {name} is full")));
-        }
-        if is_avoided(job, label) {
-            return Ok(Some(format!("tape {name} has a copy of some of it already")));
-        }
-        if let Some(pool) = pool_of(job)
-            && !self.work.spool.pool(pool)?.iter().any(|it| it == label)
-        {
-            return Ok(Some(format!("tape {name} is not of pool {}", Quoted(pool))));
-        }
         Ok(None)
     }
 
@@ -277,18 +260,30 @@ fn with_room(spool: &Spool, pool: Option<&[u8]>) -> Result<Vec<Vec<u8>>> {
 /// Whether there is a tape for a job, as far as the spool knows: the one with this label, which is
 /// in the drive, or one that is at hand.
 pub fn has_tape_for(spool: &Spool, job: &Job, in_drive: Option<&[u8]>) -> Result<bool> {
-    let mut labels = Wanted::of(spool, job, String::new())?.labels;
     if let Some(label) = in_drive
         && let Some(tape) = spool.tape(label)?
-        && tape.metrics()?.get("full").is_none()
-        && !is_avoided(job, label)
+        && unfit(spool, (&tape, label), job)?.is_none()
     {
-        let of_pool = pool_of(job).map_or(Ok(true), |pool| {
-            Ok::<_, Error>(spool.pool(pool)?.iter().any(|it| it == label))
-        })?;
-        labels.extend(of_pool.then(|| label.to_vec()));
+        return Ok(true);
     }
-    Ok(!labels.is_empty())
+    Ok(!Wanted::of(spool, job, String::new())?.labels.is_empty())
+}
+
+/// Why a tape, which has this label, cannot be written for a job, as far as the spool knows.
+fn unfit(spool: &Spool, (tape, label): (&Tape, &[u8]), job: &Job) -> Result<Option<String>> {
+    let name = Quoted(label);
+    if tape.metrics()?.get("full").is_some() {
+        return Ok(Some(format!("tape {name} is full")));
+    }
+    if is_avoided(job, label) {
+        return Ok(Some(format!("tape {name} has a copy of some of it already")));
+    }
+    if let Some(pool) = pool_of(job)
+        && !spool.pool(pool)?.iter().any(|it| it == label)
+    {
+        return Ok(Some(format!("tape {name} is not of pool {}", Quoted(pool))));
+    }
+    Ok(None)
 }
 
 /// Whether a job is not to go to the tape with this label.
